@@ -1,0 +1,158 @@
+// The contract between the attention server and its backends: a paged KV cache and decode attention over it.
+//
+// One decode step of one layer: H query heads share H_kv key/value heads in groups of G = H / H_kv; head dimension D;
+// n visible tokens. For query head h in the group of key/value head g:
+//
+//     s[h,i] = cap(scale * dot(q[h], k[g,i]))     i over the visible tokens;  cap(s) = c * tanh(s / c) with a soft cap
+//     c lse[h] = ln(sum_i exp(s[h,i]) + exp(sink[h]))           natural log; the sink's term only where sinks are given
+//     o[h]   = sum_i exp(s[h,i] - lse[h]) v[g,i]              exactly, or an estimate of it (see Method)
+//
+// Everything here is plain data and raw host pointers: validation, sequences and wire formats live one layer up.
+#ifndef SANTA_KERNELS_ATTENTION_H_
+#define SANTA_KERNELS_ATTENTION_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+
+namespace santa {
+
+enum class DType : uint8_t { kFloat32, kBFloat16, kFloat16 };
+
+constexpr size_t SizeOf(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+std::string_view Name(DType dtype);  // "fp32", "bf16", "fp16"
+
+// The estimators of "Stochastic Sparse Attention for Memory-Bound Inference" (arXiv 2605.01910). p[h] is the softmax of
+// s[h] over the visible tokens, S the sample count per query head. All but S2ANTA_PROP with kLargestRemainder are
+// unbiased for o; all read every visible K row, and value rows only where a draw fell. lse is always exact.
+// With S >= n every method computes the exact result.
+enum class Method : uint8_t {
+  kExact,
+  kSanta,        // S independent draws from p[h]; o = mean of the drawn value rows
+  kStratified,   // draw j at u_j = (j + U_j) / S through the inverse CDF of p[h]
+  kSystematic,   // draw j at u_j = (j + U) / S: row i is drawn floor(S C_i + U) - floor(S C_{i-1} + U) times
+  kS2antaFlash,  // a fixed budget S_t for each tile, systematic on the tile's own softmax, tiles merged by their mass
+  kS2antaProp,   // S split over the tiles in proportion to their mass, then systematic inside each tile
+};
+std::string_view Name(Method method);  // "EXACT", "SANTA", ..., as in the API
+
+// How S2ANTA_PROP turns a tile's share S * mass_t into a whole number of draws.
+enum class BudgetRounding : uint8_t {
+  kSystematic,        // one systematic draw over the tile masses: E[S_t] = S * mass_t, unbiased
+  kLargestRemainder,  // as published; a tile rounded to 0 is never seen, hence a small bias
+};
+
+// The shape of the cache; fixed for a backend's life. Memory of one layer is [page][K|V][kv_head][token][D], so that
+// one head of one page of K (or V) is one contiguous run.
+struct KvLayout {
+  int32_t num_layers = 0;       // >= 1
+  int32_t num_query_heads = 0;  // H, a multiple of num_kv_heads
+  int32_t num_kv_heads = 0;     // H_kv >= 1
+  int32_t head_dim = 0;         // D, a multiple of 8 in [8, 256]
+  int32_t page_size = 64;       // tokens, a power of two in [16, 256]
+  DType dtype = DType::kBFloat16;
+
+  int32_t group_size() const { return num_query_heads / num_kv_heads; }
+  // Bytes of the K (or V) row of one token and head; of one head of one page of K (or V); of a page in all layers.
+  size_t row_bytes() const { return static_cast<size_t>(head_dim) * SizeOf(dtype); }
+  size_t head_page_bytes() const { return row_bytes() * page_size; }
+  size_t layer_page_bytes() const { return head_page_bytes() * 2 * num_kv_heads; }
+  size_t page_bytes() const { return layer_page_bytes() * num_layers; }
+};
+
+// OK, or INVALID_ARGUMENT naming field, value and range.
+absl::Status Validate(const KvLayout& layout);
+
+inline constexpr uint32_t kMaxSampleCount = 1u << 20;
+
+struct AttentionOptions {
+  Method method = Method::kExact;
+  uint32_t sample_count = 0;  // S: [1, kMaxSampleCount] for a sampled method, 0 for EXACT
+  uint64_t seed = 0;
+  float scale = 0;      // 0: 1 / sqrt(D); otherwise finite and > 0
+  uint32_t window = 0;  // 0: every token; otherwise only the last `window` ones, the query's own among them
+  float soft_cap = 0;   // 0: none; otherwise finite and > 0
+  BudgetRounding budget_rounding = BudgetRounding::kSystematic;
+};
+
+// OK, or INVALID_ARGUMENT naming field, value and range.
+absl::Status Validate(const AttentionOptions& options);
+
+struct DecodeStatistics {
+  int64_t visible_tokens = 0;
+  int64_t value_rows_read = 0;  // distinct rows that contributed, summed over key/value heads
+  int64_t kv_bytes_read = 0;    // bytes of K and V that the answer needed, each counted once
+  int64_t dense_kv_bytes = 0;   // bytes of K and V of all visible tokens: what EXACT needs
+};
+
+// One query token of one sequence in one layer. Pointers are not owned and must stay valid until Decode returns.
+struct DecodeItem {
+  int32_t layer = 0;
+  const int32_t* page_table = nullptr;  // token i lies in page page_table[i / page_size] at i % page_size
+  int64_t num_tokens = 0;               // >= 1: the query's position is num_tokens - 1
+  // Identifies the sequence in the random offset: equal keys, seeds, layers and positions draw alike, whatever the
+  // batch, the pages or the number of threads.
+  uint64_t sampling_key = 0;
+  AttentionOptions options;
+  const float* sink_logits = nullptr;      // [H], or null: no sinks
+  DType io_dtype = DType::kFloat32;        // of q and o
+  const void* q = nullptr;                 // [H][D]
+  void* o = nullptr;                       // [H][D], written; not aliasing q
+  float* lse = nullptr;                    // [H], written
+  DecodeStatistics* statistics = nullptr;  // written if not null
+};
+
+// Tokens to store: k and v are [num_tokens][H_kv][D] of `dtype`, converted to the layout's dtype (round to nearest
+// even).
+struct KvAppend {
+  int32_t layer = 0;
+  const int32_t* page_table = nullptr;  // as in DecodeItem; covers position + num_tokens
+  int64_t position = 0;                 // of the first token
+  int64_t num_tokens = 0;               // >= 0
+  DType dtype = DType::kFloat32;
+  const void* k = nullptr;
+  const void* v = nullptr;
+};
+
+struct PageCopy {
+  int32_t from = 0;
+  int32_t to = 0;
+};
+
+// A device's KV cache and attention over it. Owns the memory of every page, all of it allocated at construction.
+// Not thread safe: one thread (the engine's device thread) makes every call. Arguments are trusted; a status other than
+// OK means that the device failed.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  virtual std::string_view name() const = 0;  // "cpu"
+  virtual std::string device() const = 0;     // what it runs on, in words, for people
+  virtual const KvLayout& layout() const = 0;
+  virtual int32_t num_pages() const = 0;  // page ids are [0, num_pages)
+
+  // Stores the tokens of each append, in order.
+  virtual absl::Status Append(std::span<const KvAppend> appends) = 0;
+
+  // matches[i]: whether the cache holds, bit for bit, what Append(appends[i]) would store.
+  virtual absl::Status Compare(std::span<const KvAppend> appends, std::span<bool> matches) = 0;
+
+  // Copies whole pages in every layer, in order; `to` and `from` differ.
+  virtual absl::Status CopyPages(std::span<const PageCopy> copies) = 0;
+
+  // Answers every item. An item's outputs depend on that item and the tokens it sees alone, bit for bit.
+  virtual absl::Status Decode(std::span<const DecodeItem> items) = 0;
+
+ protected:
+  Backend() = default;
+};
+
+}  // namespace santa
+
+#endif  // SANTA_KERNELS_ATTENTION_H_
