@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# What a formatter cannot see: file lengths, shell syntax, trailing blanks, tabs in BUILD files.
+set -euo pipefail
+cd "$(dirname "$(readlink -f WORKSPACE)")"
+failed=0
+complain() { echo "$1" >&2; failed=1; }
+
+while read -r file; do
+  lines=$(wc -l < "$file")
+  ((lines <= 520)) || complain "$file: $lines lines; split it by idea (about 500 at most)"
+done < <(git ls-files -- '*.cc' '*.h' '*.cu' '*.cuh' '*.py' '*.bzl' '*.sh')
+
+while read -r file; do
+  bash -n "$file" || complain "$file: not valid bash"
+done < <(git ls-files -- '*.sh' bazelw .ci/run)
+
+while read -r file; do
+  ! grep -nP '\t' "$file" || complain "$file: tabs"
+  ! grep -nP ' +$' "$file" || complain "$file: trailing blanks"
+  [[ -z $(tail -c1 "$file") ]] || complain "$file: no newline at the end"
+done < <(git ls-files -- 'BUILD' '**/BUILD' 'WORKSPACE' '*.bzl' '*.proto' '*.md' '*.yaml')
+exit "$failed"
