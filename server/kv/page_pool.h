@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace santa {
@@ -31,10 +32,16 @@ using PageRef = std::shared_ptr<const Page>;
 // Thread safe. Outlives its pages.
 class PagePool {
  public:
+  // Page ids are [0, num_pages); num_pages >= 0.
   explicit PagePool(int32_t num_pages);
+  PagePool(const PagePool&) = delete;
+  PagePool& operator=(const PagePool&) = delete;
 
   // RESOURCE_EXHAUSTED, naming the pool's size, when no page is free.
   absl::StatusOr<PageRef> Allocate();
+
+  // Adds `count` pages at the end of `pages`, or none: RESOURCE_EXHAUSTED when fewer are free.
+  absl::Status Allocate(int64_t count, std::vector<PageRef>* pages);
 
   int32_t num_pages() const { return num_pages_; }
   int32_t free_pages() const;  // pages in the hold count as free: they are, as soon as the batch ends
@@ -58,7 +65,7 @@ class PagePool {
 
   const int32_t num_pages_;
   mutable std::mutex mutex_;
-  std::vector<int32_t> free_;
+  std::vector<int32_t> free_;  // the page given back last is handed out first
   std::vector<int32_t> held_back_;
   int holds_ = 0;
 };

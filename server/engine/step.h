@@ -1,0 +1,75 @@
+// A step: the unit of work that callers hand to the engine.
+#ifndef SANTA_SERVER_ENGINE_STEP_H_
+#define SANTA_SERVER_ENGINE_STEP_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "kernels/attention.h"
+#include "server/kv/sequence_store.h"
+
+namespace santa {
+
+// New tokens of one layer of one sequence: k and v are [count][H_kv][D] of `dtype`, finite, owned by the caller.
+struct NewTokens {
+  int64_t position = 0;
+  int64_t count = 0;
+  DType dtype = DType::kFloat32;
+  const void* k = nullptr;
+  const void* v = nullptr;
+};
+
+// One sequence's part of a step. The caller fills the first half and owns all that the pointers name until `done`.
+struct StepItem {
+  SequenceHandle sequence;
+  NewTokens tokens;  // count 0: nothing to append
+  // Attention of one query at `position`, which sees the tokens 0 .. position; with q == nullptr the item only appends
+  // (prefill). With tokens, position < tokens.position + tokens.count.
+  int64_t position = 0;
+  AttentionOptions options;            // valid, as Validate(options) has it
+  const float* sink_logits = nullptr;  // [H] or null
+  DType io_dtype = DType::kFloat32;
+  const void* q = nullptr;  // [H][D]
+  void* o = nullptr;        // [H][D]
+  float* lse = nullptr;     // [H]
+
+  // Filled by the engine. The answer (o, lse, statistics) is there when the status is OK:
+  // NOT_FOUND: no such sequence. INVALID_ARGUMENT: no such layer, a negative number, a missing pointer, or the sequence
+  // comes twice in the step. OUT_OF_RANGE: position (of the query or of the tokens) above what the layer holds (named
+  // in the message), or past max_tokens_per_sequence. FAILED_PRECONDITION: a token is stored at that position already
+  // and differs. RESOURCE_EXHAUSTED: no free page. CANCELLED, DEADLINE_EXCEEDED: see Step. UNAVAILABLE: the device
+  // failed. Unless it was the device that failed, an item that is not OK has stored nothing.
+  absl::Status status;
+  int64_t tokens_appended = 0;
+  DecodeStatistics statistics;
+};
+
+struct Step {
+  std::string tenant;
+  int32_t layer = 0;
+  std::vector<StepItem> items;
+  absl::Time deadline = absl::InfiniteFuture();  // a step still queued then gets DEADLINE_EXCEEDED on every item
+  std::atomic<bool> cancelled{false};            // a step still queued gets CANCELLED on every item
+
+  // Called exactly once for each step that Submit took, on the device thread, after every item has its status. May
+  // delete the step. Must not block nor call Shutdown; Submit is fine.
+  std::function<void()> done;
+
+  // Filled by the engine.
+  absl::Time enqueued;
+  absl::Duration queue_time;
+  absl::Duration device_time;  // of the whole batch
+  int32_t batch_items = 0;
+};
+
+// Gives every item of the step this status.
+void FailStep(const absl::Status& status, Step* step);
+
+}  // namespace santa
+
+#endif  // SANTA_SERVER_ENGINE_STEP_H_
