@@ -49,8 +49,8 @@ enum class BudgetRounding : uint8_t {
 // The shape of the cache; fixed for a backend's life. Memory of one layer is [page][K|V][kv_head][token][D], so that
 // one head of one page of K (or V) is one contiguous run.
 struct KvLayout {
-  int32_t num_layers = 0;       // >= 1
-  int32_t num_query_heads = 0;  // H, a multiple of num_kv_heads
+  int32_t num_layers = 0;       // [1, 65536]
+  int32_t num_query_heads = 0;  // H, a multiple of num_kv_heads, at most 65536
   int32_t num_kv_heads = 0;     // H_kv >= 1
   int32_t head_dim = 0;         // D, a multiple of 8 in [8, 256]
   int32_t page_size = 64;       // tokens, a power of two in [16, 256]

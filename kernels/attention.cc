@@ -1,0 +1,110 @@
+#include "kernels/attention.h"
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+
+namespace santa {
+namespace {
+
+// Layer and head share one 32-bit word of the random counter (kernels/sampling/uniform.h).
+constexpr int32_t kMaxLayersOrHeads = 1 << 16;
+
+// Strings, not views: the packaged Abseil's StrCat does not take std::string_view.
+template <typename T>
+absl::Status OutOfRange(const std::string& field, T value, const std::string& allowed) {
+  return absl::InvalidArgumentError(absl::StrCat(field, " is ", value, "; it must be ", allowed));
+}
+
+// Zero stands for the default.
+absl::Status ValidateZeroOrPositive(const std::string& field, float value, const std::string& meaning_of_zero) {
+  if (std::isfinite(value) && value >= 0) return absl::OkStatus();
+  return OutOfRange(field, value, absl::StrCat("0 (", meaning_of_zero, ") or finite and > 0"));
+}
+
+}  // namespace
+
+std::string_view Name(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return "fp32";
+    case DType::kBFloat16:
+      return "bf16";
+    case DType::kFloat16:
+      return "fp16";
+  }
+  return "unknown";
+}
+
+std::string_view Name(Method method) {
+  switch (method) {
+    case Method::kExact:
+      return "EXACT";
+    case Method::kSanta:
+      return "SANTA";
+    case Method::kStratified:
+      return "STRATIFIED";
+    case Method::kSystematic:
+      return "SYSTEMATIC";
+    case Method::kS2antaFlash:
+      return "S2ANTA_FLASH";
+    case Method::kS2antaProp:
+      return "S2ANTA_PROP";
+  }
+  return "unknown";
+}
+
+absl::Status Validate(const KvLayout& layout) {
+  if (layout.num_layers < 1 || layout.num_layers > kMaxLayersOrHeads) {
+    return OutOfRange("num_layers", layout.num_layers, "in [1, 65536]");
+  }
+  if (layout.num_kv_heads < 1 || layout.num_kv_heads > kMaxLayersOrHeads) {
+    return OutOfRange("num_kv_heads", layout.num_kv_heads, "in [1, 65536]");
+  }
+  if (layout.num_query_heads < 1 || layout.num_query_heads > kMaxLayersOrHeads) {
+    return OutOfRange("num_query_heads", layout.num_query_heads, "in [1, 65536]");
+  }
+  if (layout.num_query_heads % layout.num_kv_heads != 0) {
+    return OutOfRange("num_query_heads", layout.num_query_heads,
+                      absl::StrCat("a multiple of num_kv_heads, which is ", layout.num_kv_heads));
+  }
+  if (layout.head_dim < 8 || layout.head_dim > 256 || layout.head_dim % 8 != 0) {
+    return OutOfRange("head_dim", layout.head_dim, "a multiple of 8 in [8, 256]");
+  }
+  if (layout.page_size < 16 || layout.page_size > 256 ||
+      !std::has_single_bit(static_cast<uint32_t>(layout.page_size))) {
+    return OutOfRange("page_size", layout.page_size, "a power of two in [16, 256]");
+  }
+  if (Name(layout.dtype) == "unknown") {
+    return OutOfRange("dtype", static_cast<int>(layout.dtype), "fp32, bf16 or fp16");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Validate(const AttentionOptions& options) {
+  if (Name(options.method) == "unknown") {
+    return OutOfRange("method", static_cast<int>(options.method), "a known method");
+  }
+  if (options.method == Method::kExact) {
+    if (options.sample_count != 0) return OutOfRange("sample_count", options.sample_count, "0 for EXACT");
+  } else if (options.sample_count < 1 || options.sample_count > kMaxSampleCount) {
+    return OutOfRange("sample_count", options.sample_count,
+                      absl::StrCat("in [1, ", kMaxSampleCount, "] for ", std::string(Name(options.method))));
+  }
+  if (absl::Status status = ValidateZeroOrPositive("scale", options.scale, "1 / sqrt(head_dim)"); !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = ValidateZeroOrPositive("soft_cap", options.soft_cap, "none"); !status.ok()) return status;
+  if (options.budget_rounding != BudgetRounding::kSystematic &&
+      options.budget_rounding != BudgetRounding::kLargestRemainder) {
+    return OutOfRange("budget_rounding", static_cast<int>(options.budget_rounding), "SYSTEMATIC or LARGEST_REMAINDER");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace santa
