@@ -27,19 +27,12 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/retry_policy.h"
 #include "client/tensor.h"
 #include "client/wire.h"
 #include "proto/santa/attention/v1/attention.pb.h"
 
 namespace santa {
-
-struct RetryPolicy {
-  int max_attempts = 8;  // in a row without progress, the first one included; 1: no retries
-  absl::Duration initial_backoff = absl::Milliseconds(50);
-  absl::Duration max_backoff = absl::Seconds(5);
-  double multiplier = 2.0;  // of the back-off from one attempt to the next
-  double jitter = 0.25;     // each back-off is multiplied by a uniform draw from [1 - jitter, 1 + jitter]
-};
 
 struct ClientOptions {
   absl::Duration connect_timeout = absl::Seconds(10);
@@ -87,8 +80,8 @@ struct AttendStreamStatistics {
 class AttendStream {
  public:
   using Result = absl::StatusOr<v1::AttendResponse>;
-  // Called exactly once, from a thread of the library. It must not block and not destroy the stream. It may Submit:
-  // there Submit does not wait for max_in_flight.
+  // Called exactly once, from a thread of the library or within Submit. It must not block and not destroy the stream.
+  // It may Submit: there Submit does not wait for max_in_flight.
   using Callback = std::function<void(Result)>;
 
   ~AttendStream();  // Unanswered requests fail with CANCELLED before it returns. Not concurrently with other calls.
@@ -142,13 +135,14 @@ class AttentionClient {
   absl::StatusOr<std::vector<v1::Sequence>> ListSequences();  // all of them, page by page
 
   // Uploads the chunks in order, cut into messages below the server's max_message_bytes. Returns when all is stored.
-  // After a broken stream it asks for the lengths that the server has and goes on from there; tokens at positions that
-  // were stored before the call must carry the same bytes (FAILED_PRECONDITION otherwise). After an error the tokens
-  // already taken stay stored. `tokens_appended` counts this call's last stream only.
-  absl::StatusOr<v1::AppendKvResponse> AppendKv(const v1::SequenceHandle& handle, std::span<const KvChunk> chunks,
-                                                absl::Time deadline = absl::InfiniteFuture());
-  absl::StatusOr<v1::AppendKvResponse> AppendKv(const v1::SequenceHandle& handle, const KvChunk& chunk,
-                                                absl::Time deadline = absl::InfiniteFuture()) {
+  // Tokens at positions that are stored already must carry the same bytes (FAILED_PRECONDITION otherwise). After a
+  // broken stream it asks for the lengths that the server has and goes on from there: tokens below them are then not
+  // sent, so not compared either. After an error the tokens already taken stay stored. Returns the sequence as it then
+  // stands. Blocks; not from an AttendStream's callback.
+  absl::StatusOr<v1::Sequence> AppendKv(const v1::SequenceHandle& handle, std::span<const KvChunk> chunks,
+                                        absl::Time deadline = absl::InfiniteFuture());
+  absl::StatusOr<v1::Sequence> AppendKv(const v1::SequenceHandle& handle, const KvChunk& chunk,
+                                        absl::Time deadline = absl::InfiniteFuture()) {
     return AppendKv(handle, std::span(&chunk, 1), deadline);
   }
 

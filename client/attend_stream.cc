@@ -1,0 +1,334 @@
+#include "client/attend_stream.h"
+
+#include <grpcpp/support/client_callback.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "absl/strings/str_cat.h"
+
+namespace santa {
+namespace {
+
+// How long a stream that nobody waits for may take to end by itself before it is cancelled.
+constexpr std::chrono::seconds kGracefulEnd(1);
+
+// Callbacks run on gRPC's threads and must not wait there for answers that those threads bring.
+thread_local bool running_callbacks = false;
+
+}  // namespace
+
+// One stream. Owns its context and messages; one read and at most one write in flight; deletes itself when done. Its
+// hold keeps it alive for writes that start outside a reaction; it ends with the reads, and Impl::writable_ with it.
+class AttendStream::Impl::Reactor final : public grpc::ClientBidiReactor<v1::AttendRequest, v1::AttendResponse> {
+ public:
+  explicit Reactor(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+  void Start() {
+    impl_->connection_->Authorize(context_);
+    impl_->connection_->stub->async()->Attend(&context_, this);
+    AddHold();
+    StartRead(&response_);
+    StartCall();
+  }
+
+  void Write(RequestPointer request) {
+    request_ = std::move(request);
+    StartWrite(request_.get());
+  }
+
+  void EndWrites() { StartWritesDone(); }
+  void Cancel() { context_.TryCancel(); }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) {
+      impl_->OnReadsEnd();
+      RemoveHold();
+      return;
+    }
+    impl_->OnResponse(std::move(response_));
+    response_.Clear();
+    StartRead(&response_);
+  }
+
+  void OnWriteDone(bool ok) override {
+    if (ok) impl_->OnWritten(*this);  // otherwise the stream is over, and OnDone says why
+  }
+
+  void OnDone(const grpc::Status& status) override {
+    impl_->OnStreamEnd(status);
+    delete this;
+  }
+
+ private:
+  const std::shared_ptr<Impl> impl_;
+  grpc::ClientContext context_;
+  RequestPointer request_;  // being written
+  v1::AttendResponse response_;
+};
+
+AttendStream::Impl::Impl(std::shared_ptr<const client_internal::Connection> connection,
+                         const AttendStreamOptions& options)
+    : connection_(std::move(connection)), options_(options), backoff_(connection_->retry) {}
+
+void AttendStream::Impl::Start() {
+  timer_ = std::thread([this] { RunTimer(); });
+}
+
+void AttendStream::Impl::Close() {
+  std::unique_lock lock(mutex_);
+  closed_ = true;
+  std::vector<Completion> completions = RemoveAll(absl::CancelledError("the stream was closed"));
+  if (reactor_ != nullptr) {
+    if (!completions.empty()) {
+      reactor_->Cancel();
+    } else if (writable_ && !writing_) {
+      reactor_->EndWrites();
+    }  // While a write is in flight OnWritten does it; without writable_ the stream is ending.
+  }
+  room_.notify_all();
+  timer_wakeup_.notify_all();
+  lock.unlock();
+  Run(std::move(completions));
+  timer_.join();
+
+  lock.lock();
+  const auto ended = [this] { return reactor_ == nullptr; };
+  if (!stream_ended_.wait_until(lock, std::chrono::system_clock::now() + kGracefulEnd, ended)) {
+    reactor_->Cancel();
+    stream_ended_.wait(lock, ended);
+  }
+}
+
+void AttendStream::Impl::Submit(v1::AttendRequest request, absl::Time deadline, Callback done) {
+  std::unique_lock lock(mutex_);
+  if (absl::Status status = Admit(lock, request, deadline); !status.ok()) {
+    ++statistics_.failed;
+    lock.unlock();
+    std::vector<Completion> completions;
+    completions.push_back({std::move(done), std::move(status)});
+    return Run(std::move(completions));
+  }
+  const uint64_t id = next_id_++;
+  request.set_request_id(id);
+  pending_.emplace(id,
+                   Pending{std::make_shared<const v1::AttendRequest>(std::move(request)), deadline, std::move(done)});
+  if (deadline != absl::InfiniteFuture()) {
+    deadlines_.emplace(deadline, id);
+    WakeTimerBy(deadline);
+  }
+  if (reactor_ == nullptr) {
+    if (!reconnect_at_) OpenStream();
+  } else if (writable_ && !writing_) {
+    if (RequestPointer next = TakeNextToWrite()) reactor_->Write(std::move(next));
+  }
+}
+
+// Waits for room; an error means that the request is not accepted.
+absl::Status AttendStream::Impl::Admit(std::unique_lock<std::mutex>& lock, v1::AttendRequest& request,
+                                       absl::Time deadline) {
+  ++statistics_.submitted;
+  request.set_request_id(UINT64_MAX);  // as long as an id can get
+  const int64_t limit = connection_->info.limits().max_message_bytes();
+  const size_t size = request.ByteSizeLong();
+  if (limit > 0 && size > static_cast<size_t>(limit)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the request has ", size, " bytes; the server takes up to ", limit, " (max_message_bytes)"));
+  }
+  const auto has_room = [this] { return closed_ || running_callbacks || pending_.size() < options_.max_in_flight; };
+  if (deadline == absl::InfiniteFuture()) {
+    room_.wait(lock, has_room);
+  } else if (absl::Now() >= deadline || !room_.wait_until(lock, absl::ToChronoTime(deadline), has_room)) {
+    return absl::DeadlineExceededError("the deadline passed before the request was sent");
+  }
+  return closed_ ? absl::CancelledError("the stream was closed") : absl::OkStatus();
+}
+
+AttendStreamStatistics AttendStream::Impl::statistics() const {
+  const std::lock_guard lock(mutex_);
+  return statistics_;
+}
+
+void AttendStream::Impl::OpenStream() {
+  ++statistics_.streams_opened;
+  reconnect_at_.reset();
+  next_to_write_ = 1;
+  reactor_ = new Reactor(shared_from_this());
+  writable_ = true;
+  writing_ = false;
+  // gRPC runs no reaction inside these calls, so holding the mutex is safe.
+  reactor_->Start();
+  if (RequestPointer next = TakeNextToWrite()) reactor_->Write(std::move(next));
+}
+
+AttendStream::Impl::RequestPointer AttendStream::Impl::TakeNextToWrite() {
+  const auto next = pending_.lower_bound(next_to_write_);
+  writing_ = next != pending_.end();
+  if (!writing_) return nullptr;
+  next_to_write_ = next->first + 1;
+  if (next->first < never_written_) {
+    ++statistics_.requests_resent;
+  } else {
+    never_written_ = next_to_write_;
+  }
+  return next->second.request;
+}
+
+void AttendStream::Impl::OnWritten(Reactor& reactor) {
+  RequestPointer next;
+  bool end = false;
+  {
+    const std::lock_guard lock(mutex_);
+    next = TakeNextToWrite();
+    end = closed_;
+  }
+  // Safe without the mutex: a reaction is running, so the reactor lives, and writing_ keeps other writers away.
+  if (next != nullptr) {
+    reactor.Write(std::move(next));
+  } else if (end) {
+    reactor.EndWrites();
+  }
+}
+
+void AttendStream::Impl::OnResponse(v1::AttendResponse response) {
+  std::vector<Completion> completions;
+  {
+    const std::lock_guard lock(mutex_);
+    backoff_.Reset();
+    const auto pending = pending_.find(response.request_id());
+    if (pending == pending_.end()) {
+      ++statistics_.unknown_responses;
+      return;
+    }
+    const int items = pending->second.request->items_size();
+    if (response.results_size() == items) {
+      ++statistics_.answered;
+      completions.push_back(Remove(pending, std::move(response)));
+    } else {
+      ++statistics_.failed;
+      completions.push_back(
+          Remove(pending, absl::InternalError(absl::StrCat("the server answered ", items, " items with ",
+                                                           response.results_size(), " results"))));
+    }
+  }
+  Run(std::move(completions));
+}
+
+void AttendStream::Impl::OnReadsEnd() {
+  const std::lock_guard lock(mutex_);
+  writable_ = false;
+}
+
+void AttendStream::Impl::OnStreamEnd(const grpc::Status& status) {
+  std::vector<Completion> completions;
+  {
+    const std::lock_guard lock(mutex_);
+    reactor_ = nullptr;
+    if (!closed_ && !pending_.empty()) {
+      absl::Status error = status.ok() ? absl::UnavailableError("the server ended the stream before it answered")
+                                       : client_internal::ToAbseil(status);
+      const bool retryable = status.ok() || client_internal::IsRetryable(status.error_code());
+      if (retryable && backoff_.MayRetry()) {
+        reconnect_at_ = absl::Now() + backoff_.Delay();
+        WakeTimerBy(*reconnect_at_);
+      } else {
+        if (retryable) {
+          error = absl::UnavailableError(
+              absl::StrCat("no answer in ", backoff_.failures(), " attempts; the last: ", error.message()));
+        }
+        completions = RemoveAll(error);
+        backoff_.Reset();
+      }
+    }
+    stream_ended_.notify_all();
+  }
+  Run(std::move(completions));
+}
+
+AttendStream::Impl::Completion AttendStream::Impl::Remove(std::map<uint64_t, Pending>::iterator pending,
+                                                          Result result) {
+  Completion completion{std::move(pending->second.done), std::move(result)};
+  deadlines_.erase({pending->second.deadline, pending->first});
+  pending_.erase(pending);
+  room_.notify_one();
+  return completion;
+}
+
+std::vector<AttendStream::Impl::Completion> AttendStream::Impl::RemoveAll(const absl::Status& status) {
+  std::vector<Completion> completions;
+  statistics_.failed += static_cast<int64_t>(pending_.size());
+  while (!pending_.empty()) completions.push_back(Remove(pending_.begin(), status));
+  return completions;
+}
+
+std::vector<AttendStream::Impl::Completion> AttendStream::Impl::RemoveExpired(absl::Time now) {
+  std::vector<Completion> completions;
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    ++statistics_.failed;
+    completions.push_back(
+        Remove(pending_.find(deadlines_.begin()->second),
+               absl::DeadlineExceededError("the deadline passed; the server may or may not have taken the step")));
+  }
+  return completions;
+}
+
+void AttendStream::Impl::WakeTimerBy(absl::Time time) {
+  if (time < timer_wakes_at_) timer_wakeup_.notify_one();
+}
+
+void AttendStream::Impl::RunTimer() {
+  std::unique_lock lock(mutex_);
+  while (!closed_) {
+    const absl::Time now = absl::Now();
+    std::vector<Completion> expired = RemoveExpired(now);
+    if (!expired.empty()) {
+      lock.unlock();
+      Run(std::move(expired));
+      lock.lock();
+      continue;
+    }
+    if (reconnect_at_ && *reconnect_at_ <= now) {
+      // Requests may have run out of time meanwhile; then the next Submit connects.
+      reconnect_at_.reset();
+      if (!pending_.empty()) OpenStream();
+    }
+    timer_wakes_at_ = reconnect_at_.value_or(absl::InfiniteFuture());
+    if (!deadlines_.empty()) timer_wakes_at_ = std::min(timer_wakes_at_, deadlines_.begin()->first);
+    if (timer_wakes_at_ == absl::InfiniteFuture()) {
+      timer_wakeup_.wait(lock);
+    } else {
+      timer_wakeup_.wait_until(lock, absl::ToChronoTime(timer_wakes_at_));
+    }
+    timer_wakes_at_ = absl::InfinitePast();  // awake: it looks at the new times anyway
+  }
+}
+
+void AttendStream::Impl::Run(std::vector<Completion> completions) {
+  const bool nested = running_callbacks;
+  running_callbacks = true;
+  for (Completion& completion : completions) completion.done(std::move(completion.result));
+  running_callbacks = nested;
+}
+
+AttendStream::AttendStream(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) { impl_->Start(); }
+
+AttendStream::~AttendStream() { impl_->Close(); }
+
+std::future<AttendStream::Result> AttendStream::Submit(v1::AttendRequest request, absl::Time deadline) {
+  auto promise = std::make_shared<std::promise<Result>>();
+  std::future<Result> future = promise->get_future();
+  impl_->Submit(std::move(request), deadline, [promise](Result result) { promise->set_value(std::move(result)); });
+  return future;
+}
+
+void AttendStream::Submit(v1::AttendRequest request, absl::Time deadline, Callback done) {
+  impl_->Submit(std::move(request), deadline, std::move(done));
+}
+
+AttendStream::Result AttendStream::Attend(v1::AttendRequest request, absl::Time deadline) {
+  return Submit(std::move(request), deadline).get();
+}
+
+AttendStreamStatistics AttendStream::statistics() const { return impl_->statistics(); }
+
+}  // namespace santa

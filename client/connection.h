@@ -1,0 +1,41 @@
+// What the client's calls share: the channel's stub, the credentials of a call, how to retry.
+#ifndef SANTA_CLIENT_CONNECTION_H_
+#define SANTA_CLIENT_CONNECTION_H_
+
+#include <grpcpp/client_context.h>
+#include <grpcpp/support/status.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "client/retry_policy.h"
+#include "proto/santa/attention/v1/attention.grpc.pb.h"
+
+namespace santa::client_internal {
+
+// Immutable once Connect has returned.
+struct Connection {
+  std::unique_ptr<attention::v1::AttentionService::Stub> stub;
+  std::string authorization;  // the header's value; empty: none
+  RetryPolicy retry;
+  attention::v1::ServerInfo info;
+
+  void Authorize(grpc::ClientContext& context) const {
+    if (!authorization.empty()) context.AddMetadata("authorization", authorization);
+  }
+};
+
+inline absl::Status ToAbseil(const grpc::Status& status) {
+  return {static_cast<absl::StatusCode>(status.error_code()), status.error_message()};
+}
+
+// The call may succeed when it is made again. CANCELLED is what a proxy or a dying server makes of a call that we did
+// not cancel.
+inline bool IsRetryable(grpc::StatusCode code) {
+  return code == grpc::StatusCode::UNAVAILABLE || code == grpc::StatusCode::CANCELLED;
+}
+
+}  // namespace santa::client_internal
+
+#endif  // SANTA_CLIENT_CONNECTION_H_
