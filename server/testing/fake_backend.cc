@@ -1,0 +1,131 @@
+#include "server/testing/fake_backend.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace santa {
+namespace {
+
+float HalfToFloat(uint16_t bits) {
+  const int exponent = (bits >> 10) & 0x1f;
+  const int mantissa = bits & 0x3ff;
+  const float magnitude = exponent == 0    ? std::ldexp(static_cast<float>(mantissa), -24)
+                          : exponent == 31 ? (mantissa == 0 ? std::numeric_limits<float>::infinity()
+                                                            : std::numeric_limits<float>::quiet_NaN())
+                                           : std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
+  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+float Load(const char* row, int index, DType dtype) {
+  if (dtype == DType::kFloat32) {
+    float value = 0;
+    std::memcpy(&value, row + 4 * index, 4);
+    return value;
+  }
+  uint16_t bits = 0;
+  std::memcpy(&bits, row + 2 * index, 2);
+  return dtype == DType::kBFloat16 ? std::bit_cast<float>(static_cast<uint32_t>(bits) << 16) : HalfToFloat(bits);
+}
+
+}  // namespace
+
+FakeBackend::FakeBackend(const KvLayout& layout, int32_t num_pages)
+    : layout_(layout),
+      num_pages_(num_pages),
+      cache_(layout.page_bytes() / SizeOf(layout.dtype) * num_pages, std::numeric_limits<float>::quiet_NaN()) {}
+
+size_t FakeBackend::Offset(int32_t layer, int32_t page, bool value, int32_t kv_head, int32_t slot) const {
+  size_t index = static_cast<size_t>(layer) * num_pages_ + page;
+  index = index * 2 + (value ? 1 : 0);
+  index = index * layout_.num_kv_heads + kv_head;
+  index = index * layout_.page_size + slot;
+  return index * layout_.head_dim;
+}
+
+std::span<const float> FakeBackend::Row(int32_t layer, int32_t page, bool value, int32_t kv_head, int32_t slot) const {
+  return {cache_.data() + Offset(layer, page, value, kv_head, slot), static_cast<size_t>(layout_.head_dim)};
+}
+
+template <typename Visit>
+void FakeBackend::ForEachRow(const KvAppend& append, Visit visit) const {
+  const size_t row_bytes = layout_.head_dim * SizeOf(append.dtype);
+  for (int64_t t = 0; t < append.num_tokens; ++t) {
+    const int64_t token = append.position + t;
+    const int32_t page = append.page_table[token / layout_.page_size];
+    const auto slot = static_cast<int32_t>(token % layout_.page_size);
+    for (int32_t head = 0; head < layout_.num_kv_heads; ++head) {
+      const size_t source = (t * layout_.num_kv_heads + head) * row_bytes;
+      visit(Offset(append.layer, page, false, head, slot), static_cast<const char*>(append.k) + source, append.dtype);
+      visit(Offset(append.layer, page, true, head, slot), static_cast<const char*>(append.v) + source, append.dtype);
+    }
+  }
+}
+
+absl::Status FakeBackend::Append(std::span<const KvAppend> appends) {
+  if (absl::Status status = Meet(Call::kAppend); !status.ok()) return status;
+  for (const KvAppend& append : appends) {
+    ForEachRow(append, [this](size_t offset, const char* row, DType dtype) {
+      for (int d = 0; d < layout_.head_dim; ++d) cache_[offset + d] = Load(row, d, dtype);
+    });
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FakeBackend::Compare(std::span<const KvAppend> appends, std::span<bool> matches) {
+  if (absl::Status status = Meet(Call::kCompare); !status.ok()) return status;
+  for (size_t i = 0; i < appends.size(); ++i) {
+    matches[i] = true;
+    ForEachRow(appends[i], [this, match = &matches[i]](size_t offset, const char* row, DType dtype) {
+      for (int d = 0; d < layout_.head_dim; ++d) {
+        *match &= std::bit_cast<uint32_t>(cache_[offset + d]) == std::bit_cast<uint32_t>(Load(row, d, dtype));
+      }
+    });
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FakeBackend::CopyPages(std::span<const PageCopy> copies) {
+  if (absl::Status status = Meet(Call::kCopyPages); !status.ok()) return status;
+  const size_t page_floats = layout_.layer_page_bytes() / SizeOf(layout_.dtype);
+  for (const PageCopy& copy : copies) {
+    for (int32_t layer = 0; layer < layout_.num_layers; ++layer) {
+      const auto from = cache_.begin() + static_cast<ptrdiff_t>(Offset(layer, copy.from, false, 0, 0));
+      const auto to = cache_.begin() + static_cast<ptrdiff_t>(Offset(layer, copy.to, false, 0, 0));
+      std::copy(from, from + static_cast<ptrdiff_t>(page_floats), to);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FakeBackend::Decode(std::span<const DecodeItem> items) {
+  if (absl::Status status = Meet(Call::kDecode); !status.ok()) return status;
+  for (const DecodeItem& item : items) {
+    const int64_t window = item.options.window;
+    const int64_t visible = window > 0 ? std::min(window, item.num_tokens) : item.num_tokens;
+    auto* o = static_cast<float*>(item.o);
+    for (int32_t head = 0; head < layout_.num_query_heads; ++head) {
+      std::vector<double> sum(layout_.head_dim);
+      for (int64_t token = item.num_tokens - visible; token < item.num_tokens; ++token) {
+        const std::span<const float> row =
+            Row(item.layer, item.page_table[token / layout_.page_size], true, head / layout_.group_size(),
+                static_cast<int32_t>(token % layout_.page_size));
+        for (int d = 0; d < layout_.head_dim; ++d) sum[d] += row[d];
+      }
+      for (int d = 0; d < layout_.head_dim; ++d) {
+        o[head * layout_.head_dim + d] = static_cast<float>(sum[d] / static_cast<double>(visible));
+      }
+      item.lse[head] = static_cast<float>(std::log(static_cast<double>(visible)));
+    }
+    if (item.statistics == nullptr) continue;
+    const int64_t rows = visible * layout_.num_kv_heads;
+    const auto bytes = static_cast<int64_t>(2 * rows * layout_.row_bytes());
+    *item.statistics = {
+        .visible_tokens = visible, .value_rows_read = rows, .kv_bytes_read = bytes, .dense_kv_bytes = bytes};
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace santa

@@ -1,0 +1,60 @@
+// A backend whose answers a test can predict: attention is the plain mean of the visible value rows.
+#ifndef SANTA_SERVER_TESTING_FAKE_BACKEND_H_
+#define SANTA_SERVER_TESTING_FAKE_BACKEND_H_
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/attention.h"
+
+namespace santa {
+
+// Stores every dtype as fp32. Takes only layouts whose dtype is kFloat32, so that nothing is rounded.
+//
+// o[h] is the mean of the visible value rows of h's key/value head (of the last `window`, if there is one), lse[h] the
+// natural log of their number, whatever q and the other options are. o is written as fp32 whatever io_dtype says, which
+// must therefore be kFloat32. Pages start out as NaN.
+//
+// As single threaded as any backend; but the hook may be used to meet the device thread at a call.
+class FakeBackend : public Backend {
+ public:
+  enum class Call { kAppend, kCompare, kCopyPages, kDecode };
+
+  FakeBackend(const KvLayout& layout, int32_t num_pages);
+
+  // Runs at the start of every call, before it touches the cache; when it returns an error, so does the call.
+  void set_hook(std::function<absl::Status(Call)> hook) { hook_ = std::move(hook); }
+
+  // K row, or V row, of a token: D values.
+  std::span<const float> Row(int32_t layer, int32_t page, bool value, int32_t kv_head, int32_t slot) const;
+
+  std::string_view name() const override { return "fake"; }
+  std::string device() const override { return "a test"; }
+  const KvLayout& layout() const override { return layout_; }
+  int32_t num_pages() const override { return num_pages_; }
+  absl::Status Append(std::span<const KvAppend> appends) override;
+  absl::Status Compare(std::span<const KvAppend> appends, std::span<bool> matches) override;
+  absl::Status CopyPages(std::span<const PageCopy> copies) override;
+  absl::Status Decode(std::span<const DecodeItem> items) override;
+
+ private:
+  size_t Offset(int32_t layer, int32_t page, bool value, int32_t kv_head, int32_t slot) const;
+  // Calls visit(offset in the cache, source row, its dtype) for each row of an append.
+  template <typename Visit>
+  void ForEachRow(const KvAppend& append, Visit visit) const;
+  absl::Status Meet(Call call) const { return hook_ ? hook_(call) : absl::OkStatus(); }
+
+  const KvLayout layout_;
+  const int32_t num_pages_;
+  std::vector<float> cache_;  // [layer][page][K|V][kv_head][slot][D]
+  std::function<absl::Status(Call)> hook_;
+};
+
+}  // namespace santa
+
+#endif  // SANTA_SERVER_TESTING_FAKE_BACKEND_H_
