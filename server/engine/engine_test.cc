@@ -1,0 +1,362 @@
+#include "server/engine/engine.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "server/testing/fake_backend.h"
+#include "server/testing/steps.h"
+
+namespace santa {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr StoreLimits kLimits = {.max_sequences = 100,
+                                 .max_tokens_per_sequence = 1000,
+                                 .default_lease = absl::Hours(1),
+                                 .max_lease = absl::Hours(1)};
+
+// Counts what is done, and lets a test wait for it.
+class Counter {
+ public:
+  void Add() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    ++count_;
+    changed_.notify_all();
+  }
+  void WaitFor(int count) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [&] { return count_ >= count; });
+  }
+  int count() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return count_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int count_ = 0;
+};
+
+class EngineTest : public testing::Test {
+ protected:
+  void Start(const EngineOptions& options = {}) {
+    engine_ = std::make_unique<Engine>(&backend_, &store_, &pool_, options, [this](const BatchReport& report) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      for (const Step* step : report.steps) reported_.push_back(step);
+    });
+  }
+
+  // From the next call on, the device stops at each of its calls until it is let go.
+  void StopDevice() {
+    backend_.set_hook([this](FakeBackend::Call) {
+      at_gate_.Add();
+      gate_.WaitFor(1);
+      return absl::OkStatus();
+    });
+  }
+  void LetGo() { gate_.Add(); }
+
+  SequenceHandle Create() { return store_.Create("a", absl::ZeroDuration(), 0, absl::Now())->handle; }
+
+  // A step that notes when it is done.
+  TestStep* NewStep(int32_t layer = 0) {
+    TestStep* step = &steps_.emplace_back(backend_.layout(), "a", layer);
+    step->step().done = [this, step] {
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        done_.push_back(step);
+      }
+      done_count_.Add();
+    };
+    return step;
+  }
+  TestStep* Submit(TestStep* step) {
+    const absl::Status status = engine_->Submit(&step->step());
+    EXPECT_TRUE(status.ok()) << status;
+    return step;
+  }
+
+  FakeBackend backend_{TestLayout(2), 64};
+  PagePool pool_{64};
+  SequenceStore store_{2, 4, kLimits, &pool_};
+  std::mutex mutex_;
+  std::vector<const Step*> reported_;
+  std::vector<TestStep*> done_;
+  Counter done_count_, at_gate_, gate_;
+  std::deque<TestStep> steps_;
+  std::unique_ptr<Engine> engine_;  // last: its thread uses all of the above
+};
+
+TEST_F(EngineTest, AnswersAStepAndReportsItFirst) {
+  Start();
+  TestStep* step = NewStep();
+  step->AppendAndAttend(Create(), 0, {1, 2});
+  std::vector<const Step*> reported_before_done;
+  step->step().done = [&] {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      reported_before_done = reported_;
+    }
+    done_count_.Add();
+  };
+  Submit(step);
+  done_count_.WaitFor(1);
+  EXPECT_EQ(step->code(0), absl::StatusCode::kOk);
+  EXPECT_EQ(step->o(0), MeanOfTokens(backend_.layout(), {1, 2}));
+  EXPECT_EQ(step->step().batch_items, 1);
+  EXPECT_GE(step->step().queue_time, absl::ZeroDuration());
+  EXPECT_THAT(reported_before_done, ElementsAre(&step->step()));
+  EXPECT_EQ(engine_->queued_items(), 0);
+  EXPECT_EQ(engine_->running_items(), 0);
+  EXPECT_TRUE(engine_->device_status().ok());
+}
+
+TEST_F(EngineTest, WhatArrivesWhileTheDeviceIsBusyIsTheNextBatch) {
+  Start();
+  const SequenceHandle one = Create();
+  const SequenceHandle two = Create();
+  StopDevice();
+  TestStep* first = NewStep();
+  Submit(&first->AppendAndAttend(one, 0, {1}));
+  at_gate_.WaitFor(1);
+  EXPECT_EQ(engine_->running_items(), 1);
+  EXPECT_EQ(engine_->queued_items(), 0);
+  TestStep* second = Submit(&NewStep()->AppendAndAttend(one, 1, {2}));
+  TestStep* third = Submit(&NewStep()->AppendAndAttend(one, 2, {3}));  // waits for the second
+  TestStep* other = Submit(&NewStep()->AppendAndAttend(two, 0, {4}));
+  TestStep* layer1 = Submit(&NewStep(1)->AppendAndAttend(one, 0, {5}));
+  EXPECT_EQ(engine_->queued_items(), 4);
+  LetGo();
+  done_count_.WaitFor(5);
+  EXPECT_THAT(done_, ElementsAre(first, second, other, layer1, third));
+  EXPECT_EQ(second->step().batch_items, 3);
+  EXPECT_EQ(third->step().batch_items, 1);
+  EXPECT_EQ(third->o(0), MeanOfTokens(backend_.layout(), {1, 2, 3}));
+  EXPECT_EQ(layer1->o(0), MeanOfTokens(backend_.layout(), {5}));
+}
+
+TEST_F(EngineTest, CancelledAndLateStepsAreDroppedUnrun) {
+  Start();
+  const SequenceHandle one = Create();
+  StopDevice();
+  Submit(&NewStep()->Append(one, 0, {1}));
+  at_gate_.WaitFor(1);
+  TestStep* cancelled = Submit(&NewStep()->Append(one, 1, {2}).Append(Create(), 0, {2}));
+  TestStep* late = NewStep();
+  late->step().deadline = absl::Now() - absl::Seconds(1);
+  Submit(&late->Append(one, 1, {3}));
+  TestStep* last = Submit(&NewStep()->Append(one, 1, {4}));
+  cancelled->step().cancelled = true;
+  LetGo();
+  done_count_.WaitFor(4);
+  EXPECT_EQ(cancelled->code(0), absl::StatusCode::kCancelled);
+  EXPECT_EQ(cancelled->code(1), absl::StatusCode::kCancelled);
+  EXPECT_EQ(late->code(0), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(last->code(0), absl::StatusCode::kOk);
+  EXPECT_EQ(store_.Get("a", one, absl::Now())->lengths[0], 2);
+  EXPECT_EQ(engine_->queued_items(), 0);
+  engine_->Shutdown();
+  EXPECT_EQ(reported_.size(), 2);
+}
+
+TEST_F(EngineTest, RefusesWhatTheQueueCannotHold) {
+  Start({.max_queued_items = 3, .max_batch_items = 100});
+  StopDevice();
+  Submit(&NewStep()->Append(Create(), 0, {1}));
+  at_gate_.WaitFor(1);
+  Submit(&NewStep()->Append(Create(), 0, {1}).Append(Create(), 0, {1}));
+  TestStep* refused = NewStep();
+  refused->Append(Create(), 0, {1}).Append(Create(), 0, {1});
+  const absl::Status status = engine_->Submit(&refused->step());
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("3"));
+  Submit(NewStep());  // without items it still takes a place
+  EXPECT_EQ(engine_->Submit(&NewStep()->step()).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(engine_->queued_items(), 3);
+  LetGo();
+  done_count_.WaitFor(3);
+  Submit(refused);
+  engine_->Shutdown();
+  EXPECT_EQ(done_count_.count(), 4);
+}
+
+TEST_F(EngineTest, AFailedDeviceStaysFailed) {
+  Start();
+  const SequenceHandle one = Create();
+  backend_.set_hook([this](FakeBackend::Call) {
+    at_gate_.Add();
+    gate_.WaitFor(1);
+    return absl::InternalError("it burns");
+  });
+  TestStep* running = Submit(&NewStep()->AppendAndAttend(one, 0, {1}));
+  at_gate_.WaitFor(1);
+  TestStep* queued = Submit(&NewStep()->Append(one, 1, {2}).Attend(Create(), 0));
+  LetGo();
+  done_count_.WaitFor(2);
+  for (const absl::Status& status : {running->item(0).status, queued->item(0).status, queued->item(1).status,
+                                     engine_->device_status(), engine_->Submit(&NewStep()->step())}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("it burns"));
+  }
+  engine_->Shutdown();
+  EXPECT_EQ(at_gate_.count(), 1);  // nothing more was asked of the device
+  EXPECT_EQ(done_count_.count(), 2);
+  EXPECT_EQ(engine_->queued_items(), 0);
+}
+
+TEST_F(EngineTest, ShutdownRunsWhatIsQueued) {
+  Start();
+  const SequenceHandle one = Create();
+  StopDevice();
+  for (int i = 0; i < 5; ++i) Submit(&NewStep()->Append(one, i, {i}));
+  at_gate_.WaitFor(1);
+  std::thread shutdown([this] { engine_->Shutdown(); });
+  TestStep* refused = NewStep();
+  absl::Status status;
+  do {  // until the shutdown is under way
+    status = engine_->Submit(&refused->step());
+    if (status.ok()) refused = NewStep();
+    std::this_thread::yield();
+  } while (!absl::IsUnavailable(status));
+  LetGo();
+  engine_->Shutdown();  // both wait for the end
+  shutdown.join();
+  EXPECT_EQ(done_count_.count(), static_cast<int>(steps_.size()) - 1);
+  EXPECT_EQ(store_.Get("a", one, absl::Now())->lengths[0], 5);
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(steps_[i].code(0), absl::StatusCode::kOk);
+}
+
+TEST_F(EngineTest, DoneMayDeleteItsStepAndSubmitAnother) {
+  Start();
+  const SequenceHandle one = Create();
+  std::atomic<int> left = 50;
+  std::function<void(int)> submit = [&](int position) {
+    auto* step = new TestStep(backend_.layout(), "a", 0);
+    step->Append(one, position, {position});
+    step->step().done = [&, step, position] {
+      EXPECT_EQ(step->code(0), absl::StatusCode::kOk);
+      delete step;
+      if (--left > 0) submit(position + 1);
+      done_count_.Add();
+    };
+    ASSERT_TRUE(engine_->Submit(&step->step()).ok());
+  };
+  submit(0);
+  done_count_.WaitFor(50);
+  EXPECT_EQ(store_.Get("a", one, absl::Now())->lengths[0], 50);
+}
+
+// Owners write and roll back sequences of their own, whose tokens follow from owner and position; a visitor for each
+// forks one of them at any moment and reads what it got.
+class Crowd {
+ public:
+  Crowd(Engine* engine, SequenceStore* store, const KvLayout& layout)
+      : engine_(engine), store_(store), layout_(layout) {}
+
+  static int Token(int owner, int64_t position) { return 1000 * (owner + 1) + static_cast<int>(position); }
+  static std::vector<int> Tokens(int owner, int64_t from, int64_t to) {
+    std::vector<int> ids;
+    for (int64_t position = from; position < to; ++position) ids.push_back(Token(owner, position));
+    return ids;
+  }
+
+  void Run(TestStep* step) {
+    Counter done;
+    step->step().done = [&done] { done.Add(); };
+    const absl::Status status = engine_->Submit(&step->step());
+    ASSERT_TRUE(status.ok()) << status;
+    done.WaitFor(1);
+  }
+
+  void Own(int owner, const SequenceHandle& handle) {
+    std::mt19937 random(owner);
+    int64_t length = 0;
+    for (int round = 0; round < 150; ++round) {
+      const int64_t count = 1 + random() % 5;
+      for (int32_t layer = 0; layer < 2; ++layer) {
+        const int64_t from = random() % 3 == 0 ? length / 2 : length;  // sometimes repeats
+        TestStep step(layout_, "a", layer);
+        step.AppendAndAttend(handle, from, Tokens(owner, from, length + count));
+        Run(&step);
+        ASSERT_TRUE(step.item(0).status.ok()) << step.item(0).status;
+        ASSERT_EQ(step.item(0).tokens_appended, count);
+        ASSERT_EQ(step.o(0), MeanOfTokens(layout_, Tokens(owner, 0, length + count)));
+      }
+      length += count;
+      if (length > 25) {
+        length = random() % length;
+        ASSERT_TRUE(store_->Truncate("a", handle, length, absl::Now()).ok());
+      }
+    }
+  }
+
+  void Visit(int owner, const SequenceHandle& handle) {
+    for (int round = 0; round < 100; ++round) {
+      const absl::StatusOr<SequenceInfo> fork =
+          store_->Fork("a", handle, std::nullopt, absl::ZeroDuration(), 0, absl::Now());
+      ASSERT_TRUE(fork.ok()) << fork.status();
+      const int64_t length = fork->num_tokens();
+      for (int32_t layer = 0; layer < 2; ++layer) {
+        std::vector<int> ids = Tokens(owner, 0, length);
+        ids.push_back(7);
+        TestStep step(layout_, "a", layer);
+        step.AppendAndAttend(fork->handle, length, {7});
+        Run(&step);
+        ASSERT_TRUE(step.item(0).status.ok()) << step.item(0).status;
+        ASSERT_EQ(step.o(0), MeanOfTokens(layout_, ids));
+      }
+      // Every other one goes while work on it is under way.
+      TestStep last(layout_, "a", 0);
+      last.Attend(fork->handle, length);
+      std::thread releasing;
+      if (round % 2 == 0) releasing = std::thread([&] { ASSERT_TRUE(store_->Release("a", fork->handle).ok()); });
+      Run(&last);
+      if (releasing.joinable()) {
+        releasing.join();
+        EXPECT_TRUE(last.item(0).status.ok() || last.code(0) == absl::StatusCode::kNotFound) << last.item(0).status;
+      } else {
+        ASSERT_TRUE(store_->Release("a", fork->handle).ok());
+      }
+    }
+  }
+
+ private:
+  Engine* const engine_;
+  SequenceStore* const store_;
+  const KvLayout layout_;
+};
+
+TEST_F(EngineTest, ManyThreadsGetTheirOwnAnswers) {
+  Start({.max_queued_items = 100, .max_batch_items = 3});
+  Crowd crowd(engine_.get(), &store_, backend_.layout());
+  std::vector<SequenceHandle> handles;
+  std::vector<std::thread> threads;
+  for (int owner = 0; owner < 3; ++owner) handles.push_back(Create());
+  for (int owner = 0; owner < 3; ++owner) {
+    threads.emplace_back([&, owner] { crowd.Own(owner, handles[owner]); });
+    threads.emplace_back([&, owner] { crowd.Visit(owner, handles[owner]); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const SequenceHandle& handle : handles) EXPECT_TRUE(store_.Release("a", handle).ok());
+  EXPECT_EQ(store_.size(), 0);
+  engine_->Shutdown();  // the last batch's hold is gone
+  EXPECT_EQ(pool_.free_pages(), 64);
+  std::vector<PageRef> all;
+  EXPECT_TRUE(pool_.Allocate(64, &all).ok());
+}
+
+}  // namespace
+}  // namespace santa
