@@ -18,15 +18,18 @@ thread_local bool running_callbacks = false;
 
 }  // namespace
 
-// One stream. Owns its context and messages; one read and at most one write in flight; deletes itself when done. Its
-// hold keeps it alive for writes that start outside a reaction; it ends with the reads, and Impl::writable_ with it.
+// One stream. Owns its context and messages; one read and at most one write in flight. Its hold keeps it alive for
+// writes that start outside a reaction; it ends with the reads, and Impl::writable_ with it.
+//
+// Impl outlives it, and its context, which refers to the channel, goes before Impl does: the last reference to a
+// channel must not go on one of gRPC's own threads, which would have to join itself.
 class AttendStream::Impl::Reactor final : public grpc::ClientBidiReactor<v1::AttendRequest, v1::AttendResponse> {
  public:
-  explicit Reactor(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+  explicit Reactor(Impl& impl) : impl_(impl) {}
 
   void Start() {
-    impl_->connection_->Authorize(context_);
-    impl_->connection_->stub->async()->Attend(&context_, this);
+    impl_.connection_->Authorize(context_);
+    impl_.connection_->stub->async()->Attend(&context_, this);
     AddHold();
     StartRead(&response_);
     StartCall();
@@ -42,26 +45,23 @@ class AttendStream::Impl::Reactor final : public grpc::ClientBidiReactor<v1::Att
 
   void OnReadDone(bool ok) override {
     if (!ok) {
-      impl_->OnReadsEnd();
+      impl_.OnReadsEnd();
       RemoveHold();
       return;
     }
-    impl_->OnResponse(std::move(response_));
+    impl_.OnResponse(std::move(response_));
     response_.Clear();
     StartRead(&response_);
   }
 
   void OnWriteDone(bool ok) override {
-    if (ok) impl_->OnWritten(*this);  // otherwise the stream is over, and OnDone says why
+    if (ok) impl_.OnWritten(*this);  // otherwise the stream is over, and OnDone says why
   }
 
-  void OnDone(const grpc::Status& status) override {
-    impl_->OnStreamEnd(status);
-    delete this;
-  }
+  void OnDone(const grpc::Status& status) override { impl_.OnStreamEnd(std::unique_ptr<Reactor>(this), status); }
 
  private:
-  const std::shared_ptr<Impl> impl_;
+  Impl& impl_;
   grpc::ClientContext context_;
   RequestPointer request_;  // being written
   v1::AttendResponse response_;
@@ -93,9 +93,9 @@ void AttendStream::Impl::Close() {
   timer_.join();
 
   lock.lock();
-  const auto ended = [this] { return reactor_ == nullptr; };
+  const auto ended = [this] { return reactor_ == nullptr && ends_running_ == 0; };
   if (!stream_ended_.wait_until(lock, std::chrono::system_clock::now() + kGracefulEnd, ended)) {
-    reactor_->Cancel();
+    if (reactor_ != nullptr) reactor_->Cancel();
     stream_ended_.wait(lock, ended);
   }
 }
@@ -153,7 +153,7 @@ void AttendStream::Impl::OpenStream() {
   ++statistics_.streams_opened;
   reconnect_at_.reset();
   next_to_write_ = 1;
-  reactor_ = new Reactor(shared_from_this());
+  reactor_ = new Reactor(*this);
   writable_ = true;
   writing_ = false;
   // gRPC runs no reaction inside these calls, so holding the mutex is safe.
@@ -219,11 +219,13 @@ void AttendStream::Impl::OnReadsEnd() {
   writable_ = false;
 }
 
-void AttendStream::Impl::OnStreamEnd(const grpc::Status& status) {
+void AttendStream::Impl::OnStreamEnd(std::unique_ptr<Reactor> reactor, const grpc::Status& status) {
   std::vector<Completion> completions;
   {
     const std::lock_guard lock(mutex_);
+    reactor.reset();
     reactor_ = nullptr;
+    ++ends_running_;
     if (!closed_ && !pending_.empty()) {
       absl::Status error = status.ok() ? absl::UnavailableError("the server ended the stream before it answered")
                                        : client_internal::ToAbseil(status);
@@ -240,9 +242,11 @@ void AttendStream::Impl::OnStreamEnd(const grpc::Status& status) {
         backoff_.Reset();
       }
     }
-    stream_ended_.notify_all();
   }
   Run(std::move(completions));
+  const std::lock_guard lock(mutex_);
+  --ends_running_;
+  stream_ended_.notify_all();  // with the mutex held: Close may destroy this object as soon as it is free
 }
 
 AttendStream::Impl::Completion AttendStream::Impl::Remove(std::map<uint64_t, Pending>::iterator pending,
@@ -310,7 +314,7 @@ void AttendStream::Impl::Run(std::vector<Completion> completions) {
   running_callbacks = nested;
 }
 
-AttendStream::AttendStream(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) { impl_->Start(); }
+AttendStream::AttendStream(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) { impl_->Start(); }
 
 AttendStream::~AttendStream() { impl_->Close(); }
 

@@ -21,7 +21,7 @@ namespace santa {
 
 // Threads: users call Submit; gRPC's threads call the On... functions; a thread of its own keeps the time of deadlines
 // and of reconnection. One mutex guards all state; callbacks run without it.
-class AttendStream::Impl : public std::enable_shared_from_this<AttendStream::Impl> {
+class AttendStream::Impl {
  public:
   Impl(std::shared_ptr<const client_internal::Connection> connection, const AttendStreamOptions& options);
 
@@ -48,7 +48,7 @@ class AttendStream::Impl : public std::enable_shared_from_this<AttendStream::Imp
   void OnWritten(Reactor& reactor);
   void OnResponse(v1::AttendResponse response);
   void OnReadsEnd();
-  void OnStreamEnd(const grpc::Status& status);
+  void OnStreamEnd(std::unique_ptr<Reactor> reactor, const grpc::Status& status);
 
   // With the mutex held.
   absl::Status Admit(std::unique_lock<std::mutex>& lock, v1::AttendRequest& request, absl::Time deadline);
@@ -68,14 +68,15 @@ class AttendStream::Impl : public std::enable_shared_from_this<AttendStream::Imp
   mutable std::mutex mutex_;
   std::condition_variable room_;          // pending_ shrank, or closed_
   std::condition_variable timer_wakeup_;  // an earlier time to wake at, or closed_
-  std::condition_variable stream_ended_;  // reactor_ became null
+  std::condition_variable stream_ended_;  // ends_running_ shrank
 
   bool closed_ = false;
   uint64_t next_id_ = 1;
   std::map<uint64_t, Pending> pending_;  // unanswered requests by id, that is in the order of submission
   std::set<std::pair<absl::Time, uint64_t>> deadlines_;
 
-  Reactor* reactor_ = nullptr;  // the open stream; deletes itself after OnStreamEnd
+  Reactor* reactor_ = nullptr;  // the open stream; owned by gRPC until OnStreamEnd
+  int ends_running_ = 0;        // calls of OnStreamEnd
   bool writable_ = false;       // it has not ended as far as we know: a write may start
   bool writing_ = false;        // one is in flight
   uint64_t next_to_write_ = 1;  // ids below were written on the open stream

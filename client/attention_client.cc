@@ -182,7 +182,7 @@ grpc::Status AttentionClient::Impl::Upload(const v1::SequenceHandle& handle, std
   return writer->Finish();
 }
 
-AttentionClient::AttentionClient(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+AttentionClient::AttentionClient(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 AttentionClient::~AttentionClient() = default;
 
 absl::StatusOr<std::unique_ptr<AttentionClient>> AttentionClient::Connect(const std::string& target,
@@ -206,7 +206,7 @@ absl::StatusOr<std::unique_ptr<AttentionClient>> AttentionClient::Connect(const 
   }
   connection->info = *std::move(info);
   return std::unique_ptr<AttentionClient>(
-      new AttentionClient(std::make_shared<Impl>(std::move(connection), options.rpc_timeout)));
+      new AttentionClient(std::make_unique<Impl>(std::move(connection), options.rpc_timeout)));
 }
 
 const v1::ServerInfo& AttentionClient::info() const { return impl_->connection()->info; }
@@ -289,7 +289,7 @@ std::unique_ptr<AttendStream> AttentionClient::OpenAttendStream(const AttendStre
   AttendStreamOptions checked = options;
   checked.max_in_flight = std::max<size_t>(1, options.max_in_flight);
   return std::unique_ptr<AttendStream>(
-      new AttendStream(std::make_shared<AttendStream::Impl>(impl_->connection(), checked)));
+      new AttendStream(std::make_unique<AttendStream::Impl>(impl_->connection(), checked)));
 }
 
 OwnedSequence::OwnedSequence(OwnedSequence&& other) noexcept

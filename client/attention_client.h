@@ -106,8 +106,8 @@ class AttendStream {
  private:
   friend class AttentionClient;
   class Impl;
-  explicit AttendStream(std::shared_ptr<Impl> impl);
-  std::shared_ptr<Impl> impl_;
+  explicit AttendStream(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
 };
 
 class AttentionClient {
@@ -151,8 +151,8 @@ class AttentionClient {
 
  private:
   class Impl;
-  explicit AttentionClient(std::shared_ptr<Impl> impl);
-  std::shared_ptr<Impl> impl_;
+  explicit AttentionClient(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
 };
 
 // Releases the sequence when it goes out of scope. Not thread safe. `client` must outlive it.

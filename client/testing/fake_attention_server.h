@@ -25,13 +25,13 @@ struct Faults {
   int broken_append_streams = 0;
   int messages_before_break = 0;
 
-  int unavailable_unary_calls = 0;    // the first so many unary calls are not taken
-  int lost_unary_answers = 0;         // after those, so many are taken, but answered UNAVAILABLE
-  int max_delay_milliseconds = 0;     // each Attend answer waits a random time, which reorders them too
-  int duplicate_every = 0;            // every so many-th Attend answer is sent twice
-  bool never_answer = false;          // Attend takes requests and stays silent
-  bool drop_last_result = false;      // an Attend answer lacks its last item's result
-  std::string required_bearer_token;  // others get UNAUTHENTICATED
+  int unavailable_unary_calls = 0;         // the first so many unary calls are not taken
+  int lost_unary_answers = 0;              // after those, so many are taken, but answered UNAVAILABLE
+  int max_delay_milliseconds = 0;          // each Attend answer waits a random time, which reorders them too
+  int duplicate_every = 0;                 // every so many-th Attend answer is sent twice
+  bool never_answer = false;               // Attend takes requests and stays silent
+  bool drop_last_result = false;           // an Attend answer lacks its last item's result
+  std::string required_bearer_token = {};  // others get UNAUTHENTICATED
 };
 
 // Thread safe.
