@@ -93,9 +93,10 @@ def random_item(rng: np.random.Generator, kind: int) -> Item:
     )
 
 
-def _distinct_items(rng: np.random.Generator, count: int) -> list[Item]:
-    """Draws `count` items whose questions differ; half of the windows hold a single kind."""
-    single = int(rng.integers(0, 7)) if rng.random() < 0.5 else -1
+def _distinct_items(rng: np.random.Generator, count: int, single: int | None = None) -> list[Item]:
+    """Draws `count` items whose questions differ; unless told, half of the windows hold a single kind."""
+    if single is None:
+        single = int(rng.integers(0, 7)) if rng.random() < 0.5 else -1
     items: dict[bytes, Item] = {}
     while len(items) < count:
         item = random_item(rng, single if single >= 0 else int(rng.integers(0, 7)))
@@ -167,31 +168,35 @@ def pairs_for(length: int, rng: np.random.Generator) -> int:
     return int(rng.integers(2, high + 1))
 
 
-def pass_key_prompt(
-    text: bytes, length: int, keys: int, seed: int
-) -> tuple[bytes, list[tuple[bytes, bytes, bytes]]]:
-    """Hides `keys` pass keys in held-out text, for a prompt of exactly `length` bytes.
+def hide(
+    text: bytes, length: int, items: list[Item], rng: np.random.Generator
+) -> tuple[bytes, list[Item]]:
+    """Hides the notes of `items` at random depths in `text`, for a prompt of exactly `length` bytes.
 
-    Returns (context, questions), questions being (question, answer, close) in the order in which they are
-    asked; len(context) + len(all questions with answers and closes) == length. Each question follows the
-    right answer to the one before, so the last of them looks back over the whole context.
+    Returns (context, items in the order in which they are asked). The prompt is the context followed by
+    question + answer + close of each item; each question thus follows the right answer to the one before.
     """
-    rng = np.random.default_rng(seed)
-    items: dict[bytes, Item] = {}
-    while len(items) < keys:
-        item = pass_key(_string(rng, DIGITS, 4), _string(rng, DIGITS, 5))
-        items.setdefault(item.question, item)
-    chosen = list(items.values())
-    planted = sum(len(i.note) + len(i.question) + len(i.answer) + len(i.close) for i in chosen)
+    planted = sum(len(i.note) + len(i.question) + len(i.answer) + len(i.close) for i in items)
     body = np.frombuffer(text, np.uint8)[: length - planted]
     if len(body) < length - planted:
         raise ValueError("the held-out text is too short for this prompt")
-    places = sorted(_line_start(body, int(p)) for p in rng.integers(0, len(body), keys))
+    places = sorted(_line_start(body, int(p)) for p in rng.integers(0, len(body), len(items)))
     pieces, read = [], 0
-    for place, item in zip(places, chosen, strict=True):
+    for place, item in zip(places, items, strict=True):
         pieces += [body[read:place].tobytes(), item.note]
         read = place
     pieces.append(body[read:].tobytes())
-    order = rng.permutation(keys)
-    questions = [(chosen[i].question, chosen[i].answer, chosen[i].close) for i in order]
-    return b"".join(pieces), questions
+    return b"".join(pieces), [items[i] for i in rng.permutation(len(items))]
+
+
+def pass_key_prompt(text: bytes, length: int, keys: int, seed: int) -> tuple[bytes, list[Item]]:
+    """`hide` with `keys` random pass keys of distinct boxes."""
+    rng = np.random.default_rng(seed)
+    return hide(text, length, _distinct_items(rng, keys, single=0), rng)
+
+
+def key_value_prompt(text: bytes, length: int, keys: int, seed: int) -> tuple[bytes, list[Item]]:
+    """`hide` with `keys` facts of the key-value shapes (kinds 2 to 6, mixed)."""
+    rng = np.random.default_rng(seed)
+    items = [random_item(rng, 2 + i % 5) for i in range(keys)]
+    return hide(text, length, items, rng)
