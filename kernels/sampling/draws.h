@@ -46,12 +46,14 @@ SANTA_HOST_DEVICE uint64_t DrawPosition(const DrawGrid& grid, uint32_t draw, uin
 // After the last draw position() is >= W, so the loop needs no other end.
 class SystematicCursor {
  public:
-  SANTA_HOST_DEVICE SystematicCursor(const DrawGrid& grid, uint64_t offset)
-      : step_(grid.step),
-        rest_(grid.rest),
-        draws_(grid.draws),
-        position_(offset / grid.draws),
-        fraction_(static_cast<uint32_t>(offset % grid.draws)) {}
+  // Stands at draw `draw` in [0, S]; at S it is past the last one. Threads that share the rows each start at their own:
+  // SystematicDrawsBelow(the mass before their first row).
+  SANTA_HOST_DEVICE SystematicCursor(const DrawGrid& grid, uint64_t offset, uint32_t draw = 0)
+      : step_(grid.step), rest_(grid.rest), draws_(grid.draws) {
+    const uint64_t numerator = static_cast<uint64_t>(draw) * grid.rest + offset;
+    position_ = draw * grid.step + numerator / grid.draws;
+    fraction_ = static_cast<uint32_t>(numerator % grid.draws);
+  }
 
   SANTA_HOST_DEVICE uint64_t position() const { return position_; }
 

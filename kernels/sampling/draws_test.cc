@@ -80,6 +80,20 @@ TEST(DrawsTest, CursorPositionsAndCountsAgree) {
   }
 }
 
+TEST(DrawsTest, CursorStartsAtAnyDraw) {
+  for (const uint64_t total : {uint64_t{3}, uint64_t{1000}, (uint64_t{1} << 50) + 77}) {
+    const DrawGrid grid = MakeDrawGrid(total, 29);
+    const uint64_t offset = total / 3;
+    for (uint32_t start = 0; start <= grid.draws; ++start) {
+      SystematicCursor cursor(grid, offset, start);
+      for (uint32_t draw = start; draw < grid.draws; ++draw, cursor.Advance()) {
+        ASSERT_EQ(cursor.position(), DrawPosition(grid, draw, offset)) << "from draw " << start;
+      }
+      EXPECT_GE(cursor.position(), total);
+    }
+  }
+}
+
 TEST(DrawsTest, LargestTotalDoesNotOverflow) {
   const uint64_t total = uint64_t{1} << 62;
   const DrawGrid grid = MakeDrawGrid(total, 1u << 20);
