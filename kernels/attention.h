@@ -106,8 +106,8 @@ struct DecodeItem {
   DecodeStatistics* statistics = nullptr;  // written if not null
 };
 
-// Tokens to store: k and v are [num_tokens][H_kv][D] of `dtype`, converted to the layout's dtype (round to nearest
-// even).
+// Tokens to store: k and v are [num_tokens][H_kv][D] of `dtype`, converted to the layout's dtype: round to nearest
+// even, beyond its range to infinity; NaN to NaN.
 struct KvAppend {
   int32_t layer = 0;
   const int32_t* page_table = nullptr;  // as in DecodeItem; covers position + num_tokens

@@ -1,0 +1,60 @@
+// Attention and its estimators in fp64, by their definitions, and each estimator's mean and variance in closed form.
+// The oracle of every backend's tests: it shares no code with them, and is written to be read, not to be fast.
+//
+// Notation as in kernels/attention.h. p: softmax of the scores over the visible tokens. w = exp(lse of the visible
+// tokens
+// - lse with the sink): the share of the softmax that sinks leave; every output is w times an estimate of sum_i p_i
+// v_i.
+#ifndef SANTA_KERNELS_REFERENCE_ESTIMATORS_H_
+#define SANTA_KERNELS_REFERENCE_ESTIMATORS_H_
+
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "kernels/attention.h"
+
+namespace santa::reference {
+
+// One decode step of one sequence in one layer, with the values that are stored.
+struct Step {
+  int32_t num_query_heads = 0;
+  int32_t num_kv_heads = 0;
+  int32_t head_dim = 0;
+  int64_t num_tokens = 0;
+  std::vector<double> q;            // [H][D]
+  std::vector<double> k;            // [n][H_kv][D]
+  std::vector<double> v;            // [n][H_kv][D]
+  std::vector<double> sink_logits;  // [H], or empty
+  AttentionOptions options;
+};
+
+struct Output {
+  std::vector<double> o;    // [H][D]
+  std::vector<double> lse;  // [H]
+};
+
+// The definition, whatever options.method says.
+Output Exact(const Step& step);
+
+// One estimate by options.method.
+Output Estimate(const Step& step, std::mt19937_64& random);
+
+// The estimate's mean and variance over its random draws, by integration over them.
+//
+//     SANTA        sum_i p_i (v_i - o)^2 / S
+//     STRATIFIED   the sum over strata of each one's variance / S^2
+//     SYSTEMATIC   o(U) is a step function of the one uniform U: integrated step by step
+//     S2ANTA_FLASH tiles are independent: sum_t P_t^2 Var_systematic(tile t, S_t)
+//     S2ANTA_PROP  E[Var(o | budgets)] + Var(E[o | budgets]), the budgets a step function of one uniform, or fixed
+//
+// Exact estimates (EXACT, S >= visible tokens) have variance 0.
+struct Moments {
+  std::vector<double> mean;      // [H][D]
+  std::vector<double> variance;  // [H][D]
+};
+Moments MomentsOf(const Step& step);
+
+}  // namespace santa::reference
+
+#endif  // SANTA_KERNELS_REFERENCE_ESTIMATORS_H_

@@ -1,0 +1,304 @@
+#include "kernels/testing/cache.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/reference/estimators.h"
+#include "kernels/reference/number_format.h"
+
+namespace santa::testing {
+namespace {
+
+constexpr size_t kGuard = 64;
+constexpr uint8_t kGuardByte = 0xA5;
+
+// An output array between guard bytes.
+class Guarded {
+ public:
+  explicit Guarded(size_t bytes) : memory_(bytes + 2 * kGuard, kGuardByte) {}
+  void* data() { return memory_.data() + kGuard; }
+  std::vector<uint8_t> contents() const { return {memory_.begin() + kGuard, memory_.end() - kGuard}; }
+  bool guards_hold() const {
+    return std::all_of(memory_.begin(), memory_.begin() + kGuard, [](uint8_t b) { return b == kGuardByte; }) &&
+           std::all_of(memory_.end() - kGuard, memory_.end(), [](uint8_t b) { return b == kGuardByte; });
+  }
+
+ private:
+  std::vector<uint8_t> memory_;
+};
+
+int64_t VisibleTokens(const reference::Step& step) {
+  const int64_t window = step.options.window;
+  return window > 0 ? std::min(window, step.num_tokens) : step.num_tokens;
+}
+
+// The largest |x| of visible rows of k or v.
+double LargestVisible(const reference::Step& step, const std::vector<double>& rows) {
+  const int64_t row = static_cast<int64_t>(step.num_kv_heads) * step.head_dim;
+  double largest = 0;
+  for (auto at = (step.num_tokens - VisibleTokens(step)) * row; at < step.num_tokens * row; ++at) {
+    largest = std::max(largest, std::abs(rows[at]));
+  }
+  return largest;
+}
+
+void ExpectLse(const std::string& what, const BackendUnderTest& backend, const reference::Output& exact,
+               const Answer& answer) {
+  std::vector<double> allowed;
+  for (const double lse : exact.lse) allowed.push_back(backend.exact_tolerance * std::max(1.0, std::abs(lse)));
+  ExpectClose(what + ", lse", {answer.lse.begin(), answer.lse.end()}, exact.lse, allowed);
+}
+
+}  // namespace
+
+std::vector<double> RandomNumbers(size_t count, double deviation, std::mt19937_64& random) {
+  std::normal_distribution<double> normal(0.0, deviation);
+  std::vector<double> numbers(count);
+  for (double& number : numbers) number = static_cast<float>(normal(random));
+  return numbers;
+}
+
+Tokens RandomTokens(const KvLayout& layout, int64_t count, std::mt19937_64& random) {
+  const size_t size = static_cast<size_t>(count) * layout.num_kv_heads * layout.head_dim;
+  Tokens tokens{.count = count, .k = RandomNumbers(size, 1, random), .v = {}};
+  tokens.v = RandomNumbers(size, 1, random);
+  return tokens;
+}
+
+Tokens PoisonTokens(const KvLayout& layout, int64_t count) {
+  const std::vector<double> poison(static_cast<size_t>(count) * layout.num_kv_heads * layout.head_dim,
+                                   std::numeric_limits<double>::quiet_NaN());
+  return {.count = count, .k = poison, .v = poison};
+}
+
+std::unique_ptr<Cache> Cache::Make(const BackendFactory& make, const KvLayout& layout, int32_t num_pages,
+                                   uint64_t seed) {
+  auto backend = make(layout, num_pages);
+  if (!backend.ok()) {
+    ADD_FAILURE() << backend.status();
+    return nullptr;
+  }
+  return std::unique_ptr<Cache>(new Cache(*std::move(backend), seed));
+}
+
+Cache::Cache(std::unique_ptr<Backend> backend, uint64_t seed)
+    : layout_(backend->layout()), backend_(std::move(backend)), free_pages_(backend_->num_pages()) {
+  std::iota(free_pages_.begin(), free_pages_.end(), 0);
+  for (int32_t layer = 0; layer < layout_.num_layers; ++layer) {
+    const Sequence everything{.layer = layer, .pages = free_pages_, .sampling_key = 0, .tokens = {}};
+    Overwrite(everything, 0, PoisonTokens(layout_, static_cast<int64_t>(free_pages_.size()) * layout_.page_size));
+  }
+  std::mt19937_64 random(seed);
+  std::shuffle(free_pages_.begin(), free_pages_.end(), random);
+}
+
+Sequence Cache::Add(const Tokens& tokens, int32_t layer) {
+  Sequence sequence{.layer = layer, .pages = {}, .sampling_key = 1, .tokens = tokens};
+  for (int64_t covered = 0; covered < tokens.count; covered += layout_.page_size) {
+    if (free_pages_.empty()) {
+      ADD_FAILURE() << "the test asks for more pages than it made";
+      std::abort();
+    }
+    sequence.pages.push_back(free_pages_.back());
+    free_pages_.pop_back();
+  }
+  Overwrite(sequence, 0, tokens);
+  // Rounded twice, as on their way through an fp32 append.
+  sequence.tokens.k = reference::RoundAll(layout_.dtype, reference::RoundAll(DType::kFloat32, tokens.k));
+  sequence.tokens.v = reference::RoundAll(layout_.dtype, reference::RoundAll(DType::kFloat32, tokens.v));
+  return sequence;
+}
+
+void Cache::Overwrite(const Sequence& sequence, int64_t position, const Tokens& tokens) {
+  const std::vector<float> k(tokens.k.begin(), tokens.k.end());
+  const std::vector<float> v(tokens.v.begin(), tokens.v.end());
+  const KvAppend append{.layer = sequence.layer,
+                        .page_table = sequence.pages.data(),
+                        .position = position,
+                        .num_tokens = tokens.count,
+                        .dtype = DType::kFloat32,
+                        .k = k.data(),
+                        .v = v.data()};
+  const absl::Status status = backend_->Append({&append, 1});
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+std::vector<Answer> Cache::Decode(const std::vector<Query>& queries, bool with_statistics) {
+  const size_t heads = layout_.num_query_heads;
+  const size_t numbers = heads * layout_.head_dim;
+  std::vector<std::vector<uint8_t>> q;
+  std::vector<Guarded> o;
+  std::vector<Guarded> lse;
+  std::vector<DecodeItem> items;
+  std::vector<Answer> answers(queries.size());
+  for (size_t i = 0; i < queries.size(); ++i) {
+    const Query& query = queries[i];
+    q.push_back(reference::EncodeAll(query.io_dtype, query.q));
+    o.emplace_back(numbers * SizeOf(query.io_dtype));
+    lse.emplace_back(heads * sizeof(float));
+    items.push_back({.layer = query.sequence->layer,
+                     .page_table = query.sequence->pages.data(),
+                     .num_tokens = query.num_tokens > 0 ? query.num_tokens : query.sequence->tokens.count,
+                     .sampling_key = query.sequence->sampling_key,
+                     .options = query.options,
+                     .sink_logits = query.sink_logits.empty() ? nullptr : query.sink_logits.data(),
+                     .io_dtype = query.io_dtype,
+                     .q = q.back().data(),
+                     .o = o.back().data(),
+                     .lse = static_cast<float*>(lse.back().data()),
+                     .statistics = with_statistics ? &answers[i].statistics : nullptr});
+  }
+  const absl::Status status = backend_->Decode(items);
+  EXPECT_TRUE(status.ok()) << status;
+  for (size_t i = 0; i < queries.size(); ++i) {
+    EXPECT_TRUE(o[i].guards_hold() && lse[i].guards_hold()) << "item " << i << " wrote outside its outputs";
+    answers[i].o_bytes = o[i].contents();
+    answers[i].o = reference::DecodeAll(queries[i].io_dtype, answers[i].o_bytes);
+    answers[i].lse.resize(heads);
+    std::memcpy(answers[i].lse.data(), lse[i].data(), heads * sizeof(float));
+  }
+  return answers;
+}
+
+reference::Step Cache::StepOf(const Query& query) const {
+  reference::Step step;
+  step.num_query_heads = layout_.num_query_heads;
+  step.num_kv_heads = layout_.num_kv_heads;
+  step.head_dim = layout_.head_dim;
+  step.num_tokens = query.num_tokens > 0 ? query.num_tokens : query.sequence->tokens.count;
+  step.q = reference::RoundAll(query.io_dtype, query.q);
+  step.k = query.sequence->tokens.k;
+  step.v = query.sequence->tokens.v;
+  step.sink_logits.assign(query.sink_logits.begin(), query.sink_logits.end());
+  step.options = query.options;
+  return step;
+}
+
+void ExpectClose(const std::string& what, const std::vector<double>& found, const std::vector<double>& expected,
+                 const std::vector<double>& allowed) {
+  ASSERT_EQ(found.size(), expected.size()) << what;
+  size_t worst = 0;
+  double worst_excess = -std::numeric_limits<double>::infinity();
+  size_t wrong = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    double excess = std::abs(found[i] - expected[i]) - allowed[i];
+    if (std::isnan(excess)) excess = std::numeric_limits<double>::infinity();
+    wrong += excess > 0;
+    if (excess > worst_excess) {
+      worst = i;
+      worst_excess = excess;
+    }
+  }
+  EXPECT_EQ(wrong, 0u) << what << ": " << wrong << " of " << found.size() << " are off; the worst, at index " << worst
+                       << ", is " << found[worst] << " where " << expected[worst] << " was expected, +-"
+                       << allowed[worst];
+}
+
+std::vector<double> RoundingAllowance(const BackendUnderTest& backend, const reference::Step& step, DType io_dtype,
+                                      const std::vector<double>& o) {
+  const double arithmetic = backend.exact_tolerance * LargestVisible(step, step.v);
+  const double smallest = io_dtype == DType::kFloat16 ? 0x1p-25 : 0x1p-120;
+  std::vector<double> allowed;
+  for (const double x : o) {
+    allowed.push_back(arithmetic + reference::RelativeRounding(io_dtype) * (std::abs(x) + arithmetic) + smallest);
+  }
+  return allowed;
+}
+
+void ExpectExact(const std::string& what, const BackendUnderTest& backend, const Cache& cache, const Query& query,
+                 const Answer& answer) {
+  const reference::Step step = cache.StepOf(query);
+  const reference::Output exact = reference::Exact(step);
+  ExpectClose(what + ", o", answer.o, exact.o, RoundingAllowance(backend, step, query.io_dtype, exact.o));
+  ExpectLse(what, backend, exact, answer);
+  const int64_t rows = VisibleTokens(step) * step.num_kv_heads;
+  const auto bytes = 2 * rows * static_cast<int64_t>(cache.layout().row_bytes());
+  EXPECT_EQ(answer.statistics.visible_tokens, VisibleTokens(step)) << what;
+  EXPECT_EQ(answer.statistics.value_rows_read, rows) << what;
+  EXPECT_EQ(answer.statistics.kv_bytes_read, bytes) << what;
+  EXPECT_EQ(answer.statistics.dense_kv_bytes, bytes) << what;
+}
+
+void ExpectEstimate(const std::string& what, const BackendUnderTest& backend, const Cache& cache, const Query& query,
+                    const Answer& answer, double deviations) {
+  const reference::Step step = cache.StepOf(query);
+  const reference::Moments moments = reference::MomentsOf(step);
+  std::vector<double> allowed = RoundingAllowance(backend, step, query.io_dtype, moments.mean);
+  for (size_t i = 0; i < allowed.size(); ++i) {
+    const double spread = deviations * std::sqrt(moments.variance[i]);
+    allowed[i] += spread * (1 + reference::RelativeRounding(query.io_dtype));
+  }
+  ExpectClose(what + ", o", answer.o, moments.mean, allowed);
+  ExpectLse(what, backend, reference::Exact(step), answer);
+  const int64_t visible = VisibleTokens(step);
+  const int64_t group = step.num_query_heads / step.num_kv_heads;
+  const auto row = static_cast<int64_t>(cache.layout().row_bytes());
+  EXPECT_EQ(answer.statistics.visible_tokens, visible) << what;
+  EXPECT_GE(answer.statistics.value_rows_read, step.num_kv_heads) << what;
+  EXPECT_LE(answer.statistics.value_rows_read,
+            step.num_kv_heads * std::min<int64_t>(visible, group * step.options.sample_count))
+      << what;
+  EXPECT_EQ(answer.statistics.kv_bytes_read, (visible * step.num_kv_heads + answer.statistics.value_rows_read) * row)
+      << what;
+  EXPECT_EQ(answer.statistics.dense_kv_bytes, 2 * visible * step.num_kv_heads * row) << what;
+}
+
+void ExpectIdentical(const std::string& what, const Answer& found, const Answer& expected) {
+  size_t at = 0;
+  while (at < found.o.size() && std::memcmp(&found.o[at], &expected.o[at], sizeof(double)) == 0) ++at;
+  EXPECT_TRUE(found.o_bytes == expected.o_bytes)
+      << what << ": o differs first at index " << at << ": " << found.o[at] << " and " << expected.o[at];
+  EXPECT_EQ(std::memcmp(found.lse.data(), expected.lse.data(), found.lse.size() * sizeof(float)), 0)
+      << what << ": lse differs";
+  EXPECT_EQ(found.statistics.visible_tokens, expected.statistics.visible_tokens) << what;
+  EXPECT_EQ(found.statistics.value_rows_read, expected.statistics.value_rows_read) << what;
+  EXPECT_EQ(found.statistics.kv_bytes_read, expected.statistics.kv_bytes_read) << what;
+}
+
+std::vector<AttentionOptions> SampledMethods(uint32_t sample_count, uint64_t seed) {
+  std::vector<AttentionOptions> all;
+  for (const Method method :
+       {Method::kSanta, Method::kStratified, Method::kSystematic, Method::kS2antaFlash, Method::kS2antaProp}) {
+    all.push_back({.method = method, .sample_count = sample_count, .seed = seed});
+  }
+  all.push_back(all.back());
+  all.back().budget_rounding = BudgetRounding::kLargestRemainder;
+  return all;
+}
+
+std::string Describe(const KvLayout& layout) {
+  std::ostringstream text;
+  text << Name(layout.dtype) << " H=" << layout.num_query_heads << " H_kv=" << layout.num_kv_heads
+       << " D=" << layout.head_dim << " page=" << layout.page_size;
+  return text.str();
+}
+
+std::string Describe(const Query& query) {
+  const AttentionOptions& options = query.options;
+  std::ostringstream text;
+  text << Name(options.method);
+  if (options.budget_rounding == BudgetRounding::kLargestRemainder) text << " (largest remainder)";
+  text << " n=" << (query.num_tokens > 0 ? query.num_tokens : query.sequence->tokens.count)
+       << " S=" << options.sample_count << " io=" << Name(query.io_dtype);
+  if (options.window > 0) text << " window=" << options.window;
+  if (options.soft_cap > 0) text << " soft_cap=" << options.soft_cap;
+  if (options.scale > 0) text << " scale=" << options.scale;
+  if (!query.sink_logits.empty()) text << " sinks";
+  return text.str();
+}
+
+}  // namespace santa::testing

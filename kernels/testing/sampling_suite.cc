@@ -1,0 +1,199 @@
+// The estimators' distributions against their closed forms.
+//
+// Deterministic by fixed seeds. Were the seeds random, a correct backend would fail a z-test here with the probability
+// that the test states; variances are compared within margins of several of their own standard errors.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/reference/estimators.h"
+#include "kernels/testing/backend_suite.h"
+#include "kernels/testing/cache.h"
+#include "kernels/testing/shapes.h"
+
+namespace santa::testing {
+namespace {
+
+// The same query under seeds 0 .. count - 1, in one batch.
+std::vector<Answer> DecodeManySeeds(Cache& cache, const Query& query, int count) {
+  std::vector<Query> queries(count, query);
+  for (int seed = 0; seed < count; ++seed) queries[seed].options.seed = seed;
+  return cache.Decode(queries);
+}
+
+struct Found {
+  std::vector<double> mean;
+  double squared_error = 0;  // mean over the answers of the sum over components of (o - mean)^2
+};
+
+Found Summarise(const std::vector<Answer>& answers, const std::vector<double>& center) {
+  Found found{.mean = std::vector<double>(center.size(), 0.0)};
+  for (const Answer& answer : answers) {
+    for (size_t i = 0; i < center.size(); ++i) {
+      found.mean[i] += answer.o[i] / static_cast<double>(answers.size());
+      found.squared_error += std::pow(answer.o[i] - center[i], 2) / static_cast<double>(answers.size());
+    }
+  }
+  return found;
+}
+
+double Sum(const std::vector<double>& numbers) {
+  double sum = 0;
+  for (const double number : numbers) sum += number;
+  return sum;
+}
+
+// Expects the mean over the answers within z standard errors of the estimator's.
+void ExpectMean(const std::string& what, const BackendUnderTest& backend, const Cache& cache, const Query& query,
+                const std::vector<Answer>& answers, double z) {
+  const reference::Step step = cache.StepOf(query);
+  const reference::Moments moments = reference::MomentsOf(step);
+  std::vector<double> allowed = RoundingAllowance(backend, step, query.io_dtype, moments.mean);
+  for (size_t i = 0; i < allowed.size(); ++i) {
+    allowed[i] += z * std::sqrt(moments.variance[i] / static_cast<double>(answers.size()));
+  }
+  ExpectClose(what + ", mean over seeds", Summarise(answers, moments.mean).mean, moments.mean, allowed);
+}
+
+// 6 methods x 2 sets of options x 32 components: a z of 6 has a false-alarm rate of 384 * 2e-9 = 8e-7 for the whole
+// test. 2,048 seeds put a variance, summed over the 32 components, within about 1 % (one standard error).
+TEST_P(BackendSuite, EstimatesHaveTheirMeanAndVariance) {
+  constexpr int kSeeds = 2048;
+  std::mt19937_64 random(20);
+  const KvLayout layout{
+      .num_layers = 1, .num_query_heads = 4, .num_kv_heads = 2, .head_dim = 8, .dtype = DType::kFloat32};
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 12);
+  ASSERT_NE(cache, nullptr);
+  const Sequence sequence = cache->Add(RandomTokens(layout, 650, random));
+  for (const int options : {0, 3 | 4}) {
+    Query query = WithOptions(layout, sequence, {}, options, random);
+    query.io_dtype = DType::kFloat32;
+    const AttentionOptions base = query.options;
+    for (const AttentionOptions& method : SampledMethods(40)) {
+      query.options = base;
+      query.options.method = method.method;
+      query.options.sample_count = method.sample_count;
+      query.options.budget_rounding = method.budget_rounding;
+      const std::string what = Describe(query);
+      const std::vector<Answer> answers = DecodeManySeeds(*cache, query, kSeeds);
+      ExpectMean(what, GetParam(), *cache, query, answers, 6);
+      const reference::Moments moments = reference::MomentsOf(cache->StepOf(query));
+      const double squared_error = Summarise(answers, moments.mean).squared_error;
+      EXPECT_NEAR(squared_error / Sum(moments.variance), 1, 0.1) << what << ": variance over its closed form";
+    }
+  }
+}
+
+// For values without order among the rows, as here, a row's count varies least when systematic: f (1 - f), f the
+// fraction of S p_i; stratified, a row across two strata varies as both parts do; independent, as S p_i (1 - p_i).
+TEST_P(BackendSuite, SystematicErrsLessThanStratifiedAndStratifiedLessThanSanta) {
+  std::mt19937_64 random(24);
+  const KvLayout layout{.num_layers = 1, .num_query_heads = 4, .num_kv_heads = 2, .head_dim = 64};
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 50);
+  ASSERT_NE(cache, nullptr);
+  std::map<Method, double> error;
+  for (int trial = 0; trial < 4; ++trial) {
+    const Sequence sequence = cache->Add(RandomTokens(layout, 600, random));
+    Query query = WithOptions(layout, sequence, {}, 0, random);
+    const std::vector<double> exact = reference::Exact(cache->StepOf(query)).o;
+    for (const AttentionOptions& method : SampledMethods(150)) {
+      if (method.budget_rounding != BudgetRounding::kSystematic) continue;
+      query.options = method;
+      error[method.method] += Summarise(DecodeManySeeds(*cache, query, 128), exact).squared_error;
+    }
+  }
+  EXPECT_LT(error[Method::kSystematic], error[Method::kStratified]);
+  EXPECT_LT(error[Method::kStratified], error[Method::kSanta]);
+  EXPECT_LT(error[Method::kS2antaProp], error[Method::kStratified]);
+  EXPECT_LT(error[Method::kS2antaFlash], error[Method::kSanta]);
+  RecordProperty("systematic_over_stratified", std::to_string(error[Method::kSystematic] / error[Method::kStratified]));
+  RecordProperty("stratified_over_santa", std::to_string(error[Method::kStratified] / error[Method::kSanta]));
+}
+
+// Every shape, types and options, fewer seeds. About 65,000 components: a z of 7 is exceeded with probability 2e-7.
+TEST_P(BackendSuite, EstimatesHaveTheirMeanInEveryShape) {
+  constexpr int kSeeds = 32;
+  std::mt19937_64 random(21);
+  int index = 0;
+  int64_t tokens = 300;
+  for (const KvLayout& layout : Layouts()) {
+    const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 40);
+    ASSERT_NE(cache, nullptr);
+    const Sequence sequence = cache->Add(RandomTokens(layout, tokens += 11, random));
+    for (const AttentionOptions& method : SampledMethods(60)) {
+      const Query query = WithOptions(layout, sequence, method, index++, random);
+      const std::string what = Describe(layout) + ", " + Describe(query);
+      const std::vector<Answer> answers = DecodeManySeeds(*cache, query, kSeeds);
+      ExpectMean(what, GetParam(), *cache, query, answers, 7);
+      ExpectEstimate(what, GetParam(), *cache, query, answers[0], 12);
+    }
+  }
+}
+
+// Two heads of one group with the same query must not share their draws: the error of their mean has half the variance.
+TEST_P(BackendSuite, HeadsDrawIndependently) {
+  constexpr int kSeeds = 2048;
+  std::mt19937_64 random(22);
+  const KvLayout layout{
+      .num_layers = 1, .num_query_heads = 2, .num_kv_heads = 1, .head_dim = 16, .dtype = DType::kFloat32};
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 8);
+  ASSERT_NE(cache, nullptr);
+  const Sequence sequence = cache->Add(RandomTokens(layout, 400, random));
+  const std::vector<double> q = RandomNumbers(16, 1.5, random);
+  for (const AttentionOptions& method : SampledMethods(24)) {
+    Query query{.sequence = &sequence, .options = method, .q = q};
+    query.q.insert(query.q.end(), q.begin(), q.end());
+    const reference::Moments moments = reference::MomentsOf(cache->StepOf(query));
+    double squared_error = 0;
+    for (const Answer& answer : DecodeManySeeds(*cache, query, kSeeds)) {
+      for (int d = 0; d < 16; ++d) {
+        squared_error += std::pow((answer.o[d] + answer.o[16 + d]) / 2 - moments.mean[d], 2) / kSeeds;
+      }
+    }
+    // Sum(variance) counts both heads: a quarter of it is the variance of their mean.
+    EXPECT_NEAR(squared_error / (Sum(moments.variance) / 4), 1, 0.15) << Describe(query);
+  }
+}
+
+TEST_P(BackendSuite, EveryPartOfThePlaceChangesTheDraw) {
+  std::mt19937_64 random(23);
+  const KvLayout layout{
+      .num_layers = 2, .num_query_heads = 1, .num_kv_heads = 1, .head_dim = 16, .dtype = DType::kFloat32};
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 64);
+  ASSERT_NE(cache, nullptr);
+  Tokens tokens = RandomTokens(layout, 501, random);
+  const Sequence sequence = cache->Add(tokens);
+  const Sequence other_layer = cache->Add(tokens, 1);
+  Sequence other_key = sequence;
+  other_key.sampling_key = 2;
+  // The same 500 visible tokens under a later position, so that nothing but the position differs.
+  Tokens shifted = tokens;
+  std::rotate(shifted.k.begin(), shifted.k.end() - 16, shifted.k.end());
+  std::rotate(shifted.v.begin(), shifted.v.end() - 16, shifted.v.end());
+  const Sequence other_position = cache->Add(shifted);
+  for (const AttentionOptions& method : SampledMethods(20)) {
+    std::vector<Query> queries(5, WithOptions(layout, sequence, method, 0, random));
+    for (Query& query : queries) query.num_tokens = 500;
+    queries[1].options.seed = 1;
+    queries[2].sequence = &other_key;
+    queries[3].sequence = &other_layer;
+    queries[4].sequence = &other_position;
+    queries[4].num_tokens = 501;
+    queries[4].options.window = 500;
+    std::set<std::vector<uint8_t>> outputs;
+    for (const Answer& answer : cache->Decode(queries)) outputs.insert(answer.o_bytes);
+    EXPECT_EQ(outputs.size(), queries.size()) << Describe(queries[0]);
+  }
+}
+
+}  // namespace
+}  // namespace santa::testing
