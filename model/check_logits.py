@@ -1,6 +1,6 @@
 """Recomputes the golden logits from the shipped weights with Hugging Face's LlamaForCausalLM.
 
-    python3 model/check_logits.py         # float32 on the CPU; exits 1 above the tolerance
+python3 model/check_logits.py         # float32 on the CPU; exits 1 above the tolerance
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", type=pathlib.Path, default=HERE / "weights")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest relative difference allowed")
     args = parser.parse_args()
     golden = load_file(args.weights / "golden.safetensors")
-    model = LlamaForCausalLM.from_pretrained(args.weights, dtype=torch.float32, attn_implementation="eager").eval()
+    model = LlamaForCausalLM.from_pretrained(
+        args.weights, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     model.float()
     with torch.no_grad():
         out = model(golden["tokens"].long()[None], output_hidden_states=True)
@@ -35,7 +39,9 @@ def main() -> None:
         error = ((value - want).norm() / want.norm()).item()
         largest = (value - want).abs().max().item()
         worst = max(worst, error)
-        print(f"{name:12} shape {list(want.shape)} relative error {error:.2e} largest difference {largest:.2e}")
+        print(
+            f"{name:12} shape {list(want.shape)} relative error {error:.2e} largest difference {largest:.2e}"
+        )
     same = (out.logits[0].argmax(-1) == golden["logits"].argmax(-1)).float().mean().item()
     nats = torch.nn.functional.cross_entropy(out.logits[0, :-1], golden["tokens"][1:].long()).item()
     print(f"same most likely byte: {same:.4f}; bits per byte of the prompt: {nats / 0.6931471805599453:.4f}")

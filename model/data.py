@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import gzip
+import hashlib
 import html
 import json
 import lzma
@@ -26,32 +27,37 @@ SEPARATOR = b"\n\n\n"
 # package, licence of the text, kind of reader, glob patterns inside the unpacked package
 SOURCES: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("bible-kjv-text", "public domain", "kjv", ()),
-    ("dict-gcide", "GPL-3+", "dict", ("usr/share/dictd/gcide.dict.dz",)),
+    ("dict-gcide", "GPL-2+", "dict", ("usr/share/dictd/gcide.dict.dz",)),
     ("dict-wn", "WordNet licence (permissive)", "dict", ("usr/share/dictd/wn.dict.dz",)),
     ("dict-jargon", "public domain", "dict", ("usr/share/dictd/jargon.dict.dz",)),
-    ("dict-foldoc", "GFDL-1.2+", "dict", ("usr/share/dictd/foldoc.dict.dz",)),
+    ("dict-foldoc", "GFDL-1.1+", "dict", ("usr/share/dictd/foldoc.dict.dz",)),
     ("dict-devil", "public domain", "dict", ("usr/share/dictd/devil.dict.dz",)),
-    ("dict-vera", "GFDL-1.3+", "dict", ("usr/share/dictd/vera.dict.dz",)),
+    ("dict-vera", "GFDL-1.1+", "dict", ("usr/share/dictd/vera.dict.dz",)),
     ("linux-doc-6.1", "GPL-2", "text", ("usr/share/doc/linux-doc-6.1/Documentation/**/*.rst.gz",)),
     ("python3.11-doc", "PSF-2", "text", ("usr/share/doc/python3.11/html/_sources/**/*.rst.txt",)),
-    ("perl-doc", "Artistic or GPL-1+", "text", ("usr/share/perl/**/*.pod",)),
+    ("perl-doc", "GPL-1+ or Artistic", "text", ("usr/share/perl/**/*.pod",)),
     ("debian-reference-en", "GPL-2+", "html", ("usr/share/debian-reference/ch*.en.html",)),
-    ("debian-handbook", "GPL-2+ or CC-BY-SA-3.0+", "html", ("usr/share/doc/debian-handbook/html/en-US/*.html",)),
+    (
+        "debian-handbook",
+        "GPL-2+ or CC-BY-SA-3.0",
+        "html",
+        ("usr/share/doc/debian-handbook/html/en-US/*.html",),
+    ),
     ("debian-policy", "GPL-2+", "text", ("usr/share/doc/debian-policy/policy.txt.gz",)),
     ("postgresql-doc-15", "PostgreSQL", "html", ("usr/share/doc/postgresql-doc-15/html/*.html",)),
     ("git-doc", "GPL-2", "text", ("usr/share/doc/git-doc/**/*.txt",)),
     ("sqlite3-doc", "public domain", "html", ("usr/share/doc/sqlite3/**/*.html",)),
-    ("bash-doc", "GFDL-1.3", "html", ("usr/share/doc/bash/bashref.html",)),
+    ("bash-doc", "GFDL-1.3+", "html", ("usr/share/doc/bash/bashref.html",)),
     ("zsh-doc", "zsh licence (permissive)", "html", ("usr/share/doc/zsh-common/html/*.html",)),
     ("nodejs-doc", "MIT", "text", ("usr/share/doc/nodejs/api/*.md.gz",)),
     ("python-django-doc", "BSD-3-Clause", "html", ("usr/share/doc/python-django-doc/html/**/*.html",)),
     ("python-sqlalchemy-doc", "MIT", "html", ("usr/share/doc/python-sqlalchemy-doc/html/*/*.html",)),
     ("r-doc-html", "GPL-2+", "html", ("usr/share/R/doc/manual/*.html",)),
     ("apache2-doc", "Apache-2.0", "html", ("usr/share/doc/apache2-doc/manual/en/**/*.html",)),
-    ("anarchism", "GFDL-1.1+ or GPL-2+", "html", ("usr/share/doc/anarchism/html/*.html",)),
-    ("fortunes", "public domain and quotations", "text", ("usr/share/games/fortunes/*",)),
+    ("anarchism", "GPL-2+", "html", ("usr/share/doc/anarchism/html/*.html",)),
+    ("fortunes", "BSD-3-Clause (collection of quotations)", "text", ("usr/share/games/fortunes/*",)),
 ]
-HELPERS = ["bible-kjv"]  # the reader of bible-kjv-text's packed file; not part of the corpus
+READERS = ["bible-kjv"]  # the reader of bible-kjv-text's packed file; not part of the corpus
 
 # Files that would only repeat text (one-page editions, indexes, tables of links) or are no prose.
 SKIP = re.compile(
@@ -108,7 +114,12 @@ def read_kjv(root: pathlib.Path) -> dict[str, str]:
     binary = root / "bible-kjv" / "usr/bin/bible"
     data_dir = root / "bible-kjv-text" / "usr/lib"
     text = subprocess.run(
-        [str(binary), "-f"], input="Gen1:1-Rev22:21\n", cwd=data_dir, capture_output=True, text=True, check=True
+        [str(binary), "-f"],
+        input="Gen1:1-Rev22:21\n",
+        cwd=data_dir,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     books: dict[str, list[str]] = collections.defaultdict(list)
     first = True
@@ -129,7 +140,9 @@ def read_package(root: pathlib.Path, package: str, kind: str, patterns: Iterable
         return read_kjv(root)
     base = root / package
     pages: dict[str, str] = {}
-    paths = sorted({p for pattern in patterns for p in base.glob(pattern) if p.is_file() and not p.is_symlink()})
+    paths = sorted(
+        {p for pattern in patterns for p in base.glob(pattern) if p.is_file() and not p.is_symlink()}
+    )
     for path in paths:
         name = str(path.relative_to(base))
         if SKIP.search(name):
@@ -188,15 +201,19 @@ def fetch(cache: pathlib.Path, packages: list[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cache", type=pathlib.Path, default=HERE / ".cache", help="downloaded packages")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / ".data", help="folder of corpus.xz")
-    parser.add_argument("--heldout", type=pathlib.Path, default=HERE / "heldout", help="folder of held-out texts")
-    parser.add_argument("--preset", type=int, default=6, help="xz preset")
+    parser.add_argument(
+        "--heldout", type=pathlib.Path, default=HERE / "heldout", help="folder of held-out texts"
+    )
+    parser.add_argument("--preset", type=int, default=9, help="xz preset")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     args.heldout.mkdir(parents=True, exist_ok=True)
-    versions = fetch(args.cache, [s[0] for s in SOURCES] + HELPERS)
+    versions = fetch(args.cache, [s[0] for s in SOURCES] + READERS)
 
     seen: set[int] = set()
     corpus: list[bytes] = []
@@ -220,7 +237,9 @@ def main() -> None:
         rows.append((package, versions[package], licence, len(pages), size))
 
     blob = SEPARATOR.join(corpus)
-    for path in sorted(args.heldout.glob("*.txt")):  # no line-aligned kilobyte of a held-out text is in the corpus
+    for path in sorted(
+        args.heldout.glob("*.txt")
+    ):  # every 4096 bytes, 256 of them must not stand in the corpus
         data = path.read_bytes()
         for start in range(0, len(data) - 256, 4096):
             assert data[start : start + 256] not in blob, f"{path.name} leaks at {start}"
@@ -234,7 +253,8 @@ def main() -> None:
     print("\n| held-out file | package | version | licence | bytes |\n|---|---|---|---|---|")
     for row in held_rows:
         print(f"| {row[0]} | {row[1]} | {row[2]} | {row[3]} | {row[4]:,} |")
-    print(f"\ncorpus.xz: {(args.out / 'corpus.xz').stat().st_size:,} bytes")
+    print(f"\nsha256 of the corpus: {hashlib.sha256(blob).hexdigest()}")
+    print(f"corpus.xz: {(args.out / 'corpus.xz').stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Bits per byte and recall of the shipped weights on held-out text, at several contexts.
 
-    python3 model/evaluate.py --json model/evaluation.json
+python3 model/evaluate.py --json model/evaluation.json
 """
 
 from __future__ import annotations
@@ -62,7 +62,11 @@ def bits(model: ByteLlama, text: bytes, context: int, longest: int) -> tuple[flo
 
 
 def recall(
-    model: ByteLlama, texts: list[bytes], context: int, keys: int, seeds: int,
+    model: ByteLlama,
+    texts: list[bytes],
+    context: int,
+    keys: int,
+    seeds: int,
     build: Callable[[bytes, int, int, int], tuple[bytes, list[tasks.Item]]],
 ) -> tuple[int, int]:
     """Counts answers that are right in every byte (teacher-forced, which for one answer is the same as
@@ -108,7 +112,9 @@ def evaluate(model: ByteLlama, folder: pathlib.Path, contexts: list[int], keys: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", type=pathlib.Path, default=HERE / "weights")
     parser.add_argument("--heldout", type=pathlib.Path, default=HERE / "heldout")
     parser.add_argument("--contexts", default="2048,8192,32768")

@@ -1,6 +1,6 @@
 """Writes the shipped files from a checkpoint: bf16 weights, Hugging Face config, golden logits.
 
-    python3 model/export.py --checkpoint run.pt
+python3 model/export.py --checkpoint run.pt
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def golden(model: ByteLlama, prompt: bytes) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=pathlib.Path, default=pathlib.Path("run.pt"))
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "weights")
     parser.add_argument("--heldout", type=pathlib.Path, default=HERE / "heldout")

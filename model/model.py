@@ -182,7 +182,7 @@ class ByteLlama(nn.Module):
         nn.init.normal_(self.model.embed_tokens.weight, std=0.5)
 
     def hidden_states(self, tokens: Tensor, cos: Tensor, sin: Tensor) -> list[Tensor]:
-        """tokens: [batch, n] int64 -> residual stream [batch, n, hidden]: embedding, then after each layer."""
+        """tokens: [batch, n] int64 -> [batch, n, hidden] each: embedding, then after each layer."""
         states = [self.model.embed_tokens(tokens)]
         for layer in self.model.layers:
             states.append(layer(states[-1], cos, sin))

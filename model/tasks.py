@@ -81,9 +81,7 @@ def random_item(rng: np.random.Generator, kind: int) -> Item:
         )
     if kind == 5:
         key, value = _word(rng).upper() + "_" + _word(rng).upper(), _string(rng, DIGITS, 7)
-        return Item(
-            f"\n{key} = {value}\n".encode(), f"\n>>> print({key})\n".encode(), value.encode(), b"\n"
-        )
+        return Item(f"\n{key} = {value}\n".encode(), f"\n>>> print({key})\n".encode(), value.encode(), b"\n")
     key, value = _word(rng), _word(rng) + " " + _word(rng)
     return Item(
         f'\n- "{key}" means "{value}"\n'.encode(),
@@ -168,9 +166,7 @@ def pairs_for(length: int, rng: np.random.Generator) -> int:
     return int(rng.integers(2, high + 1))
 
 
-def hide(
-    text: bytes, length: int, items: list[Item], rng: np.random.Generator
-) -> tuple[bytes, list[Item]]:
+def hide(text: bytes, length: int, items: list[Item], rng: np.random.Generator) -> tuple[bytes, list[Item]]:
     """Hides the notes of `items` at random depths in `text`, for a prompt of exactly `length` bytes.
 
     Returns (context, items in the order in which they are asked). The prompt is the context followed by

@@ -124,7 +124,9 @@ def rate_factor(step: int, stages: list[tuple[int, int]]) -> float:
     return cosine * min(1.0, (step + 1) / WARMUP)
 
 
-def head_loss(x: Tensor, head: torch.nn.Module, norm: torch.nn.Module, target: Tensor, weight: Tensor) -> Tensor:
+def head_loss(
+    x: Tensor, head: torch.nn.Module, norm: torch.nn.Module, target: Tensor, weight: Tensor
+) -> Tensor:
     """x: [batch, n, hidden]; target, weight: [batch, n] -> [3]: loss, text loss, answer loss (nats)."""
     logits = head(norm(x)).float().flatten(0, 1)
     nats = F.cross_entropy(logits, target.flatten(), reduction="none")
@@ -201,7 +203,9 @@ class Trainer:
 
 def arguments() -> argparse.ArgumentParser:
     """The command line; the defaults are the shipped run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", type=pathlib.Path, default=HERE / ".data/corpus.xz")
     parser.add_argument("--checkpoint", type=pathlib.Path, default=pathlib.Path("run.pt"))
     parser.add_argument("--log", type=pathlib.Path, default=HERE / "train_log.jsonl")
@@ -246,7 +250,10 @@ def run(args: argparse.Namespace, config: Config) -> None:
         state = torch.load(args.checkpoint, map_location=device, weights_only=True)
         trainer.load(state["trainer"])
         first, seconds = state["step"], state["seconds"]
-    print(f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters, steps {first} to {total}", flush=True)
+    print(
+        f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters, steps {first} to {total}",
+        flush=True,
+    )
     end = min(total, args.stop_at)
     loader = DataLoader(
         batches, batch_size=None, sampler=range(first, end), num_workers=args.workers,
@@ -281,8 +288,12 @@ def run(args: argparse.Namespace, config: Config) -> None:
                 if now - began > args.time_limit:
                     break
     seconds += time.monotonic() - loop
-    torch.save({"trainer": trainer.state(), "step": step, "seconds": seconds, "total": total}, args.checkpoint)
-    print(f"step {step} of {total}, {seconds:.1f} s of training, {time.monotonic() - began:.1f} s in this call")
+    torch.save(
+        {"trainer": trainer.state(), "step": step, "seconds": seconds, "total": total}, args.checkpoint
+    )
+    print(
+        f"step {step} of {total}, {seconds:.1f} s of training, {time.monotonic() - began:.1f} s in this call"
+    )
 
 
 if __name__ == "__main__":
