@@ -17,12 +17,13 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/tensor.h"
+#include "client/wire.h"
 #include "proto/santa/attention/v1/attention.grpc.pb.h"
 
 namespace santa::client_testing {
 namespace {
 
-namespace v1 = ::santa::attention::v1;
 using Clock = std::chrono::steady_clock;
 using grpc::ServerContext;
 using grpc::Status;
@@ -62,7 +63,8 @@ std::vector<float> Floats(std::string_view bytes) {
 // The answer of one query over the first `visible` tokens.
 void Attend(const std::vector<std::string>& tokens, int64_t visible, const v1::AttendItem& item,
             v1::AttendResult& result) {
-  const std::vector<float> q = Floats(item.q().data());
+  const std::vector<float> q = ToFloats(item.q()).value_or(std::vector<float>());
+  if (q.size() != kQueryHeads * kHeadDim) return result.mutable_status()->set_code(StatusCode::INVALID_ARGUMENT);
   std::vector<float> o(q.size());
   std::vector<std::vector<float>> rows;  // of each token: k, then v
   for (int64_t i = 0; i < visible; ++i) rows.push_back(Floats(tokens[i]));
@@ -84,8 +86,7 @@ void Attend(const std::vector<std::string>& tokens, int64_t visible, const v1::A
   if (item.options().method() > v1::METHOD_EXACT) {
     for (float& value : o) value *= kSampledFactor;
   }
-  *result.mutable_o() = item.q();
-  result.mutable_o()->set_data(o.data(), o.size() * sizeof(float));
+  *result.mutable_o() = ToWire(FromFloats(o, {1, kQueryHeads, kHeadDim}, FromWire(item.q())->type).view());
   if (item.options().want_statistics()) {
     result.mutable_statistics()->set_visible_tokens(visible);
     result.mutable_statistics()->set_value_rows_read(visible * kKvHeads);
@@ -330,14 +331,20 @@ class FakeAttentionServer::Service final : public v1::AttentionService::Service 
 
 Status FakeAttentionServer::Service::Append(StoredSequence& sequence, uint32_t layer, int64_t position,
                                             const v1::Tensor& k, const v1::Tensor& v) {
-  constexpr size_t kRow = kKvHeads * kHeadDim * sizeof(float);
-  if (layer >= kLayers || k.shape_size() != 3 || k.data().size() != v.data().size() || k.data().size() % kRow != 0) {
+  constexpr size_t kRow = kKvHeads * kHeadDim;
+  const absl::StatusOr<std::vector<float>> k_values = ToFloats(k);
+  const absl::StatusOr<std::vector<float>> v_values = ToFloats(v);
+  if (layer >= kLayers || !k_values.ok() || !v_values.ok() || k_values->size() != v_values->size() ||
+      k_values->size() % kRow != 0) {
     return {StatusCode::INVALID_ARGUMENT, "layer, k or v"};
   }
   std::vector<std::string>& tokens = sequence.tokens[layer];
-  for (size_t i = 0; i * kRow < k.data().size(); ++i) {
+  for (size_t i = 0; i * kRow < k_values->size(); ++i) {
     const size_t at = static_cast<size_t>(position) + i;
-    std::string token = k.data().substr(i * kRow, kRow) + v.data().substr(i * kRow, kRow);
+    std::string token;
+    for (const std::vector<float>* values : {&*k_values, &*v_values}) {
+      token.append(reinterpret_cast<const char*>(values->data() + i * kRow), kRow * sizeof(float));
+    }
     if (at > tokens.size()) return {StatusCode::OUT_OF_RANGE, absl::StrCat("length is ", tokens.size())};
     if (at == tokens.size()) {
       tokens.push_back(std::move(token));
