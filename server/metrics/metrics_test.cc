@@ -1,0 +1,62 @@
+#include "server/metrics/metrics.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace santa {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+TEST(MetricsTest, AStepCountsOnceInEachFamily) {
+  Metrics metrics("1.2.3", "cpu");
+  const float q = 0;
+  Step step;
+  step.queue_time = absl::Milliseconds(1);
+  step.device_time = absl::Milliseconds(2);
+  step.items.resize(3);
+  step.items[0].q = &q;
+  step.items[0].options.method = Method::kS2antaFlash;
+  step.items[0].tokens_appended = 1;
+  step.items[0].statistics = {.visible_tokens = 10, .value_rows_read = 4, .kv_bytes_read = 300, .dense_kv_bytes = 500};
+  step.items[1].q = &q;
+  step.items[1].status = absl::NotFoundError("gone");
+  step.items[2].tokens_appended = 5;  // an upload: no attend item
+  metrics.RecordStep(step);
+  metrics.RecordBatch({.device_time = absl::Seconds(2), .steps = {&step}});
+  metrics.RecordExpired(2);
+  metrics.RecordRpc("Attend", absl::StatusCode::kUnavailable);
+
+  const std::string text =
+      metrics.Render({.running_items = 1, .waiting_items = 2, .total_pages = 8, .free_pages = 6, .sequences = 3});
+  for (const char* line : {
+           "santa_build_info{backend=\"cpu\",version=\"1.2.3\"} 1",
+           "santa_requests_running 1",
+           "santa_requests_waiting 2",
+           "santa_request_queue_seconds_count 1",
+           "santa_attend_seconds_count{method=\"S2ANTA_FLASH\"} 1",
+           "santa_attend_seconds_bucket{method=\"S2ANTA_FLASH\",le=\"0.002\"} 0",
+           "santa_attend_seconds_bucket{method=\"S2ANTA_FLASH\",le=\"0.005\"} 1",
+           "santa_device_seconds_total 2",
+           "santa_kv_bytes_read_total{method=\"S2ANTA_FLASH\"} 300",
+           "santa_dense_kv_bytes_total{method=\"S2ANTA_FLASH\"} 500",
+           "santa_value_rows_read_total{method=\"S2ANTA_FLASH\"} 4",
+           "santa_attend_items_total{code=\"OK\",method=\"S2ANTA_FLASH\"} 1",
+           "santa_attend_items_total{code=\"NOT_FOUND\",method=\"EXACT\"} 1",
+           "santa_tokens_appended_total 6",
+           "santa_kv_cache_usage_ratio 0.25",
+           "santa_kv_pages{state=\"free\"} 6",
+           "santa_kv_pages{state=\"used\"} 2",
+           "santa_sequences 3",
+           "santa_sequences_expired_total 2",
+           "santa_grpc_requests_total{code=\"UNAVAILABLE\",method=\"Attend\"} 1",
+           "santa_batch_items_sum 3",
+       }) {
+    EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
+  }
+  EXPECT_THAT(text, Not(HasSubstr("santa_audit")));
+}
+
+}  // namespace
+}  // namespace santa
