@@ -1,0 +1,36 @@
+#include "kernels/cpu/decode_plan.h"
+
+#include "kernels/sampling/score.h"
+
+namespace santa::cpu {
+
+DecodeShape DecodeShape::Of(const KvLayout& layout, const RowKernels& kernels) {
+  DecodeShape shape = {};
+  shape.num_kv_heads = layout.num_kv_heads;
+  shape.group = layout.group_size();
+  shape.head_dim = layout.head_dim;
+  shape.padded_dim = kernels.padded_dim(layout.head_dim);
+  shape.num_chunks = (shape.group + kChunkHeads - 1) / kChunkHeads;
+  for (int chunk = 0; chunk < shape.num_chunks; ++chunk) shape.pitch_sum += shape.pitch(chunk);
+  return shape;
+}
+
+PlannedItem PlanItem(const DecodeItem& item, const DecodeShape& shape) {
+  PlannedItem plan = {};
+  plan.item = &item;
+  plan.begin = sampling::VisibleBegin(item.num_tokens, item.options.window);
+  plan.end = item.num_tokens;
+  plan.method =
+      static_cast<int64_t>(item.options.sample_count) >= plan.visible() ? Method::kExact : item.options.method;
+  plan.scale = sampling::EffectiveScale(item.options.scale, shape.head_dim);
+  plan.split_tokens = kSplitTokens;
+  if (plan.method == Method::kS2antaFlash || plan.method == Method::kS2antaProp) {
+    plan.tiling = sampling::MakeTiling(plan.begin, plan.end, item.options.sample_count);
+    plan.split_tokens = std::max(kSplitTokens, plan.tiling.size);
+  }
+  plan.first_split = plan.begin / plan.split_tokens;
+  plan.num_splits = (plan.end - 1) / plan.split_tokens - plan.first_split + 1;
+  return plan;
+}
+
+}  // namespace santa::cpu

@@ -1,0 +1,85 @@
+// Decode attention over a KvCache: plans the work, runs its steps on the pool's threads, merges.
+#ifndef SANTA_KERNELS_CPU_DECODER_H_
+#define SANTA_KERNELS_CPU_DECODER_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/cpu/decode_plan.h"
+#include "kernels/cpu/grow_buffer.h"
+#include "kernels/cpu/kv_cache.h"
+#include "kernels/cpu/row_kernels.h"
+#include "kernels/cpu/stored_scores.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/cpu/unit.h"
+
+namespace santa::cpu {
+
+// Not thread safe. Scratch grows to the largest call seen, to about kWaveBytes and what one item needs.
+class Decoder {
+ public:
+  // Items of a call are taken in waves whose partials and stored scores fit in this.
+  static constexpr int64_t kWaveBytes = int64_t{64} << 20;
+
+  // `cache` and `pool` must outlive it.
+  Decoder(const KvCache& cache, ThreadPool& pool);
+
+  void Decode(std::span<const DecodeItem> items);
+
+  const char* target() const { return kernels_.target; }
+
+ private:
+  struct UnitPlace {
+    int32_t item;  // of the wave
+    int32_t kv_head;
+    int32_t split;
+  };
+
+  int64_t PlanWave(std::span<const DecodeItem> items);
+  void PackQueries();
+  void RunUnits();
+  void RunStored();
+  void Merge(const PlannedItem& plan, int kv_head, int worker);
+  void WriteStatistics(const PlannedItem& plan) const;
+
+  Unit UnitAt(int64_t index, int worker);
+  StoredItem StoredItemOf(const PlannedItem& plan) const;
+  StoredUnit StoredUnitOf(const Unit& unit, const StoredItem& item) const;
+  Partial PartialAt(int64_t unit) const;
+  int64_t ItemBytes(const PlannedItem& plan) const;
+  template <typename Predicate, typename Step>
+  void ForStoredUnits(Predicate predicate, Step step);
+
+  const KvCache& cache_;
+  ThreadPool& pool_;
+  const RowKernels& kernels_;
+  const DecodeShape shape_;
+  const DecodeContext context_;
+
+  std::vector<PlannedItem> plans_;  // of the wave
+  std::vector<UnitPlace> units_;
+  GrowBuffer<float> queries_;  // packed, [item][H][padded_dim]
+  // [unit]
+  GrowBuffer<float> partial_max_;
+  GrowBuffer<float> partial_sum_;
+  GrowBuffer<float> partial_output_;
+  GrowBuffer<int32_t> partial_rows_;
+  GrowBuffer<uint64_t> unit_masses_;
+  // [block]
+  GrowBuffer<float> scores_;
+  GrowBuffer<uint64_t> group_masses_;
+  // [item] ...
+  GrowBuffer<TileRecord> tiles_;
+  GrowBuffer<uint64_t> draws_;
+  GrowBuffer<uint64_t> totals_;
+  // [worker]
+  std::vector<WorkerScratch> scratch_;
+  std::vector<BudgetScratch> budget_scratch_;
+  std::vector<std::vector<float>> vectors_;  // a query or output in fp32, and a merged output
+};
+
+}  // namespace santa::cpu
+
+#endif  // SANTA_KERNELS_CPU_DECODER_H_

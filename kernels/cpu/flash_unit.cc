@@ -1,0 +1,78 @@
+// S2ANTA_FLASH (arXiv 2605.01910): each tile's draws are made as soon as its scores are known, so that one pass over K
+// does. A tile's contribution is exp(max_t) sum_t / S_t times its drawn value rows, merged like the blocks of EXACT.
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/cpu/unit.h"
+#include "kernels/sampling/draws.h"
+#include "kernels/sampling/tile_budgets.h"
+#include "kernels/sampling/tiles.h"
+#include "kernels/sampling/uniform.h"
+
+namespace santa::cpu {
+namespace {
+
+// What a tile adds to the partial: its sums of weights; and to each drawn row's count, its factor.
+void AddTile(const Unit& unit, uint32_t budget, const HeadVector* tile_max, const HeadVector* tile_sums,
+             HeadVector* factors) {
+  const DecodeShape& shape = unit.context.shape;
+  for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+    HeadVector max = MaxOf(unit, chunk);
+    for (int lane = 0; lane < 4; ++lane) max.lane[lane] = std::max(max.lane[lane], tile_max[chunk].lane[lane]);
+    RaiseMax(unit, chunk, max);
+    factors[chunk] = HeadVector{};
+    for (int lane = 0; lane < shape.heads(chunk); ++lane) {
+      const float sum = std::exp(tile_max[chunk].lane[lane] - max.lane[lane]) * tile_sums[chunk].lane[lane];
+      unit.partial.sum[chunk * kChunkHeads + lane] += sum;
+      factors[chunk].lane[lane] = sum / static_cast<float>(budget);
+    }
+  }
+}
+
+}  // namespace
+
+void FlashUnit(const Unit& unit) {
+  const PlannedItem& plan = unit.plan;
+  const DecodeShape& shape = unit.context.shape;
+  WorkerScratch& scratch = unit.scratch;
+  const int64_t tile_blocks = std::min(plan.tiling.size / kBlockRows, plan.blocks_per_split());
+  const BlockArrays first = {scratch.scores.AtLeast(tile_blocks * BlockArrays::ScoresSize(shape)),
+                             scratch.group_masses.AtLeast(tile_blocks * BlockArrays::GroupsSize(shape))};
+  HeadVector* tile_max = scratch.max.AtLeast(shape.num_chunks);
+  HeadVector* tile_sums = scratch.sums.AtLeast(shape.num_chunks);
+  HeadVector* factors = scratch.factors.AtLeast(shape.num_chunks);
+  uint64_t* cumulative = scratch.cumulative.AtLeast(shape.group);
+  ClearPartial(unit);
+  scratch.gatherer.Begin(shape);
+  for (int64_t begin = unit.begin(); begin < unit.end();) {
+    const int64_t tile = begin / plan.tiling.size - plan.tiling.first;
+    const int64_t end = sampling::TileEnd(plan.tiling, tile);
+    const uint32_t budget = sampling::FlashBudget(plan.tiling, tile, plan.item->options.sample_count);
+    WeighTile(unit, begin, end, first, tile_max, tile_sums);
+    scratch.cursors.clear();
+    for (int head = 0; head < shape.group; ++head) {
+      const sampling::DrawGrid grid = sampling::MakeDrawGrid(MassOfTile(shape, first, begin, end, head), budget);
+      const uint64_t random = sampling::Random64(StreamOf(plan, unit.first_head() + head), sampling::Purpose::kTile,
+                                                 static_cast<uint32_t>(plan.tiling.first + tile));
+      scratch.cursors.emplace_back(grid, sampling::UniformBelow(random, grid.total));
+      cumulative[head] = 0;
+    }
+    scratch.gatherer.Flush(unit.context);
+    AddTile(unit, budget, tile_max, tile_sums, factors);
+    BlockArrays arrays = first;
+    for (int64_t block = begin; block < end; arrays = arrays.Next(shape)) {
+      const int64_t block_end = BlockEnd(block, end);
+      for (int head = 0; head < shape.group; ++head) {
+        scratch.gatherer.Draw(shape, head, arrays, static_cast<int>(block_end - block), &cumulative[head],
+                              scratch.cursors[head]);
+      }
+      *unit.partial.rows +=
+          scratch.gatherer.Queue(unit.context, unit.Runs(block, block_end), factors, unit.partial.output);
+      block = block_end;
+    }
+    begin = end;
+  }
+  scratch.gatherer.Flush(unit.context);
+}
+
+}  // namespace santa::cpu

@@ -1,0 +1,85 @@
+#include "kernels/cpu/kv_cache.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cpu/convert.h"
+
+namespace santa::cpu {
+namespace {
+
+constexpr int64_t kTokensPerTask = 64;
+
+}  // namespace
+
+absl::StatusOr<KvCache> KvCache::Allocate(const KvLayout& layout, int32_t num_pages, ThreadPool& pool) {
+  size_t layer_bytes = 0;
+  size_t bytes = 0;
+  if (__builtin_mul_overflow(layout.layer_page_bytes(), static_cast<size_t>(num_pages), &layer_bytes) ||
+      __builtin_mul_overflow(layer_bytes, static_cast<size_t>(layout.num_layers), &bytes) ||
+      bytes > std::numeric_limits<size_t>::max() / 4) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("a KV cache of ", num_pages, " pages of ", layout.page_bytes(), " bytes has no address"));
+  }
+  absl::StatusOr<PageMemory> memory = PageMemory::Allocate(bytes, pool);
+  if (!memory.ok()) return memory.status();
+  KvCache cache;
+  cache.layout_ = layout;
+  cache.num_pages_ = num_pages;
+  cache.memory_ = *std::move(memory);
+  cache.row_.resize(layout.row_bytes());
+  return cache;
+}
+
+uint8_t* KvCache::KeyRow(const KvAppend& append, int64_t token, int32_t kv_head) const {
+  const int32_t page = append.page_table[token / layout_.page_size];
+  return memory_.data() + PageOffset(append.layer, page) + layout_.head_page_bytes() * kv_head +
+         layout_.row_bytes() * (token % layout_.page_size);
+}
+
+void KvCache::Append(const KvAppend& append, ThreadPool& pool) {
+  const size_t head_bytes = static_cast<size_t>(layout_.head_dim) * SizeOf(append.dtype);
+  const auto* k = static_cast<const uint8_t*>(append.k);
+  const auto* v = static_cast<const uint8_t*>(append.v);
+  pool.ParallelFor((append.num_tokens + kTokensPerTask - 1) / kTokensPerTask, [&](int64_t task, int) {
+    const int64_t end = std::min((task + 1) * kTokensPerTask, append.num_tokens);
+    for (int64_t token = task * kTokensPerTask; token < end; ++token) {
+      for (int32_t head = 0; head < layout_.num_kv_heads; ++head) {
+        const size_t source = (static_cast<size_t>(token) * layout_.num_kv_heads + head) * head_bytes;
+        uint8_t* row = KeyRow(append, append.position + token, head);
+        Convert(append.dtype, k + source, layout_.dtype, row, layout_.head_dim);
+        Convert(append.dtype, v + source, layout_.dtype, row + value_offset(), layout_.head_dim);
+      }
+    }
+  });
+}
+
+bool KvCache::Compare(const KvAppend& append) {
+  const size_t head_bytes = static_cast<size_t>(layout_.head_dim) * SizeOf(append.dtype);
+  const auto matches = [&](const void* tensor, size_t source, const uint8_t* row) {
+    Convert(append.dtype, static_cast<const uint8_t*>(tensor) + source, layout_.dtype, row_.data(), layout_.head_dim);
+    return std::memcmp(row_.data(), row, row_.size()) == 0;
+  };
+  for (int64_t token = 0; token < append.num_tokens; ++token) {
+    for (int32_t head = 0; head < layout_.num_kv_heads; ++head) {
+      const size_t source = (static_cast<size_t>(token) * layout_.num_kv_heads + head) * head_bytes;
+      const uint8_t* row = KeyRow(append, append.position + token, head);
+      if (!matches(append.k, source, row) || !matches(append.v, source, row + value_offset())) return false;
+    }
+  }
+  return true;
+}
+
+void KvCache::CopyPages(std::span<const PageCopy> copies) {
+  for (const PageCopy& copy : copies) {
+    for (int32_t layer = 0; layer < layout_.num_layers; ++layer) {
+      std::memcpy(memory_.data() + PageOffset(layer, copy.to), memory_.data() + PageOffset(layer, copy.from),
+                  layout_.layer_page_bytes());
+    }
+  }
+}
+
+}  // namespace santa::cpu

@@ -1,0 +1,62 @@
+#include "kernels/cpu/row_kernels.h"
+
+// The least that is compiled for is SSE4 (MakeCpuBackend refuses an x86 without it): Highway's own least is one lane at
+// a time, which these loops do not support.
+#define HWY_WANT_SSE4 1
+// SSSE3 and AVX3_DL have nothing that these loops could use beyond SSE4 and AVX3.
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL)
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/row_kernels.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+// These need the lines above.
+#include "kernels/cpu/row_products-inl.h"
+#include "kernels/cpu/softmax-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace santa::cpu {
+namespace HWY_NAMESPACE {
+
+template <typename Row>
+const RowKernels* Table() {
+  static constexpr RowKernels kTable = {
+      .target = HWY_STR(HWY_NAMESPACE),
+      .lanes = kLanes,
+      .pack = Row::Pack,
+      .unpack = Row::Unpack,
+      .score = Score<Row>,
+      .accumulate = Accumulate<Row>,
+      .finish_scores = FinishScores,
+      .exponentials = Exponentials,
+      .masses = Masses,
+      .scale = Scale,
+      .add_scaled = AddScaled,
+  };
+  return &kTable;
+}
+
+const RowKernels* TableOf(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return Table<Fp32Row>();
+    case DType::kBFloat16:
+      return Table<Bf16Row>();
+    case DType::kFloat16:
+      break;
+  }
+  return Table<Fp16Row>();
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace santa::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace santa::cpu {
+
+HWY_EXPORT(TableOf);
+
+const RowKernels& GetRowKernels(DType dtype) { return *HWY_DYNAMIC_DISPATCH(TableOf)(dtype); }
+
+}  // namespace santa::cpu
+#endif  // HWY_ONCE

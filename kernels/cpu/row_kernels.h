@@ -1,0 +1,90 @@
+// The inner loops of decode attention over rows of K and V, one table of functions for each vector instruction set,
+// chosen at run time for the CPU that the program meets.
+//
+// Query heads come in chunks of up to four that share the loads of a row. Scores and what is made of them (weights,
+// masses) are interleaved, [row][pitch] with pitch = Pitch(heads): number `row * pitch + head`. A per-head value beside
+// them is four floats, HeadVector, repeated with period pitch: it then lines up with every four interleaved numbers.
+// Score arrays must have room for the rows rounded up to kRowGroup, plus kRowGroup more.
+//
+// Packed vectors (queries, sums of value rows) have padded_dim floats a head, in an order of the kernels' own; the
+// padding is 0.
+//
+// All functions are thread safe and allocate nothing.
+#ifndef SANTA_KERNELS_CPU_ROW_KERNELS_H_
+#define SANTA_KERNELS_CPU_ROW_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/attention.h"
+
+namespace santa::cpu {
+
+inline constexpr int kChunkHeads = 4;   // query heads in a chunk, at most
+inline constexpr int kRowGroup = 16;    // rows whose masses are also summed up
+inline constexpr int kMaxRun = 64;      // rows of one Run, at most: they stay in the L1 cache between two chunks
+inline constexpr int kBlockRows = 256;  // rows of a block: their weights stay in the L1 cache, K and V in L2
+
+constexpr int Pitch(int heads) { return heads == 3 ? 4 : heads; }
+
+struct HeadVector {
+  float lane[4];
+};
+
+// Consecutive rows of K or V, in one run of memory.
+struct ScoreArgs {
+  const uint8_t* rows = nullptr;
+  int num_rows = 0;  // [1, kMaxRun]
+  int head_dim = 0;
+  int heads = 0;                   // [1, kChunkHeads]
+  const float* queries = nullptr;  // packed, [heads][padded_dim]
+  float* scores = nullptr;         // written: dot products, [num_rows][pitch], and garbage up to kRowGroup rows beyond
+  const uint8_t* prefetch = nullptr;  // as many bytes that will be needed soon, or null
+};
+
+struct AccumulateArgs {
+  const uint8_t* rows = nullptr;  // consecutive rows, or null: row_pointers
+  const uint8_t* const* row_pointers = nullptr;
+  int num_rows = 0;  // >= 0
+  int head_dim = 0;
+  int heads = 0;
+  const float* weights = nullptr;     // [num_rows][pitch]
+  float* sums = nullptr;              // packed, [heads][padded_dim]: += weight * row
+  const uint8_t* prefetch = nullptr;  // beside `rows`: as many bytes that will be needed soon, or null
+};
+
+struct RowKernels {
+  const char* target;  // instruction set, for people
+  int lanes;           // floats in a vector
+
+  // Floats a head in packed vectors.
+  int padded_dim(int head_dim) const { return (head_dim + 2 * lanes - 1) / (2 * lanes) * (2 * lanes); }
+
+  void (*pack)(const float* vector, int head_dim, float* packed);
+  void (*unpack)(const float* packed, int head_dim, float factor, float* vector);  // times `factor`
+  void (*score)(const ScoreArgs& args);
+  void (*accumulate)(const AccumulateArgs& args);
+
+  // Turns dot products into scores (sampling::Score) in place, pads them with -inf up to a multiple of kRowGroup rows,
+  // and raises `max` to the largest of each head.
+  void (*finish_scores)(float* scores, int num_rows, int pitch, float scale, float soft_cap, HeadVector* max);
+
+  // weights = exp(scores - max), which may be the same array, and their sums. 0 where it would be subnormal. `weights`
+  // may be null: only the sums.
+  HeadVector (*exponentials)(const float* scores, int num_rows, int pitch, const HeadVector& max, float* weights);
+
+  // In place of the weights (uint32 in the same array) their masses (sampling::RowMass), and those of each group of
+  // kRowGroup rows: group_masses[group][pitch].
+  void (*masses)(float* weights, int num_rows, int pitch, uint64_t* group_masses);
+
+  // `count` a multiple of `lanes`, as in packed vectors.
+  void (*scale)(float* values, float factor, int count);                           // values *= factor
+  void (*add_scaled)(float* values, const float* other, float factor, int count);  // values += factor * other
+};
+
+// The table for rows of `dtype` and the best instruction set of this CPU.
+const RowKernels& GetRowKernels(DType dtype);
+
+}  // namespace santa::cpu
+
+#endif  // SANTA_KERNELS_CPU_ROW_KERNELS_H_

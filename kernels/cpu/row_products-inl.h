@@ -1,0 +1,202 @@
+// Products with rows of K (dot products with the queries of a chunk) and of V (weighted sums).
+#if defined(SANTA_KERNELS_CPU_ROW_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SANTA_KERNELS_CPU_ROW_PRODUCTS_INL_H_
+#undef SANTA_KERNELS_CPU_ROW_PRODUCTS_INL_H_
+#else
+#define SANTA_KERNELS_CPU_ROW_PRODUCTS_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "kernels/cpu/row_kernels.h"
+#include "kernels/cpu/row_load-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace santa::cpu {
+namespace HWY_NAMESPACE {
+
+// The L2 cache: what is fetched ahead is up to a block away, more than L1 holds.
+HWY_INLINE void PrefetchBytes(const uint8_t* bytes, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(bytes + i, 0, 2);
+}
+
+// Lane l of every 128-bit block of the result: the sum of that block of the l-th argument.
+HWY_INLINE Vector SumBlocks(Vector a, Vector b, Vector c, Vector d) {
+  const FloatTag df;
+  const hn::RepartitionToWide<hn::RebindToUnsigned<FloatTag>> du64;
+  const auto ab = hn::BitCast(du64, hn::Add(hn::InterleaveLower(df, a, b), hn::InterleaveUpper(df, a, b)));
+  const auto cd = hn::BitCast(du64, hn::Add(hn::InterleaveLower(df, c, d), hn::InterleaveUpper(df, c, d)));
+  return hn::Add(hn::BitCast(df, hn::InterleaveLower(du64, ab, cd)),
+                 hn::BitCast(df, hn::InterleaveUpper(du64, ab, cd)));
+}
+
+// Element i of the result: the sum of the lanes of sums[i], i in [0, kLanes).
+HWY_INLINE Vector SumEach(const Vector* sums) {
+  const FloatTag d;
+  (void)d;
+  const Vector s0 = SumBlocks(sums[0], sums[1], sums[2], sums[3]);
+#if HWY_MAX_BYTES == 16
+  return s0;
+#else
+  const Vector s1 = SumBlocks(sums[4], sums[5], sums[6], sums[7]);
+  const Vector s01 = hn::Add(hn::OddEvenBlocks(s1, s0), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(s0, s1)));
+#if HWY_MAX_BYTES == 32
+  return s01;
+#else
+  const Vector s2 = SumBlocks(sums[8], sums[9], sums[10], sums[11]);
+  const Vector s3 = SumBlocks(sums[12], sums[13], sums[14], sums[15]);
+  const Vector s23 = hn::Add(hn::OddEvenBlocks(s3, s2), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(s2, s3)));
+  return hn::Add(hn::ConcatUpperLower(d, s23, s01), hn::ConcatLowerUpper(d, s23, s01));
+#endif
+#endif
+}
+
+// One vector of scores at a time: as many rows as fill it, each row's two vectors multiplied with every query.
+template <typename Row, int kHeads>
+HWY_INLINE void ScoreChunk(const ScoreArgs& args) {
+  constexpr int kPitch = Pitch(kHeads);
+  constexpr int kRows = kLanes / kPitch;
+  const FloatTag d;
+  const int pairs = args.head_dim / kPair;
+  const int tail = args.head_dim % kPair;
+  const int padded_dim = (pairs + (tail != 0)) * kPair;
+  const int64_t row_bytes = static_cast<int64_t>(args.head_dim) * Row::kElementBytes;
+  for (int first = 0; first < args.num_rows; first += kRows) {
+    const uint8_t* rows[kRows];
+    for (int r = 0; r < kRows; ++r) rows[r] = args.rows + std::min(first + r, args.num_rows - 1) * row_bytes;
+    if (args.prefetch != nullptr) {
+      PrefetchBytes(args.prefetch + first * row_bytes, std::min(kRows, args.num_rows - first) * row_bytes);
+    }
+    Vector sums[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) sums[i] = hn::Zero(d);
+    const auto multiply = [&](int r, int pair, Vector x, Vector y) HWY_ATTR {
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        const float* query = args.queries + h * padded_dim + pair * kPair;
+        Vector& sum = sums[r * kPitch + h];
+        sum = hn::MulAdd(x, hn::LoadU(d, query), sum);
+        sum = hn::MulAdd(y, hn::LoadU(d, query + kLanes), sum);
+      }
+    };
+    for (int pair = 0; pair < pairs; ++pair) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        Vector x, y;
+        Row::Load(rows[r] + pair * kPair * Row::kElementBytes, x, y);
+        multiply(r, pair, x, y);
+      }
+    }
+    if (tail != 0) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        Vector x, y;
+        Row::LoadTail(rows[r] + pairs * kPair * Row::kElementBytes, tail, x, y);
+        multiply(r, pairs, x, y);
+      }
+    }
+    hn::StoreU(SumEach(sums), d, args.scores + first * kPitch);
+  }
+}
+
+template <typename Row>
+void Score(const ScoreArgs& args) {
+  switch (args.heads) {
+    case 1:
+      return ScoreChunk<Row, 1>(args);
+    case 2:
+      return ScoreChunk<Row, 2>(args);
+    case 3:
+      return ScoreChunk<Row, 3>(args);
+    default:
+      return ScoreChunk<Row, 4>(args);
+  }
+}
+
+// Columns [pair, pair + kPairs) * kPair of all rows, the sums in registers. kTail: one pair of `tail` elements.
+template <typename Row, int kHeads, int kPairs, bool kTail>
+HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, int pair, int tail, int padded_dim) {
+  constexpr int kPitch = Pitch(kHeads);
+  // Rows at random addresses: far enough ahead to hide a miss, near enough to stay in L1.
+  constexpr int kAhead = 6;
+  const FloatTag d;
+  const int64_t row_bytes = static_cast<int64_t>(args.head_dim) * Row::kElementBytes;
+  Vector sums[kHeads][2 * kPairs];
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 16
+    for (int v = 0; v < 2 * kPairs; ++v) {
+      sums[h][v] = hn::LoadU(d, args.sums + h * padded_dim + pair * kPair + v * kLanes);
+    }
+  }
+  for (int r = 0; r < args.num_rows; ++r) {
+    const uint8_t* row = args.rows != nullptr ? args.rows + r * row_bytes : args.row_pointers[r];
+    if (pair == 0) {
+      if (args.prefetch != nullptr) PrefetchBytes(args.prefetch + r * row_bytes, row_bytes);
+      if (args.rows == nullptr && r + kAhead < args.num_rows) {
+        for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(args.row_pointers[r + kAhead] + i);
+      }
+    }
+#pragma GCC unroll 8
+    for (int p = 0; p < kPairs; ++p) {
+      Vector x, y;
+      const uint8_t* elements = row + (pair + p) * kPair * Row::kElementBytes;
+      if constexpr (kTail) {
+        Row::LoadTail(elements, tail, x, y);
+      } else {
+        Row::Load(elements, x, y);
+      }
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        const Vector weight = hn::Set(d, args.weights[r * kPitch + h]);
+        sums[h][2 * p] = hn::MulAdd(weight, x, sums[h][2 * p]);
+        sums[h][2 * p + 1] = hn::MulAdd(weight, y, sums[h][2 * p + 1]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 16
+    for (int v = 0; v < 2 * kPairs; ++v) {
+      hn::StoreU(sums[h][v], d, args.sums + h * padded_dim + pair * kPair + v * kLanes);
+    }
+  }
+}
+
+template <typename Row, int kHeads>
+HWY_INLINE void AccumulateChunk(const AccumulateArgs& args) {
+  // Half of the registers hold sums.
+  constexpr int kRegisters = HWY_MAX_BYTES == 64 ? 32 : 16;
+  constexpr int kPairs = std::max(1, kRegisters / 4 / Pitch(kHeads) > 4 ? 4 : kRegisters / 4 / Pitch(kHeads));
+  const int pairs = args.head_dim / kPair;
+  const int tail = args.head_dim % kPair;
+  const int padded_dim = (pairs + (tail != 0)) * kPair;
+  int pair = 0;
+  for (; pair + kPairs <= pairs; pair += kPairs) {
+    AccumulateColumns<Row, kHeads, kPairs, false>(args, pair, 0, padded_dim);
+  }
+  for (; pair < pairs; ++pair) AccumulateColumns<Row, kHeads, 1, false>(args, pair, 0, padded_dim);
+  if (tail != 0) AccumulateColumns<Row, kHeads, 1, true>(args, pair, tail, padded_dim);
+}
+
+template <typename Row>
+void Accumulate(const AccumulateArgs& args) {
+  switch (args.heads) {
+    case 1:
+      return AccumulateChunk<Row, 1>(args);
+    case 2:
+      return AccumulateChunk<Row, 2>(args);
+    case 3:
+      return AccumulateChunk<Row, 3>(args);
+    default:
+      return AccumulateChunk<Row, 4>(args);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace santa::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // SANTA_KERNELS_CPU_ROW_PRODUCTS_INL_H_

@@ -1,0 +1,319 @@
+#include "kernels/cpu/stored_scores.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "kernels/sampling/draws.h"
+#include "kernels/sampling/mass.h"
+#include "kernels/sampling/tile_budgets.h"
+#include "kernels/sampling/tiles.h"
+#include "kernels/sampling/uniform.h"
+
+namespace santa::cpu {
+namespace {
+
+constexpr uint64_t kNoMoreDraws = std::numeric_limits<uint64_t>::max();
+
+// SANTA's draws of one head in ascending order.
+class SortedCursor {
+ public:
+  SortedCursor(const uint64_t* next, const uint64_t* end) : next_(next), end_(end) {}
+  uint64_t position() const { return next_ < end_ ? *next_ : kNoMoreDraws; }
+  void Advance() { ++next_; }
+
+ private:
+  const uint64_t* next_;
+  const uint64_t* end_;
+};
+
+// STRATIFIED's: one in each stratum, hence in ascending order.
+class StratifiedCursor {
+ public:
+  StratifiedCursor(const sampling::RandomStream& stream, const sampling::DrawGrid& grid, uint32_t first_draw)
+      : stream_(stream), grid_(grid), draw_(first_draw) {
+    Place();
+  }
+  uint64_t position() const { return position_; }
+  void Advance() {
+    ++draw_;
+    Place();
+  }
+
+ private:
+  void Place() {
+    if (draw_ >= grid_.draws) {
+      position_ = kNoMoreDraws;
+      return;
+    }
+    const uint64_t random = sampling::Random64(stream_, sampling::Purpose::kDraw, draw_);
+    position_ = sampling::DrawPosition(grid_, draw_, sampling::UniformBelow(random, grid_.total));
+  }
+
+  sampling::RandomStream stream_;
+  sampling::DrawGrid grid_;
+  uint32_t draw_;
+  uint64_t position_;
+};
+
+// The line that one head's draws fall on.
+struct HeadDraws {
+  uint64_t total;
+  uint64_t below;  // masses of the tokens before
+  sampling::DrawGrid grid;
+};
+
+HeadDraws DrawsOf(const StoredUnit& stored, int head) {
+  const uint64_t total = stored.item.totals[stored.unit.first_head() + head];
+  return {total, stored.masses()[head], sampling::MakeDrawGrid(total, stored.unit.plan.item->options.sample_count)};
+}
+
+// The first draw at or after `below`, or the last one where none is: its cursor finds nothing more.
+uint32_t FirstDraw(const HeadDraws& draws, uint64_t offset) {
+  return std::min(sampling::SystematicDrawsBelow(draws.grid, draws.below, offset), draws.grid.draws - 1);
+}
+
+void DrawBlockOfHead(const StoredUnit& stored, const BlockArrays& arrays, int num_rows, int head) {
+  const Unit& unit = stored.unit;
+  const DecodeShape& shape = unit.context.shape;
+  const sampling::RandomStream stream = StreamOf(unit.plan, unit.first_head() + head);
+  HeadDraws draws = DrawsOf(stored, head);
+  uint64_t& below = unit.scratch.cumulative.data()[head];
+  draws.below = below;
+  Gatherer& gatherer = unit.scratch.gatherer;
+  // The cursors start anew in each block: a block's draws then need no state but the masses below it.
+  switch (unit.plan.method) {
+    case Method::kSanta: {
+      const uint64_t* begin = stored.item.draws + static_cast<int64_t>(unit.first_head() + head) * draws.grid.draws;
+      const uint64_t* end = begin + draws.grid.draws;
+      SortedCursor cursor(std::lower_bound(begin, end, below), end);
+      return gatherer.Draw(shape, head, arrays, num_rows, &below, cursor);
+    }
+    case Method::kStratified: {
+      // The last draw of a stratum that begins below may still fall here.
+      const uint32_t begun = sampling::SystematicDrawsBelow(draws.grid, below, 0);
+      StratifiedCursor cursor(stream, draws.grid, begun == 0 ? 0 : begun - 1);
+      if (cursor.position() < below) cursor.Advance();
+      return gatherer.Draw(shape, head, arrays, num_rows, &below, cursor);
+    }
+    default: {
+      const uint64_t offset =
+          sampling::UniformBelow(sampling::Random64(stream, sampling::Purpose::kDraw, 0), draws.total);
+      sampling::SystematicCursor cursor(draws.grid, offset, FirstDraw(draws, offset));
+      if (cursor.position() < below) cursor.Advance();
+      return gatherer.Draw(shape, head, arrays, num_rows, &below, cursor);
+    }
+  }
+}
+
+// The blocks of the unit as (first token, one past the last, arrays).
+template <typename Body>
+void ForEachBlock(const StoredUnit& stored, Body body) {
+  const Unit& unit = stored.unit;
+  BlockArrays arrays = stored.first;
+  for (int64_t begin = unit.begin(); begin < unit.end(); arrays = arrays.Next(unit.context.shape)) {
+    const int64_t end = BlockEnd(begin, unit.end());
+    body(begin, end, arrays);
+    begin = end;
+  }
+}
+
+void GatherBlock(const Unit& unit, int64_t begin, int64_t end) {
+  *unit.partial.rows += unit.scratch.gatherer.Queue(unit.context, unit.Runs(begin, end), unit.scratch.factors.data(),
+                                                    unit.partial.output);
+}
+
+void GatherTiles(const StoredUnit& stored) {
+  const Unit& unit = stored.unit;
+  const PlannedItem& plan = unit.plan;
+  const DecodeShape& shape = unit.context.shape;
+  WorkerScratch& scratch = unit.scratch;
+  BlockArrays first = stored.first;
+  for (int64_t begin = unit.begin(); begin < unit.end();) {
+    const int64_t tile = begin / plan.tiling.size - plan.tiling.first;
+    const int64_t end = sampling::TileEnd(plan.tiling, tile);
+    const auto number = static_cast<uint32_t>(plan.tiling.first + tile);
+    scratch.cursors.clear();
+    for (int head = 0; head < shape.group; ++head) {
+      const TileRecord& record = stored.tiles(head)[tile];
+      // A tile without draws gets a cursor that is never asked.
+      const sampling::DrawGrid grid = sampling::MakeDrawGrid(record.masses, std::max(record.budget, 1u));
+      const uint64_t random =
+          sampling::Random64(StreamOf(plan, unit.first_head() + head), sampling::Purpose::kTile, number);
+      scratch.cursors.emplace_back(grid, sampling::UniformBelow(random, grid.total));
+      scratch.cumulative.data()[head] = 0;
+    }
+    for (int64_t block = begin; block < end; first = first.Next(shape)) {
+      const int64_t block_end = BlockEnd(block, end);
+      for (int head = 0; head < shape.group; ++head) {
+        if (stored.tiles(head)[tile].budget == 0) continue;
+        scratch.gatherer.Draw(shape, head, first, static_cast<int>(block_end - block), &scratch.cumulative.data()[head],
+                              scratch.cursors[head]);
+      }
+      GatherBlock(unit, block, block_end);
+      block = block_end;
+    }
+    begin = end;
+  }
+}
+
+}  // namespace
+
+void StoreScores(const StoredUnit& stored) {
+  const Unit& unit = stored.unit;
+  const DecodeShape& shape = unit.context.shape;
+  HeadVector* max = unit.scratch.max.AtLeast(shape.num_chunks);
+  std::fill_n(max, shape.num_chunks, kNoScore);
+  ClearPartial(unit);
+  ForEachBlock(stored, [&](int64_t begin, int64_t end, const BlockArrays& arrays) {
+    const RunList next = end < unit.end() ? unit.Runs(end, BlockEnd(end, unit.end())) : RunList();
+    ScoreBlock(unit.context, unit.plan, unit.queries, unit.Runs(begin, end), Fetch::kKeys, next, arrays, max);
+  });
+  for (int head = 0; head < shape.group; ++head) {
+    unit.partial.max[head] = max[head / kChunkHeads].lane[head % kChunkHeads];
+  }
+}
+
+void WeighHeads(const StoredUnit& stored) {
+  const Unit& unit = stored.unit;
+  const DecodeShape& shape = unit.context.shape;
+  // The largest score of each head in all units of the item.
+  HeadVector* max = unit.scratch.max.AtLeast(shape.num_chunks);
+  HeadVector* sums = unit.scratch.sums.AtLeast(shape.num_chunks);
+  std::fill_n(sums, shape.num_chunks, HeadVector{});
+  const float* unit_max = stored.item.first_partial.max + unit.kv_head * unit.plan.num_splits * shape.group;
+  for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+    for (int lane = 0; lane < 4; ++lane) {
+      const int head = chunk * kChunkHeads + lane % shape.pitch(chunk);
+      max[chunk].lane[lane] = 0;
+      if (head >= shape.group) continue;
+      float largest = unit_max[head];
+      for (int64_t split = 1; split < unit.plan.num_splits; ++split) {
+        largest = std::max(largest, unit_max[split * shape.group + head]);
+      }
+      max[chunk].lane[lane] = largest;
+    }
+  }
+  std::fill_n(stored.masses(), shape.group, uint64_t{0});
+  ForEachBlock(stored, [&](int64_t begin, int64_t end, const BlockArrays& arrays) {
+    const int num_rows = static_cast<int>(end - begin);
+    WeighBlock(unit.context, arrays, num_rows, max, sums);
+    for (int head = 0; head < shape.group; ++head) {
+      stored.masses()[head] += MassOfBlock(shape, arrays, num_rows, head);
+    }
+  });
+  for (int head = 0; head < shape.group; ++head) {
+    unit.partial.sum[head] = sums[head / kChunkHeads].lane[head % kChunkHeads];
+  }
+}
+
+void PlaceDraws(const DecodeContext& context, const PlannedItem& plan, const StoredItem& item, int kv_head) {
+  const DecodeShape& shape = context.shape;
+  const uint32_t samples = plan.item->options.sample_count;
+  uint64_t* masses = item.unit_masses + kv_head * plan.num_splits * shape.group;
+  for (int in_group = 0; in_group < shape.group; ++in_group) {
+    const int head = kv_head * shape.group + in_group;
+    uint64_t total = 0;
+    for (int64_t split = 0; split < plan.num_splits; ++split) {
+      uint64_t& of_unit = masses[split * shape.group + in_group];
+      const uint64_t below = total;
+      total += of_unit;
+      of_unit = below;
+    }
+    item.totals[head] = total;
+    // The units' sums refer to the largest score of them all.
+    float* max = item.first_partial.max + kv_head * plan.num_splits * shape.group + in_group;
+    for (int64_t split = 1; split < plan.num_splits; ++split) max[0] = std::max(max[0], max[split * shape.group]);
+    for (int64_t split = 1; split < plan.num_splits; ++split) max[split * shape.group] = max[0];
+    if (plan.method != Method::kSanta) continue;
+    const sampling::RandomStream stream = StreamOf(plan, head);
+    uint64_t* draws = item.draws + static_cast<int64_t>(head) * samples;
+    for (uint32_t draw = 0; draw < samples; draw += 2) {
+      const sampling::Random64Pair pair = sampling::RandomPair(stream, sampling::Purpose::kDraw, draw / 2);
+      draws[draw] = sampling::UniformBelow(pair.value[0], total);
+      if (draw + 1 < samples) draws[draw + 1] = sampling::UniformBelow(pair.value[1], total);
+    }
+    std::sort(draws, draws + samples);
+  }
+}
+
+void StoreTiles(const StoredUnit& stored) {
+  const Unit& unit = stored.unit;
+  const PlannedItem& plan = unit.plan;
+  const DecodeShape& shape = unit.context.shape;
+  HeadVector* max = unit.scratch.max.AtLeast(shape.num_chunks);
+  HeadVector* sums = unit.scratch.sums.AtLeast(shape.num_chunks);
+  ClearPartial(unit);
+  BlockArrays first = stored.first;
+  for (int64_t begin = unit.begin(); begin < unit.end();) {
+    const int64_t tile = begin / plan.tiling.size - plan.tiling.first;
+    const int64_t end = sampling::TileEnd(plan.tiling, tile);
+    WeighTile(unit, begin, end, first, max, sums);
+    for (int head = 0; head < shape.group; ++head) {
+      const int chunk = head / kChunkHeads;
+      const int lane = head % kChunkHeads;
+      stored.tiles(head)[tile] = {MassOfTile(shape, first, begin, end, head), max[chunk].lane[lane],
+                                  sums[chunk].lane[lane], 0};
+    }
+    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+      HeadVector largest = MaxOf(unit, chunk);
+      for (int lane = 0; lane < 4; ++lane) largest.lane[lane] = std::max(largest.lane[lane], max[chunk].lane[lane]);
+      RaiseMax(unit, chunk, largest);
+      for (int lane = 0; lane < shape.heads(chunk); ++lane) {
+        unit.partial.sum[chunk * kChunkHeads + lane] +=
+            std::exp(max[chunk].lane[lane] - largest.lane[lane]) * sums[chunk].lane[lane];
+      }
+    }
+    for (; begin < end; begin = BlockEnd(begin, end)) first = first.Next(shape);
+  }
+}
+
+void ShareBudgets(const DecodeContext& context, const PlannedItem& plan, const StoredItem& item, int kv_head,
+                  BudgetScratch& scratch) {
+  const uint32_t samples = plan.item->options.sample_count;
+  const int64_t count = plan.tiling.count;
+  uint64_t* masses = scratch.masses.AtLeast(count);
+  uint32_t* budgets = scratch.budgets.AtLeast(count);
+  for (int head = kv_head * context.shape.group; head < (kv_head + 1) * context.shape.group; ++head) {
+    TileRecord* tiles = item.tiles + head * count;
+    float largest = tiles[0].max;
+    for (int64_t tile = 1; tile < count; ++tile) largest = std::max(largest, tiles[tile].max);
+    uint64_t total = 0;
+    for (int64_t tile = 0; tile < count; ++tile) {
+      masses[tile] = sampling::TileMass(tiles[tile].masses, std::exp(tiles[tile].max - largest));
+      total += masses[tile];
+    }
+    if (plan.item->options.budget_rounding == BudgetRounding::kLargestRemainder) {
+      sampling::LargestRemainderBudgets(masses, count, total, samples, budgets, scratch.remainders.AtLeast(count));
+    } else {
+      const uint64_t random = sampling::Random64(StreamOf(plan, head), sampling::Purpose::kBudget, 0);
+      sampling::SystematicBudgets(masses, count, sampling::MakeDrawGrid(total, samples),
+                                  sampling::UniformBelow(random, total), budgets);
+    }
+    for (int64_t tile = 0; tile < count; ++tile) tiles[tile].budget = budgets[tile];
+  }
+}
+
+void GatherDraws(const StoredUnit& stored) {
+  const Unit& unit = stored.unit;
+  const DecodeShape& shape = unit.context.shape;
+  std::fill_n(unit.scratch.factors.AtLeast(shape.num_chunks), shape.num_chunks, HeadVector{{1, 1, 1, 1}});
+  uint64_t* cumulative = unit.scratch.cumulative.AtLeast(shape.group);
+  unit.scratch.gatherer.Begin(shape);
+  if (unit.plan.method == Method::kS2antaProp) {
+    // A sum of rows that were each drawn with probability: the maximum that the sums refer to plays no part in it.
+    GatherTiles(stored);
+  } else {
+    std::copy_n(stored.masses(), shape.group, cumulative);
+    ForEachBlock(stored, [&](int64_t begin, int64_t end, const BlockArrays& arrays) {
+      for (int head = 0; head < shape.group; ++head) {
+        DrawBlockOfHead(stored, arrays, static_cast<int>(end - begin), head);
+      }
+      GatherBlock(unit, begin, end);
+    });
+  }
+  unit.scratch.gatherer.Flush(unit.context);
+}
+
+}  // namespace santa::cpu

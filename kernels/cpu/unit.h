@@ -1,0 +1,99 @@
+// One unit of work (kernels/cpu/decode_plan.h): a split of a key/value head, for every query head of its group.
+#ifndef SANTA_KERNELS_CPU_UNIT_H_
+#define SANTA_KERNELS_CPU_UNIT_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "kernels/cpu/block.h"
+#include "kernels/cpu/decode_plan.h"
+#include "kernels/cpu/gather.h"
+#include "kernels/cpu/grow_buffer.h"
+#include "kernels/cpu/row_kernels.h"
+#include "kernels/sampling/draws.h"
+#include "kernels/sampling/uniform.h"
+
+namespace santa::cpu {
+
+// What a unit leaves for the merge: for each head of the group the largest score, the sum of exp(score - max), and a
+// weighted sum of value rows.
+struct Partial {
+  float* max;     // [G]
+  float* sum;     // [G]
+  float* output;  // packed, [G][padded_dim]
+  int32_t* rows;  // distinct value rows read
+};
+
+// Scratch of one worker thread.
+struct WorkerScratch {
+  GrowBuffer<float> scores;
+  GrowBuffer<uint64_t> group_masses;
+  // One a chunk.
+  GrowBuffer<HeadVector> max;
+  GrowBuffer<HeadVector> sums;
+  GrowBuffer<HeadVector> factors;
+  // One a head of the group.
+  GrowBuffer<uint64_t> cumulative;
+  std::vector<sampling::SystematicCursor> cursors;
+  Gatherer gatherer;
+};
+
+struct Unit {
+  const DecodeContext& context;
+  const PlannedItem& plan;
+  int kv_head;
+  int64_t split;
+  const float* queries;  // packed, [G][padded_dim]
+  Partial partial;
+  WorkerScratch& scratch;
+
+  int64_t begin() const { return plan.split_begin(split); }
+  int64_t end() const { return plan.split_end(split); }
+  int first_head() const { return kv_head * context.shape.group; }
+  float* output(int head) const { return partial.output + static_cast<int64_t>(head) * context.shape.padded_dim; }
+  RunList Runs(int64_t begin, int64_t end) const { return ListRuns(context, *plan.item, kv_head, begin, end); }
+};
+
+// The end of the block that `token` lies in, at most `end`.
+inline int64_t BlockEnd(int64_t token, int64_t end) { return std::min((token / kBlockRows + 1) * kBlockRows, end); }
+
+inline constexpr HeadVector kNoScore = {
+    {-std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+     -std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}};
+
+// Clears a partial: no score, no sum.
+void ClearPartial(const Unit& unit);
+
+// The partial's maximum of a chunk's heads, as the kernels want it.
+HeadVector MaxOf(const Unit& unit, int chunk);
+
+// Raises the partial's maximum of a chunk's heads: sum and output are scaled by exp(max - new_max).
+void RaiseMax(const Unit& unit, int chunk, const HeadVector& new_max);
+
+// Turns a block's scores into masses against `max`, and adds the weights to `sums`; both one a chunk.
+void WeighBlock(const DecodeContext& context, const BlockArrays& arrays, int num_rows, const HeadVector* max,
+                HeadVector* sums);
+
+// The scores of tokens [begin, end), a tile, turned into masses against its own largest, in the arrays of one block
+// after the other; `max` and `sums` of the weights are written, one a chunk.
+void WeighTile(const Unit& unit, int64_t begin, int64_t end, const BlockArrays& first, HeadVector* max,
+               HeadVector* sums);
+
+// Sums of the masses of one head, in [0, G).
+uint64_t MassOfBlock(const DecodeShape& shape, const BlockArrays& arrays, int num_rows, int head);
+uint64_t MassOfTile(const DecodeShape& shape, const BlockArrays& first, int64_t begin, int64_t end, int head);
+
+// The random numbers of a query head, in [0, H).
+sampling::RandomStream StreamOf(const PlannedItem& plan, int head);
+
+// EXACT.
+void ExactUnit(const Unit& unit);
+
+// S2ANTA_FLASH, all in one pass.
+void FlashUnit(const Unit& unit);
+
+}  // namespace santa::cpu
+
+#endif  // SANTA_KERNELS_CPU_UNIT_H_
