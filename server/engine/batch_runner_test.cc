@@ -2,6 +2,8 @@
 
 #include <cmath>
 #include <functional>
+#include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -32,6 +34,7 @@ class BatchRunnerTest : public testing::Test {
 
   absl::Status Run(const std::vector<TestStep*>& steps) {
     std::vector<Step*> batch;
+    batch.reserve(steps.size());
     for (TestStep* step : steps) batch.push_back(&step->step());
     absl::Duration device_time;
     return runner_.Run(batch, now_, &device_time);
@@ -260,8 +263,8 @@ TEST_F(BatchRunnerTest, ATruncationBetweenComparisonAndPlanComesFirst) {
 TEST_F(BatchRunnerTest, AFullPoolHarmsNothingStored) {
   const SequenceHandle one = Create();
   const SequenceHandle two = Create();
-  std::vector<int> ids;
-  for (int i = 0; i < 24; ++i) ids.push_back(i);
+  std::vector<int> ids(24);
+  std::iota(ids.begin(), ids.end(), 0);
   Fill(one, 0, ids);  // 6 of 8 pages
   TestStep step = NewStep();
   step.Append(two, 0, std::vector<int>(9, 50)).AppendAndAttend(one, 24, {60});

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -273,11 +274,14 @@ class Crowd {
     return ids;
   }
 
+  void Submit(TestStep* step, Counter* done) {
+    step->step().done = [done] { done->Add(); };
+    const absl::Status status = engine_->Submit(&step->step());
+    EXPECT_TRUE(status.ok()) << status;
+  }
   void Run(TestStep* step) {
     Counter done;
-    step->step().done = [&done] { done.Add(); };
-    const absl::Status status = engine_->Submit(&step->step());
-    ASSERT_TRUE(status.ok()) << status;
+    Submit(step, &done);
     done.WaitFor(1);
   }
 
@@ -286,14 +290,20 @@ class Crowd {
     int64_t length = 0;
     for (int round = 0; round < 150; ++round) {
       const int64_t count = 1 + random() % 5;
-      for (int32_t layer = 0; layer < 2; ++layer) {
-        const int64_t from = random() % 3 == 0 ? length / 2 : length;  // sometimes repeats
-        TestStep step(layout_, "a", layer);
-        step.AppendAndAttend(handle, from, Tokens(owner, from, length + count));
-        Run(&step);
-        ASSERT_TRUE(step.item(0).status.ok()) << step.item(0).status;
-        ASSERT_EQ(step.item(0).tokens_appended, count);
-        ASSERT_EQ(step.o(0), MeanOfTokens(layout_, Tokens(owner, 0, length + count)));
+      // Both layers at once, so that they may share a batch.
+      const int64_t from = random() % 3 == 0 ? length / 2 : length;  // sometimes repeats
+      TestStep layer0(layout_, "a", 0);
+      TestStep layer1(layout_, "a", 1);
+      Counter done;
+      for (TestStep* step : {&layer0, &layer1}) {
+        step->AppendAndAttend(handle, from, Tokens(owner, from, length + count));
+        Submit(step, &done);
+      }
+      done.WaitFor(2);
+      for (const TestStep* step : {&layer0, &layer1}) {
+        ASSERT_TRUE(step->item(0).status.ok()) << step->item(0).status;
+        ASSERT_EQ(step->item(0).tokens_appended, count);
+        ASSERT_EQ(step->o(0), MeanOfTokens(layout_, Tokens(owner, 0, length + count)));
       }
       length += count;
       if (length > 25) {
@@ -343,6 +353,7 @@ TEST_F(EngineTest, ManyThreadsGetTheirOwnAnswers) {
   Start({.max_queued_items = 100, .max_batch_items = 3});
   Crowd crowd(engine_.get(), &store_, backend_.layout());
   std::vector<SequenceHandle> handles;
+  handles.reserve(3);
   std::vector<std::thread> threads;
   for (int owner = 0; owner < 3; ++owner) handles.push_back(Create());
   for (int owner = 0; owner < 3; ++owner) {

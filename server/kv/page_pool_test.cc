@@ -78,6 +78,7 @@ TEST(PagePoolTest, ThreadsNeverShareAPage) {
   PagePool pool(64);
   std::vector<int> owner(64, -1);  // written without a lock by whoever owns the page: the sanitizer watches
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&pool, &owner, t] {
       for (int i = 0; i < 1000; ++i) {

@@ -1,6 +1,6 @@
 #include "server/kv/sequence_store.h"
 
-#include <set>
+#include <limits>
 #include <string>
 #include <vector>
 
