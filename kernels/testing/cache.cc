@@ -41,6 +41,11 @@ class Guarded {
   std::vector<uint8_t> memory_;
 };
 
+template <typename T>
+bool SameBits(T a, T b) {
+  return std::memcmp(static_cast<const void*>(&a), static_cast<const void*>(&b), sizeof(T)) == 0;
+}
+
 int64_t VisibleTokens(const reference::Step& step) {
   const int64_t window = step.options.window;
   return window > 0 ? std::min(window, step.num_tokens) : step.num_tokens;
@@ -59,6 +64,7 @@ double LargestVisible(const reference::Step& step, const std::vector<double>& ro
 void ExpectLse(const std::string& what, const BackendUnderTest& backend, const reference::Output& exact,
                const Answer& answer) {
   std::vector<double> allowed;
+  allowed.reserve(exact.lse.size());
   for (const double lse : exact.lse) allowed.push_back(backend.exact_tolerance * std::max(1.0, std::abs(lse)));
   ExpectClose(what + ", lse", {answer.lse.begin(), answer.lse.end()}, exact.lse, allowed);
 }
@@ -213,6 +219,7 @@ std::vector<double> RoundingAllowance(const BackendUnderTest& backend, const ref
   const double arithmetic = backend.exact_tolerance * LargestVisible(step, step.v);
   const double smallest = io_dtype == DType::kFloat16 ? 0x1p-25 : 0x1p-120;
   std::vector<double> allowed;
+  allowed.reserve(o.size());
   for (const double x : o) {
     allowed.push_back(arithmetic + reference::RelativeRounding(io_dtype) * (std::abs(x) + arithmetic) + smallest);
   }
@@ -259,10 +266,10 @@ void ExpectEstimate(const std::string& what, const BackendUnderTest& backend, co
 
 void ExpectIdentical(const std::string& what, const Answer& found, const Answer& expected) {
   size_t at = 0;
-  while (at < found.o.size() && std::memcmp(&found.o[at], &expected.o[at], sizeof(double)) == 0) ++at;
+  while (at < found.o.size() && SameBits(found.o[at], expected.o[at])) ++at;
   EXPECT_TRUE(found.o_bytes == expected.o_bytes)
       << what << ": o differs first at index " << at << ": " << found.o[at] << " and " << expected.o[at];
-  EXPECT_EQ(std::memcmp(found.lse.data(), expected.lse.data(), found.lse.size() * sizeof(float)), 0)
+  EXPECT_TRUE(std::equal(found.lse.begin(), found.lse.end(), expected.lse.begin(), expected.lse.end(), SameBits<float>))
       << what << ": lse differs";
   EXPECT_EQ(found.statistics.visible_tokens, expected.statistics.visible_tokens) << what;
   EXPECT_EQ(found.statistics.value_rows_read, expected.statistics.value_rows_read) << what;

@@ -64,21 +64,31 @@ void ExpectMean(const std::string& what, const BackendUnderTest& backend, const 
   ExpectClose(what + ", mean over seeds", Summarise(answers, moments.mean).mean, moments.mean, allowed);
 }
 
-// 6 methods x 2 sets of options x 32 components: a z of 6 has a false-alarm rate of 384 * 2e-9 = 8e-7 for the whole
-// test. 2,048 seeds put a variance, summed over the 32 components, within about 1 % (one standard error).
+// Twice 6 methods and 32 components: a z of 6 has a false-alarm rate of 384 * 2e-9 = 8e-7 for the whole test. 2,048
+// seeds put a variance, summed over the 32 components, within about 1 % (one standard error).
+//
+// The values of neighbouring tiles lie around +1 and -1, so that a budget or a tile's weight that is a little off shows
+// in the mean. Six draws over four tiles leave some of them without one.
 TEST_P(BackendSuite, EstimatesHaveTheirMeanAndVariance) {
   constexpr int kSeeds = 2048;
+  struct Case {
+    int64_t tokens;
+    uint32_t draws;
+    int options;
+  };
   std::mt19937_64 random(20);
   const KvLayout layout{
       .num_layers = 1, .num_query_heads = 4, .num_kv_heads = 2, .head_dim = 8, .dtype = DType::kFloat32};
-  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 12);
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 40);
   ASSERT_NE(cache, nullptr);
-  const Sequence sequence = cache->Add(RandomTokens(layout, 650, random));
-  for (const int options : {0, 3 | 4}) {
-    Query query = WithOptions(layout, sequence, {}, options, random);
+  for (const Case& c : {Case{650, 40, 0}, Case{1100, 6, 1 | 2 | 4}}) {
+    Tokens tokens = RandomTokens(layout, c.tokens, random);
+    for (size_t at = 0; at < tokens.v.size(); ++at) tokens.v[at] += at / (2 * 8) / 256 % 2 == 0 ? 1 : -1;
+    const Sequence sequence = cache->Add(tokens);
+    Query query = WithOptions(layout, sequence, {}, c.options, random);
     query.io_dtype = DType::kFloat32;
     const AttentionOptions base = query.options;
-    for (const AttentionOptions& method : SampledMethods(40)) {
+    for (const AttentionOptions& method : SampledMethods(c.draws)) {
       query.options = base;
       query.options.method = method.method;
       query.options.sample_count = method.sample_count;
@@ -161,6 +171,32 @@ TEST_P(BackendSuite, HeadsDrawIndependently) {
     }
     // Sum(variance) counts both heads: a quarter of it is the variance of their mean.
     EXPECT_NEAR(squared_error / (Sum(moments.variance) / 4), 1, 0.15) << Describe(query);
+  }
+}
+
+// Four tiles alike, row for row: with one offset for all they would all err alike, and the variance would be fourfold.
+TEST_P(BackendSuite, TilesDrawIndependently) {
+  constexpr int kSeeds = 1024;
+  std::mt19937_64 random(25);
+  const KvLayout layout{
+      .num_layers = 1, .num_query_heads = 1, .num_kv_heads = 1, .head_dim = 16, .dtype = DType::kFloat32};
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 16);
+  ASSERT_NE(cache, nullptr);
+  const Tokens tile = RandomTokens(layout, 256, random);
+  Tokens tokens{.count = 1024, .k = {}, .v = {}};
+  for (int copy = 0; copy < 4; ++copy) {
+    tokens.k.insert(tokens.k.end(), tile.k.begin(), tile.k.end());
+    tokens.v.insert(tokens.v.end(), tile.v.begin(), tile.v.end());
+  }
+  const Sequence sequence = cache->Add(tokens);
+  const Query query = WithOptions(layout, sequence, {}, 0, random);
+  for (const AttentionOptions& method : SampledMethods(40)) {
+    if (method.method != Method::kS2antaFlash && method.method != Method::kS2antaProp) continue;
+    Query sampled = query;
+    sampled.options = method;
+    const reference::Moments moments = reference::MomentsOf(cache->StepOf(sampled));
+    const double squared_error = Summarise(DecodeManySeeds(*cache, sampled, kSeeds), moments.mean).squared_error;
+    EXPECT_NEAR(squared_error / Sum(moments.variance), 1, 0.2) << Describe(sampled);
   }
 }
 
