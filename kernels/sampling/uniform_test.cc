@@ -74,7 +74,7 @@ TEST(UniformTest, APairHoldsTheNumbersOfItsTwoIndices) {
 // of freedom: 126.7 is exceeded with probability 4e-6 a walk; the numbers are fixed, so the test either passes or not.
 TEST(UniformTest, NumbersAlongEachCoordinateAreUniform) {
   constexpr int kCells = 64;
-  constexpr int kNumbers = 64 * 1024;
+  constexpr int kNumbers = kCells * 1024;
   for (int walk = 0; walk < 4; ++walk) {
     std::vector<int> cells(kCells, 0);
     for (int i = 0; i < kNumbers; ++i) {
@@ -82,8 +82,9 @@ TEST(UniformTest, NumbersAlongEachCoordinateAreUniform) {
       const float uniform = UniformFloat(Random64(stream, Purpose::kTile, walk == 3 ? i : 0));
       ++cells[static_cast<int>(uniform * kCells)];
     }
+    constexpr double kExpected = 1024;
     double chi_square = 0;
-    for (const int count : cells) chi_square += std::pow(count - kNumbers / kCells, 2) / (kNumbers / kCells);
+    for (const int count : cells) chi_square += std::pow(count - kExpected, 2) / kExpected;
     EXPECT_LT(chi_square, 126.7) << "walk " << walk;
   }
 }

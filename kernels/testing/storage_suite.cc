@@ -144,6 +144,7 @@ TEST_P(BackendSuite, AppendInPiecesIsAppendAtOnce) {
     }
     ASSERT_EQ(position, kTokens);
     std::vector<KvAppend> appends;
+    appends.reserve(chunks.size());
     for (const Chunk& chunk : chunks) appends.push_back(chunk.append);
     ASSERT_TRUE(cache->backend().Append({appends.data(), 3}).ok());
     ASSERT_TRUE(cache->backend().Append({appends.data() + 3, 4}).ok());
