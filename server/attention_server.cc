@@ -1,0 +1,94 @@
+// The attention server's binary: flags, signals, exit codes.
+//
+// Exit codes: 0 after a drain; 2 when a flag or the layout cannot be; 1 when a port or the memory cannot be had.
+#include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/clock.h"
+#include "server/logging/log.h"
+#include "server/server.h"
+#include "server/server_flags.h"
+#include "server/version.h"
+
+namespace santa {
+namespace {
+
+int Refuse(const absl::Status& status) {
+  Log(LogLevel::kError, "cannot start", {{"error", std::string(status.message())}});
+  return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
+}
+
+// Written beside and renamed, so that a reader never sees half a file.
+absl::Status WritePortFile(const std::string& path, const AttentionServer& server) {
+  const std::string temporary = path + ".new";
+  {
+    std::ofstream file(temporary);
+    file << server.port() << "\n" << server.http_port() << "\n";
+    if (!file.flush()) return absl::UnavailableError("cannot write --port_file " + path);
+  }
+  if (std::rename(temporary.c_str(), path.c_str()) != 0) {
+    return absl::UnavailableError("cannot write --port_file " + path);
+  }
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  // Blocked before any thread starts, so that they all inherit it and sigwait alone sees the signals.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+
+  if (absl::Status status = ParseServerFlags(argc, argv); !status.ok()) return Refuse(status);
+  const absl::StatusOr<ServerOptions> options = OptionsFromFlags();
+  if (!options.ok()) return Refuse(options.status());
+  absl::StatusOr<std::unique_ptr<Backend>> backend = BackendFromFlags();
+  if (!backend.ok()) return Refuse(backend.status());
+  const KvLayout layout = (*backend)->layout();
+  const int32_t pages = (*backend)->num_pages();
+  const std::string device = (*backend)->device();
+  const absl::StatusOr<std::unique_ptr<AttentionServer>> started =
+      AttentionServer::Start(*options, *std::move(backend));
+  if (!started.ok()) return Refuse(started.status());
+  AttentionServer& server = **started;
+  if (const std::string path = PortFileFromFlags(); !path.empty()) {
+    if (absl::Status status = WritePortFile(path, server); !status.ok()) return Refuse(status);
+  }
+  Log(LogLevel::kInfo, "serving",
+      {{"version", kServerVersion},
+       {"address", options->host},
+       {"port", server.port()},
+       {"http_port", server.http_port()},
+       {"device", device},
+       {"layers", layout.num_layers},
+       {"query_heads", layout.num_query_heads},
+       {"kv_heads", layout.num_kv_heads},
+       {"head_dim", layout.head_dim},
+       {"dtype", Name(layout.dtype)},
+       {"page_size", layout.page_size},
+       {"pages", pages},
+       {"kv_bytes", static_cast<int64_t>(layout.page_bytes()) * pages},
+       {"tls", !options->tls_certificate.empty()}});
+
+  int signal = 0;
+  sigwait(&signals, &signal);
+  Log(LogLevel::kInfo, "draining",
+      {{"signal", signal == SIGTERM ? "SIGTERM" : "SIGINT"},
+       {"grace_seconds", absl::ToDoubleSeconds(options->drain_grace)}});
+  server.Drain();
+  Log(LogLevel::kInfo, "stopped");
+  return 0;
+}
+
+}  // namespace
+}  // namespace santa
+
+int main(int argc, char** argv) { return santa::Main(argc, argv); }

@@ -1,0 +1,74 @@
+// The reactor of one AppendKv stream: reads a chunk, stores it, reads the next.
+#ifndef SANTA_SERVER_RPC_APPEND_STREAM_H_
+#define SANTA_SERVER_RPC_APPEND_STREAM_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/engine/step.h"
+#include "server/rpc/service_context.h"
+#include "server/rpc/stream_registry.h"
+#include "server/rpc/wire.h"
+
+namespace santa {
+
+using AppendReactor = grpc::ServerReadReactor<grpc::ByteBuffer>;
+
+// The reactor for a call: an AppendStream, or one that only refuses. Deletes itself. `response` lives as long as it.
+AppendReactor* NewAppendStream(ServiceContext* context, const grpc::CallbackServerContext& call,
+                               grpc::ByteBuffer* response);
+
+class AppendStream final : public AppendReactor, public DrainableStream {
+ public:
+  AppendStream(ServiceContext* context, std::string tenant, absl::Time deadline, grpc::ByteBuffer* response);
+  void Begin();
+
+  void BeginDrain() override;
+  void OnReadDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+ private:
+  // A message and the step whose pointers lead into it.
+  struct Chunk {
+    v1::AppendKvRequest message;
+    Step step;
+  };
+
+  // All but StepDone with mutex_ held, ReadChunk with parsing_ set instead.
+  absl::StatusOr<std::unique_ptr<Chunk>> ReadChunk(const grpc::ByteBuffer& bytes);
+  void Store(std::unique_ptr<Chunk> chunk);
+  void StepDone();  // device thread
+  void End(const absl::Status& status);
+  void Proceed();
+  absl::Status Respond();
+
+  ServiceContext* const context_;
+  const std::string tenant_;
+  const absl::Time deadline_;
+  grpc::ByteBuffer* const response_;
+
+  std::mutex mutex_;  // as in AttendStream
+  std::unique_ptr<Chunk> storing_;
+  std::optional<SequenceHandle> handle_;  // the one in force
+  int64_t chunks_ = 0;                    // read so far
+  int64_t tokens_appended_ = 0;
+  grpc::ByteBuffer incoming_;
+  bool reading_ = false;
+  bool parsing_ = false;
+  bool half_closed_ = false;
+  bool cancelled_ = false;
+  bool finished_ = false;
+  absl::Status end_;
+};
+
+}  // namespace santa
+
+#endif  // SANTA_SERVER_RPC_APPEND_STREAM_H_

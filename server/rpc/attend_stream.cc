@@ -1,0 +1,155 @@
+#include "server/rpc/attend_stream.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace santa {
+namespace {
+
+constexpr char kMethod[] = "Attend";
+
+class RefusedStream final : public AttendReactor {
+ public:
+  explicit RefusedStream(const absl::Status& status) { Finish(ToGrpc(status)); }
+  void OnDone() override { delete this; }
+};
+
+}  // namespace
+
+AttendReactor* NewAttendStream(ServiceContext* context, const grpc::CallbackServerContext& call) {
+  absl::StatusOr<std::string> tenant = TenantOf(call, *context->authenticator);
+  absl::Status status = tenant.status();
+  if (status.ok()) {
+    auto stream = std::make_unique<AttendStream>(context, *std::move(tenant), DeadlineOf(call));
+    status = context->streams->Add(stream.get());
+    if (status.ok()) {
+      stream->Begin();
+      return stream.release();
+    }
+  }
+  context->metrics->RecordRpc(kMethod, status.code());
+  return new RefusedStream(status);
+}
+
+AttendStream::AttendStream(ServiceContext* context, std::string tenant, absl::Time deadline)
+    : context_(context), tenant_(std::move(tenant)), deadline_(deadline) {}
+
+void AttendStream::Begin() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  Proceed();
+}
+
+void AttendStream::BeginDrain() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (end_.ok()) end_ = absl::UnavailableError("the server is draining; retry on another one");
+  Proceed();
+}
+
+void AttendStream::OnReadDone(bool ok) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  reading_ = false;
+  if (!ok) {
+    half_closed_ = true;
+    Proceed();
+    return;
+  }
+  grpc::ByteBuffer bytes;
+  bytes.Swap(&incoming_);
+  parsing_ = true;
+  lock.unlock();
+  absl::StatusOr<std::unique_ptr<AttendExchange>> exchange =
+      AttendExchange::Read(bytes, context_->layout, context_->limits.max_items_per_request, context_->metrics);
+  bytes.Clear();
+  lock.lock();
+  parsing_ = false;
+  if (!exchange.ok()) {
+    if (end_.ok()) end_ = exchange.status();
+  } else if (end_.ok() && !cancelled_) {
+    Take(*std::move(exchange));
+  }
+  Proceed();
+}
+
+void AttendStream::Take(std::unique_ptr<AttendExchange> exchange) {
+  AttendExchange* const taken = exchange.get();
+  Step* const step = taken->step();
+  if (step->items.empty()) {  // nothing valid in it
+    answers_.push_back(taken->Answer());
+    return;
+  }
+  step->tenant = tenant_;
+  step->deadline = deadline_;
+  step->done = [this, taken] { StepDone(taken); };
+  computing_.emplace(taken, std::move(exchange));
+  absl::Status status = context_->engine->Submit(step);
+  if (status.ok()) return;
+  if (status.code() == absl::StatusCode::kResourceExhausted) {
+    status = absl::ResourceExhaustedError(
+        absl::StrCat(std::string(status.message()), "; retry after an answer has come, or in 10 ms"));
+  }
+  FailStep(status, step);
+  context_->metrics->RecordStep(*step);
+  answers_.push_back(taken->Answer());
+  computing_.erase(taken);
+}
+
+void AttendStream::StepDone(AttendExchange* exchange) {
+  context_->metrics->RecordStep(*exchange->step());
+  grpc::ByteBuffer answer = exchange->Answer();
+  std::lock_guard<std::mutex> lock(mutex_);
+  computing_.erase(exchange);
+  if (!cancelled_) answers_.push_back(std::move(answer));
+  Proceed();
+}
+
+void AttendStream::OnWriteDone(bool ok) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  writing_ = false;
+  outgoing_.Clear();
+  if (!ok) Cancel();
+  Proceed();
+}
+
+void AttendStream::OnCancel() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  Cancel();
+  Proceed();
+}
+
+void AttendStream::Cancel() {
+  cancelled_ = true;
+  answers_.clear();
+  for (const auto& [exchange, owner] : computing_) exchange->step()->cancelled = true;
+}
+
+void AttendStream::Proceed() {
+  if (finished_) return;
+  const bool ending = half_closed_ || cancelled_ || !end_.ok();
+  if (!writing_ && !answers_.empty()) {
+    writing_ = true;
+    outgoing_.Swap(&answers_.front());
+    answers_.pop_front();
+    StartWrite(&outgoing_);
+  }
+  if (!ending && !reading_ && !parsing_ &&
+      unanswered() < static_cast<size_t>(context_->limits.max_inflight_per_stream)) {
+    reading_ = true;
+    StartRead(&incoming_);
+  }
+  if (ending && !parsing_ && unanswered() == 0) FinishWith(cancelled_ ? CancellationStatus(deadline_) : end_);
+}
+
+void AttendStream::FinishWith(const absl::Status& status) {
+  finished_ = true;
+  context_->metrics->RecordRpc(kMethod, status.code());
+  Finish(ToGrpc(status));
+}
+
+void AttendStream::OnDone() {
+  { std::lock_guard<std::mutex> lock(mutex_); }
+  context_->streams->Remove(this);
+  delete this;
+}
+
+}  // namespace santa

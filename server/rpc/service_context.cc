@@ -1,0 +1,27 @@
+#include "server/rpc/service_context.h"
+
+#include <chrono>
+#include <string_view>
+
+#include "absl/time/clock.h"
+
+namespace santa {
+
+absl::StatusOr<std::string> TenantOf(const grpc::ServerContextBase& call, const Authenticator& authenticator) {
+  const auto& metadata = call.client_metadata();
+  const auto header = metadata.find("authorization");
+  if (header == metadata.end()) return authenticator.Tenant("");
+  return authenticator.Tenant(std::string_view(header->second.data(), header->second.size()));
+}
+
+absl::Time DeadlineOf(const grpc::ServerContextBase& call) {
+  const std::chrono::system_clock::time_point deadline = call.deadline();
+  return deadline == std::chrono::system_clock::time_point::max() ? absl::InfiniteFuture() : absl::FromChrono(deadline);
+}
+
+absl::Status CancellationStatus(absl::Time deadline) {
+  return absl::Now() >= deadline ? absl::DeadlineExceededError("the call's deadline has passed")
+                                 : absl::CancelledError("the call was cancelled");
+}
+
+}  // namespace santa

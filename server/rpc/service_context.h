@@ -1,0 +1,57 @@
+// What every reactor of the service works with.
+#ifndef SANTA_SERVER_RPC_SERVICE_CONTEXT_H_
+#define SANTA_SERVER_RPC_SERVICE_CONTEXT_H_
+
+#include <grpcpp/server_context.h>
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kernels/attention.h"
+#include "server/engine/engine.h"
+#include "server/kv/page_pool.h"
+#include "server/kv/sequence_store.h"
+#include "server/metrics/metrics.h"
+#include "server/rpc/authenticator.h"
+#include "server/rpc/stream_registry.h"
+
+namespace santa {
+
+struct RpcLimits {
+  int32_t max_items_per_request = 256;
+  int64_t max_message_bytes = 64 << 20;
+  int32_t max_inflight_per_stream = 32;  // requests of one Attend stream read and not yet answered
+  int32_t max_streams = 4096;
+};
+
+// Nothing is owned; all of it outlives the service.
+struct ServiceContext {
+  Engine* engine = nullptr;
+  SequenceStore* store = nullptr;
+  PagePool* pool = nullptr;
+  Metrics* metrics = nullptr;
+  StreamRegistry* streams = nullptr;
+  const Authenticator* authenticator = nullptr;
+
+  std::string version;
+  std::string backend;
+  std::string device;
+  KvLayout layout;
+  StoreLimits store_limits;
+  RpcLimits limits;
+};
+
+// The caller's tenant. UNAUTHENTICATED.
+absl::StatusOr<std::string> TenantOf(const grpc::ServerContextBase& call, const Authenticator& authenticator);
+
+// When the caller stops waiting.
+absl::Time DeadlineOf(const grpc::ServerContextBase& call);
+
+// Why a call was cancelled, as far as the server can tell: DEADLINE_EXCEEDED or CANCELLED.
+absl::Status CancellationStatus(absl::Time deadline);
+
+}  // namespace santa
+
+#endif  // SANTA_SERVER_RPC_SERVICE_CONTEXT_H_

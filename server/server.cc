@@ -1,0 +1,251 @@
+#include "server/server.h"
+
+#include <grpcpp/ext/channelz_service_plugin.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include <atomic>
+#include <limits>
+#include <mutex>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "server/kv/lease_reaper.h"
+#include "server/kv/page_pool.h"
+#include "server/logging/log.h"
+#include "server/metrics/http_endpoint.h"
+#include "server/metrics/metrics.h"
+#include "server/rpc/attention_service.h"
+#include "server/rpc/stream_registry.h"
+#include "server/version.h"
+
+namespace santa {
+namespace {
+
+// gRPC keeps these for the whole process, for servers built from then on.
+void InstallStandardServices() {
+  static const bool installed = [] {
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::channelz::experimental::InitChannelzService();
+    return true;
+  }();
+  static_cast<void>(installed);
+}
+
+absl::Status Check(const ServerOptions& options) {
+  const auto positive = [](const char* field, int64_t value) {
+    return value > 0 ? absl::OkStatus()
+                     : absl::InvalidArgumentError(absl::StrCat(field, " is ", value, "; allowed is 1 or more"));
+  };
+  for (const absl::Status& status : {positive("max_sequences", options.store.max_sequences),
+                                     positive("max_tokens_per_sequence", options.store.max_tokens_per_sequence),
+                                     positive("max_queued_items", options.engine.max_queued_items),
+                                     positive("max_batch_items", options.engine.max_batch_items),
+                                     positive("max_items_per_request", options.rpc.max_items_per_request),
+                                     positive("max_inflight_per_stream", options.rpc.max_inflight_per_stream),
+                                     positive("max_streams", options.rpc.max_streams)}) {
+    if (!status.ok()) return status;
+  }
+  if (options.rpc.max_message_bytes < 1024 || options.rpc.max_message_bytes > std::numeric_limits<int32_t>::max()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_message_bytes is ", options.rpc.max_message_bytes, "; allowed is [1024, 2^31)"));
+  }
+  if (options.store.max_lease <= absl::ZeroDuration() || options.store.default_lease <= absl::ZeroDuration() ||
+      options.store.default_lease > options.store.max_lease) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("default_lease is ", absl::FormatDuration(options.store.default_lease), " and max_lease ",
+                     absl::FormatDuration(options.store.max_lease), "; allowed is 0 < default_lease <= max_lease"));
+  }
+  if (options.drain_grace < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("drain_grace is negative; allowed is 0 or more");
+  }
+  if (options.tls_certificate.empty() != options.tls_key.empty()) {
+    return absl::InvalidArgumentError("a TLS certificate and its key go together; one of them is missing");
+  }
+  if (options.port < 0 || options.port > 65535 || options.http_port < -1 || options.http_port > 65535) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("ports are ", options.port, " and ", options.http_port, " (HTTP); allowed is [0, 65535]"));
+  }
+  return absl::OkStatus();
+}
+
+std::shared_ptr<grpc::ServerCredentials> Credentials(const ServerOptions& options) {
+  if (options.tls_certificate.empty()) return grpc::InsecureServerCredentials();
+  grpc::SslServerCredentialsOptions tls;
+  tls.pem_key_cert_pairs.push_back({options.tls_key, options.tls_certificate});
+  return grpc::SslServerCredentials(tls);
+}
+
+}  // namespace
+
+// Members in the order in which they must go, last one first.
+struct AttentionServer::State {
+  State(const ServerOptions& server_options, std::unique_ptr<Backend> server_backend)
+      : options(server_options),
+        backend(std::move(server_backend)),
+        pool(backend->num_pages()),
+        store(backend->layout().num_layers, backend->layout().page_size, options.store, &pool),
+        metrics(kServerVersion, std::string(backend->name())),
+        streams(options.rpc.max_streams),
+        engine(backend.get(), &store, &pool, options.engine, [this](const BatchReport& report) { OnBatch(report); }),
+        context{.engine = &engine,
+                .store = &store,
+                .pool = &pool,
+                .metrics = &metrics,
+                .streams = &streams,
+                .authenticator = &options.authenticator,
+                .version = kServerVersion,
+                .backend = std::string(backend->name()),
+                .device = backend->device(),
+                .layout = backend->layout(),
+                .store_limits = options.store,
+                .limits = options.rpc},
+        service(&context) {}
+
+  const ServerOptions options;
+  const std::unique_ptr<Backend> backend;
+  PagePool pool;
+  SequenceStore store;
+  Metrics metrics;
+  StreamRegistry streams;
+  Engine engine;
+  ServiceContext context;
+  AttentionService service;
+  std::unique_ptr<grpc::Server> server;
+  int port = 0;
+  std::atomic<grpc::HealthCheckServiceInterface*> health{nullptr};  // read on the device thread too
+  std::mutex drain_mutex;
+  bool drained = false;
+  std::unique_ptr<LeaseReaper> reaper;
+  std::unique_ptr<HttpEndpoint> http;
+
+  absl::Status StartGrpc();
+  absl::Status StartHttp();
+  void OnBatch(const BatchReport& report);
+  void SetServing(bool serving) const;
+  absl::Status Readiness();
+  std::string RenderMetrics();
+};
+
+absl::Status AttentionServer::State::StartGrpc() {
+  InstallStandardServices();
+  grpc::ServerBuilder builder;
+  const std::string host = absl::StrContains(options.host, ":") ? "[" + options.host + "]" : options.host;
+  const std::string place = absl::StrCat(host, ":", options.port);
+  builder.AddListeningPort(place, Credentials(options), &port);
+  builder.RegisterService(&service);
+  builder.SetMaxReceiveMessageSize(static_cast<int>(options.rpc.max_message_bytes));
+  builder.SetMaxSendMessageSize(-1);
+  // A second server on the port is to fail, not to take every other connection.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // A caller whose machine vanished without a word loses its streams within a minute.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 40'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  server = builder.BuildAndStart();
+  if (server == nullptr || port == 0) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot serve gRPC on ", place, ": the port is taken, or the address or the TLS key is bad"));
+  }
+  health = server->GetHealthCheckService();
+  SetServing(true);
+  return absl::OkStatus();
+}
+
+absl::Status AttentionServer::State::StartHttp() {
+  if (options.http_port < 0) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<HttpEndpoint>> started = HttpEndpoint::Start(
+      options.host, options.http_port,
+      {{"/metrics",
+        [this] {
+          return HttpAnswer{.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = RenderMetrics()};
+        }},
+       {"/healthz", [] { return HttpAnswer{.body = "ok\n"}; }},
+       {"/readyz", [this] {
+          const absl::Status status = Readiness();
+          if (status.ok()) return HttpAnswer{.body = "ready\n"};
+          return HttpAnswer{.status = 503, .body = std::string(status.message()) + "\n"};
+        }}});
+  if (!started.ok()) return started.status();
+  http = *std::move(started);
+  return absl::OkStatus();
+}
+
+void AttentionServer::State::OnBatch(const BatchReport& report) {
+  metrics.RecordBatch(report);
+  const absl::Status device = engine.device_status();
+  if (device.ok()) return;
+  SetServing(false);
+  Log(LogLevel::kError, "the device failed; no step will be answered until a restart",
+      {{"error", std::string(device.message())}});
+}
+
+void AttentionServer::State::SetServing(bool serving) const {
+  grpc::HealthCheckServiceInterface* const service_health = health;
+  if (service_health == nullptr) return;
+  service_health->SetServingStatus("", serving);
+  service_health->SetServingStatus(v1::AttentionService::service_full_name(), serving);
+}
+
+absl::Status AttentionServer::State::Readiness() {
+  if (absl::Status status = streams.CheckServing(); !status.ok()) return status;
+  return engine.device_status();
+}
+
+std::string AttentionServer::State::RenderMetrics() {
+  return metrics.Render({.running_items = engine.running_items(),
+                         .waiting_items = engine.queued_items(),
+                         .total_pages = pool.num_pages(),
+                         .free_pages = pool.free_pages(),
+                         .sequences = store.size()});
+}
+
+AttentionServer::AttentionServer(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Start(const ServerOptions& options,
+                                                                        std::unique_ptr<Backend> backend) {
+  if (absl::Status status = Check(options); !status.ok()) return status;
+  auto state = std::make_unique<State>(options, std::move(backend));
+  std::unique_ptr<AttentionServer> server(new AttentionServer(std::move(state)));
+  State* const s = server->state_.get();
+  if (absl::Status status = s->StartGrpc(); !status.ok()) return status;
+  if (absl::Status status = s->StartHttp(); !status.ok()) return status;
+  s->reaper = std::make_unique<LeaseReaper>(&s->store, options.expiry_interval, [s](int64_t expired) {
+    s->metrics.RecordExpired(expired);
+    Log(LogLevel::kInfo, "leases ran out", {{"sequences", expired}});
+  });
+  return server;
+}
+
+AttentionServer::~AttentionServer() { Drain(); }
+
+int AttentionServer::port() const { return state_->port; }
+int AttentionServer::http_port() const { return state_->http == nullptr ? -1 : state_->http->port(); }
+absl::Status AttentionServer::readiness() const { return state_->Readiness(); }
+
+void AttentionServer::Drain() {
+  State& s = *state_;
+  std::lock_guard<std::mutex> lock(s.drain_mutex);
+  if (s.drained) return;
+  s.drained = true;
+  const absl::Time end = absl::Now() + s.options.drain_grace;
+  s.streams.BeginDrain();
+  if (s.server != nullptr) {
+    s.SetServing(false);
+    const bool answered = s.streams.WaitUntilEmpty(s.options.drain_grace);
+    if (!answered) Log(LogLevel::kWarning, "the drain's grace is over; cancelling what is left");
+    // Unary calls take no time; what else is open (watches of health, say) has no end of its own.
+    constexpr absl::Duration kForUnaryCalls = absl::Milliseconds(100);
+    s.server->Shutdown(absl::ToChronoTime(std::min(end, absl::Now() + kForUnaryCalls)));
+    s.server->Wait();
+  }
+  s.engine.Shutdown();
+  if (s.reaper != nullptr) s.reaper->Stop();
+}
+
+}  // namespace santa

@@ -1,0 +1,258 @@
+#include "server/server_flags.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <sstream>
+#include <utility>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/reflection.h"
+#include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "absl/time/time.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "server/logging/log.h"
+#include "server/version.h"
+
+ABSL_FLAG(std::string, listen, "127.0.0.1:50051",
+          "IP address and port of the gRPC API; port 0 picks one. The default serves this machine alone; to serve a "
+          "network, say 0.0.0.0:50051 and set --auth_tokens_file and --tls_cert.");
+ABSL_FLAG(int32_t, http_port, 9464,
+          "Port of /metrics, /healthz and /readyz, on the address of --listen; 0 picks one, -1 is none.");
+ABSL_FLAG(std::string, port_file, "",
+          "File to write the ports to once the server serves: the gRPC port on the first line, the HTTP port on the "
+          "second (-1: none).");
+ABSL_FLAG(std::string, backend, "cpu", "What computes: cpu.");
+ABSL_FLAG(int32_t, num_layers, 32, "The model's layers that have a KV cache.");
+ABSL_FLAG(int32_t, num_query_heads, 32, "Query heads; a multiple of --num_kv_heads.");
+ABSL_FLAG(int32_t, num_kv_heads, 8, "Key/value heads.");
+ABSL_FLAG(int32_t, head_dim, 128, "Head dimension: a multiple of 8 in [8, 256].");
+ABSL_FLAG(int32_t, page_size, 64, "Tokens in a page of the KV cache: a power of two in [16, 256].");
+ABSL_FLAG(std::string, dtype, "bf16", "Storage of keys and values: fp32, bf16 or fp16.");
+ABSL_FLAG(std::string, kv_bytes, "",
+          "Memory of the KV cache, all of it allocated at start: 512MiB, 2GiB, ... Empty: 512MiB, unless "
+          "--kv_memory_fraction says otherwise.");
+ABSL_FLAG(double, kv_memory_fraction, 0,
+          "Memory of the KV cache as a share of the machine's, in (0, 0.95]; 0: --kv_bytes says.");
+ABSL_FLAG(int64_t, max_sequences, 1024, "Sequences that may live at once.");
+ABSL_FLAG(int64_t, max_tokens_per_sequence, 131072, "Tokens that a sequence may have.");
+ABSL_FLAG(absl::Duration, default_lease, absl::Minutes(10),
+          "Time without use after which a sequence is released, unless its maker says otherwise.");
+ABSL_FLAG(absl::Duration, max_lease, absl::Hours(24), "The longest lease that may be asked for.");
+ABSL_FLAG(int32_t, threads, 0, "Threads that compute, in [0, 1024]; 0: one for each CPU.");
+ABSL_FLAG(int64_t, max_queued_items, 4096, "Items that may wait for the device; past it RESOURCE_EXHAUSTED.");
+ABSL_FLAG(int32_t, max_batch_items, 256, "Items that the device runs together.");
+ABSL_FLAG(int32_t, max_items_per_request, 256, "Items of one Attend request.");
+ABSL_FLAG(std::string, max_message_bytes, "64MiB", "Size of one message from a caller, in [1KiB, 2GiB).");
+ABSL_FLAG(int32_t, max_inflight_per_stream, 32,
+          "Unanswered requests of one Attend stream; past it the server reads on only as it answers.");
+ABSL_FLAG(int32_t, max_streams, 4096, "Attend and AppendKv streams that may be open at once.");
+ABSL_FLAG(std::string, auth_tokens_file, "",
+          "File of lines \"<token> <tenant>\". Calls of the API must then carry \"authorization: Bearer <token>\", and "
+          "see their tenant's sequences only. Health, reflection and channelz stay open. Empty: everyone is the tenant "
+          "\"default\".");
+ABSL_FLAG(std::string, tls_cert, "", "PEM file of the server's certificate chain; with --tls_key.");
+ABSL_FLAG(std::string, tls_key, "", "PEM file of the certificate's private key.");
+ABSL_FLAG(absl::Duration, drain_grace, absl::Seconds(10),
+          "After SIGTERM or SIGINT, the time that steps in flight have to finish.");
+ABSL_FLAG(std::string, log_level, "info", "debug, info, warning or error.");
+
+namespace santa {
+namespace {
+
+absl::Status BadFlag(const char* name, const std::string& value, const std::string& allowed) {
+  return absl::InvalidArgumentError(absl::StrCat("--", name, " is ", value, "; allowed is ", allowed));
+}
+
+// "<what> is ...", with the flag's dashes before it.
+absl::Status AsFlag(const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat("--", std::string(status.message())));
+}
+
+absl::StatusOr<std::string> ReadFile(const char* flag, const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream text;
+  if (!file || !(text << file.rdbuf())) return BadFlag(flag, path, "a file that can be read and is not empty");
+  return text.str();
+}
+
+absl::Status ParseListen(const std::string& listen, ServerOptions* options) {
+  const size_t colon = listen.rfind(':');
+  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtoi(listen.substr(colon + 1), &options->port) ||
+      options->port < 0 || options->port > 65535) {
+    return BadFlag("listen", "\"" + listen + "\"", "<IP address>:<port>, as 127.0.0.1:50051 or [::1]:50051");
+  }
+  options->host = listen.substr(0, colon);
+  if (options->host.front() == '[' && options->host.back() == ']') {
+    options->host = options->host.substr(1, options->host.size() - 2);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<KvLayout> LayoutFromFlags() {
+  KvLayout layout = {.num_layers = absl::GetFlag(FLAGS_num_layers),
+                     .num_query_heads = absl::GetFlag(FLAGS_num_query_heads),
+                     .num_kv_heads = absl::GetFlag(FLAGS_num_kv_heads),
+                     .head_dim = absl::GetFlag(FLAGS_head_dim),
+                     .page_size = absl::GetFlag(FLAGS_page_size)};
+  const std::string dtype = absl::GetFlag(FLAGS_dtype);
+  if (dtype == "fp32") {
+    layout.dtype = DType::kFloat32;
+  } else if (dtype == "fp16") {
+    layout.dtype = DType::kFloat16;
+  } else if (dtype != "bf16") {
+    return BadFlag("dtype", "\"" + dtype + "\"", "fp32, bf16 or fp16");
+  }
+  if (const absl::Status status = Validate(layout); !status.ok()) return AsFlag(status);
+  return layout;
+}
+
+int64_t MachineMemory() { return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE); }
+
+// The cache's memory in bytes.
+absl::StatusOr<int64_t> KvBytesFromFlags() {
+  const std::string text = absl::GetFlag(FLAGS_kv_bytes);
+  const double fraction = absl::GetFlag(FLAGS_kv_memory_fraction);
+  if (fraction != 0) {
+    if (!text.empty()) {
+      return absl::InvalidArgumentError("--kv_bytes and --kv_memory_fraction are both set; allowed is one of them");
+    }
+    if (!(fraction > 0 && fraction <= 0.95)) {
+      return BadFlag("kv_memory_fraction", absl::StrCat(fraction), "0 (unset) or (0, 0.95]");
+    }
+    return static_cast<int64_t>(fraction * static_cast<double>(MachineMemory()));
+  }
+  const absl::StatusOr<int64_t> bytes = ParseByteSize(text.empty() ? "512MiB" : text);
+  if (!bytes.ok()) return BadFlag("kv_bytes", "\"" + text + "\"", "a size, as 512MiB or 2GiB");
+  if (*bytes > MachineMemory()) {
+    return BadFlag("kv_bytes", text, absl::StrCat("at most the machine's memory, ", MachineMemory(), " bytes"));
+  }
+  return bytes;
+}
+
+}  // namespace
+
+absl::StatusOr<int64_t> ParseByteSize(const std::string& text) {
+  constexpr std::pair<const char*, int> kUnits[] = {{"KiB", 10}, {"MiB", 20}, {"GiB", 30},
+                                                    {"TiB", 40}, {"B", 0},    {"", 0}};
+  for (const auto& [unit, shift] : kUnits) {
+    if (!absl::EndsWith(text, unit)) continue;
+    double number = 0;
+    if (!absl::SimpleAtod(absl::StripSuffix(text, unit), &number)) break;
+    const double bytes = std::ldexp(number, shift);
+    if (!(bytes >= 1 && bytes <= std::ldexp(1.0, 62))) break;
+    return static_cast<int64_t>(bytes);
+  }
+  return absl::InvalidArgumentError(absl::StrCat("\"", text, "\" is no size; allowed is, say, 512MiB or 2GiB"));
+}
+
+absl::Status ParseServerFlags(int argc, char** argv) {
+  absl::SetProgramUsageMessage(
+      "Keeps a language model's KV cache and answers its decode attention over gRPC.\n\n"
+      "  attention_server --num_layers=32 --num_query_heads=32 --num_kv_heads=8 --head_dim=128 --kv_bytes=8GiB");
+  absl::FlagsUsageConfig config;
+  config.version_string = [] { return absl::StrCat("attention_server ", kServerVersion, "\n"); };
+  config.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "server_flags.cc"); };
+  absl::SetFlagsUsageConfig(config);
+
+  // Abseil's own parser leaves the process with code 1 on a bad flag and a message of its own; so look first.
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (!absl::StartsWith(argument, "--") || argument == "--") {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the argument \"", argument, "\" is no flag; allowed is --<flag>=<value>, see --help"));
+    }
+    const size_t equals = argument.find('=');
+    const std::string name = argument.substr(2, equals == std::string::npos ? equals : equals - 2);
+    absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
+    if (flag == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat("there is no flag --", name, "; --help lists those there are"));
+    }
+    if (flag->IsOfType<bool>() || name == "help" || name == "helpfull" || name == "version") continue;
+    if (equals == std::string::npos && i + 1 == argc) {
+      return absl::InvalidArgumentError(absl::StrCat("--", name, " has no value"));
+    }
+    const std::string value = equals == std::string::npos ? argv[++i] : argument.substr(equals + 1);
+    std::string error;
+    if (!flag->ParseFrom(value, &error)) {
+      return absl::InvalidArgumentError(absl::StrCat("--", name, " is \"", value, "\": ", error));
+    }
+  }
+  absl::ParseCommandLine(argc, argv);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ServerOptions> OptionsFromFlags() {
+  LogLevel level = LogLevel::kInfo;
+  if (!ParseLogLevel(absl::GetFlag(FLAGS_log_level), &level)) {
+    return BadFlag("log_level", "\"" + absl::GetFlag(FLAGS_log_level) + "\"", "debug, info, warning or error");
+  }
+  SetLogLevel(level);
+  ServerOptions options;
+  if (absl::Status status = ParseListen(absl::GetFlag(FLAGS_listen), &options); !status.ok()) return status;
+  options.http_port = absl::GetFlag(FLAGS_http_port);
+  options.store = {.max_sequences = absl::GetFlag(FLAGS_max_sequences),
+                   .max_tokens_per_sequence = absl::GetFlag(FLAGS_max_tokens_per_sequence),
+                   .default_lease = absl::GetFlag(FLAGS_default_lease),
+                   .max_lease = absl::GetFlag(FLAGS_max_lease)};
+  options.engine = {.max_queued_items = absl::GetFlag(FLAGS_max_queued_items),
+                    .max_batch_items = absl::GetFlag(FLAGS_max_batch_items)};
+  options.rpc.max_items_per_request = absl::GetFlag(FLAGS_max_items_per_request);
+  options.rpc.max_inflight_per_stream = absl::GetFlag(FLAGS_max_inflight_per_stream);
+  options.rpc.max_streams = absl::GetFlag(FLAGS_max_streams);
+  const absl::StatusOr<int64_t> message_bytes = ParseByteSize(absl::GetFlag(FLAGS_max_message_bytes));
+  if (!message_bytes.ok()) {
+    return BadFlag("max_message_bytes", "\"" + absl::GetFlag(FLAGS_max_message_bytes) + "\"", "a size, as 64MiB");
+  }
+  options.rpc.max_message_bytes = *message_bytes;
+  options.drain_grace = absl::GetFlag(FLAGS_drain_grace);
+  if (const std::string path = absl::GetFlag(FLAGS_auth_tokens_file); !path.empty()) {
+    absl::StatusOr<Authenticator> authenticator = Authenticator::FromFile(path);
+    if (!authenticator.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--auth_tokens_file: ", std::string(authenticator.status().message())));
+    }
+    options.authenticator = *std::move(authenticator);
+  }
+  const std::pair<const char*, std::string> files[] = {{"tls_cert", absl::GetFlag(FLAGS_tls_cert)},
+                                                       {"tls_key", absl::GetFlag(FLAGS_tls_key)}};
+  for (const auto& [flag, path] : files) {
+    if (path.empty()) continue;
+    absl::StatusOr<std::string> pem = ReadFile(flag, path);
+    if (!pem.ok()) return pem.status();
+    (std::string(flag) == "tls_cert" ? options.tls_certificate : options.tls_key) = *std::move(pem);
+  }
+  return options;
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> BackendFromFlags() {
+  if (absl::GetFlag(FLAGS_backend) != "cpu") {
+    return BadFlag("backend", "\"" + absl::GetFlag(FLAGS_backend) + "\"", "cpu");
+  }
+  const absl::StatusOr<KvLayout> layout = LayoutFromFlags();
+  if (!layout.ok()) return layout.status();
+  const absl::StatusOr<int64_t> bytes = KvBytesFromFlags();
+  if (!bytes.ok()) return bytes.status();
+  const int64_t pages = *bytes / static_cast<int64_t>(layout->page_bytes());
+  if (pages < 1) {
+    return BadFlag("kv_bytes", absl::StrCat(*bytes),
+                   absl::StrCat("room for one page or more of this layout, ", layout->page_bytes(), " bytes each"));
+  }
+  const auto num_pages = static_cast<int32_t>(std::min<int64_t>(pages, std::numeric_limits<int32_t>::max()));
+  const int32_t threads = absl::GetFlag(FLAGS_threads);
+  if (threads < 0 || threads > 1024) return BadFlag("threads", absl::StrCat(threads), "[0, 1024]");
+  return MakeCpuBackend({.layout = *layout, .num_pages = num_pages, .num_threads = threads});
+}
+
+std::string PortFileFromFlags() { return absl::GetFlag(FLAGS_port_file); }
+
+}  // namespace santa
