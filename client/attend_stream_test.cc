@@ -175,6 +175,7 @@ TEST(AttendStreamTest, ManyThreadsShareAStream) {
   const auto stream = client->OpenAttendStream({.max_in_flight = 3});
   const std::vector<std::string> expected = UndisturbedAnswers(kSteps);
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int i = 0; i < kThreads; ++i) {
     threads.emplace_back([&] {
       const v1::SequenceHandle handle = client->CreateSequence()->handle();
@@ -257,7 +258,7 @@ TEST(AttendStreamTest, CallbacksMaySubmit) {
   const v1::SequenceHandle handle = client->CreateSequence()->handle();
   std::promise<int> last;
   std::function<void(int)> decode = [&](int step) {
-    stream->Submit(Request(handle, step), absl::InfiniteFuture(), [&, step](AttendStream::Result result) {
+    stream->Submit(Request(handle, step), absl::InfiniteFuture(), [&, step](const AttendStream::Result& result) {
       if (!result.ok() || step == 30) return last.set_value(step);
       decode(step + 1);
     });

@@ -14,6 +14,7 @@
 #include "absl/flags/usage.h"
 #include "absl/time/time.h"
 #include "client/cli.h"
+#include "client/concat.h"
 
 ABSL_FLAG(std::string, server, "127.0.0.1:50051", "The server's address, HOST:PORT or another gRPC target.");
 ABSL_FLAG(bool, tls, false, "Connect with TLS.");
@@ -34,6 +35,8 @@ ABSL_FLAG(bool, compare, false, "attend: also ask for the exact answer, and prin
 
 namespace {
 
+using santa::client_internal::Concat;
+
 // Abseil ends the process with 1 on a bad flag; ours is 2. So look at the flags first, the way it will. Empty: fine.
 std::string FirstFlagError(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
@@ -46,7 +49,7 @@ std::string FirstFlagError(int argc, char** argv) {
     if (name.starts_with("help") || name == "version") continue;  // Abseil's own
     absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
     if (flag == nullptr && name.starts_with("no")) flag = absl::FindCommandLineFlag(name.substr(2));
-    if (flag == nullptr) return "flag --" + name + " is not known";
+    if (flag == nullptr) return Concat("flag --", name, " is not known");
     std::string value;
     if (equals != std::string_view::npos) {
       value = text.substr(equals + 1);
@@ -55,10 +58,10 @@ std::string FirstFlagError(int argc, char** argv) {
     } else if (++i < argc) {
       value = argv[i];
     } else {
-      return "flag --" + name + " needs a value";
+      return Concat("flag --", name, " needs a value");
     }
     if (std::string error; !flag->ParseFrom(value, &error)) {
-      return "flag --" + name + " cannot be \"" + value + "\"" + (error.empty() ? "" : ": " + error);
+      return Concat("flag --", name, " cannot be \"", value, "\": ", error);
     }
   }
   return "";

@@ -13,7 +13,6 @@ namespace santa {
 namespace {
 
 using client_testing::FakeAttentionServer;
-using client_testing::Faults;
 
 constexpr int kKvHeads = 2;
 constexpr int kHeadDim = 8;

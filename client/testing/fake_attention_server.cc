@@ -5,6 +5,7 @@
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -40,7 +41,7 @@ constexpr float kSampledFactor = 1.0f + 1.0f / 256;
 
 struct StoredSequence {
   v1::SequenceHandle handle;
-  std::vector<std::string> tokens[kLayers];
+  std::array<std::vector<std::string>, kLayers> tokens;
 
   v1::Sequence Describe() const {
     v1::Sequence sequence;
@@ -289,7 +290,7 @@ class FakeAttentionServer::Service final : public v1::AttentionService::Service 
     const std::lock_guard lock(mutex_);
     const int call = unary_calls_++;
     if (call < faults_.unavailable_unary_calls) return {StatusCode::UNAVAILABLE, "injected"};
-    const Status status = function();
+    Status status = function();
     if (call < faults_.unavailable_unary_calls + faults_.lost_unary_answers) {
       return {StatusCode::UNAVAILABLE, "injected after the call was taken"};
     }
