@@ -18,5 +18,8 @@ while read -r file; do
   ! grep -nP '\t' "$file" || complain "$file: tabs"
   ! grep -nP ' +$' "$file" || complain "$file: trailing blanks"
   [[ -z $(tail -c1 "$file") ]] || complain "$file: no newline at the end"
-done < <(git ls-files -- 'BUILD' '**/BUILD' 'WORKSPACE' '*.bzl' '*.proto' '*.md' '*.yaml')
+done < <(git ls-files -- 'BUILD' '**/BUILD' 'WORKSPACE' '*.bzl' '*.proto' '*.yaml')
+# The program in the README is the one that is built and tested.
+diff <(sed -n '/^```cpp$/,/^```$/p' README.md | sed '1d;$d') client/quickstart.cc ||
+  complain "README.md: the program differs from client/quickstart.cc"
 exit "$failed"

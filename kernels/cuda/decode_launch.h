@@ -1,0 +1,50 @@
+// What every decode kernel is launched with. Plain data; all pointers name device memory.
+#ifndef SANTA_KERNELS_CUDA_DECODE_LAUNCH_H_
+#define SANTA_KERNELS_CUDA_DECODE_LAUNCH_H_
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/attention.h"
+
+namespace santa::cuda {
+
+// One query token of one sequence in one layer.
+struct DeviceItem {
+  const void* layer = nullptr;          // the layer's pool: [page][K|V][kv_head][token][D]
+  const int32_t* page_table = nullptr;  // [pages of the sequence]
+  const void* q = nullptr;              // [H][D] of the cache's type
+  void* o = nullptr;                    // [H][D] of io_dtype
+  float* lse = nullptr;                 // [H]
+  const float* sinks = nullptr;         // [H], or null
+  // Counts the distinct value rows that a sampled method reads; null: not wanted.
+  unsigned long long* rows_read = nullptr;
+  uint64_t seed = 0, sampling_key = 0;
+  int32_t position = 0;        // of the query
+  int32_t begin = 0, end = 0;  // visible tokens
+  int32_t first_split = 0;     // index of the item's first split in the launch's partial results
+  int32_t num_splits = 0;
+  int32_t split_tokens = 0;  // tokens of a split, a multiple of 256; splits lie at absolute multiples of it
+  int32_t layer_index = 0;
+  uint32_t sample_count = 0;      // 0: EXACT
+  float scale = 0, soft_cap = 0;  // in natural units; soft_cap 0: none
+  DType io_dtype = DType::kBFloat16;
+};
+
+// One launch over any number of items of one cache.
+struct DecodeLaunch {
+  const DeviceItem* items = nullptr;
+  const int2* work = nullptr;  // [num_work]: (item, split counted from the item's first)
+  int32_t num_work = 0;
+  float* partial_o = nullptr;         // [splits][H_kv][G][D]
+  float2* partial_max_sum = nullptr;  // [splits][H_kv][G]: largest score (log2 units), sum of exp2(score - largest)
+  unsigned* tickets = nullptr;        // [items][H_kv], zero before the first launch; each launch leaves them zero
+  int32_t num_kv_heads = 0, group_size = 0, head_dim = 0;
+  int32_t page_shift = 0;  // log2 of the page size
+  DType dtype = DType::kBFloat16;
+};
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_DECODE_LAUNCH_H_

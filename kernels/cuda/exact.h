@@ -1,0 +1,14 @@
+#ifndef SANTA_KERNELS_CUDA_EXACT_H_
+#define SANTA_KERNELS_CUDA_EXACT_H_
+
+#include "kernels/cuda/decode_launch.h"
+
+namespace santa::cuda {
+
+// EXACT attention of every item (sample_count is not looked at). D = 128, bf16 or fp16, G from 1 to 16; anything else
+// is cudaErrorNotSupported. Asynchronous; nothing is allocated.
+cudaError_t LaunchExact(const DecodeLaunch& launch, cudaStream_t stream);
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_EXACT_H_

@@ -1,0 +1,93 @@
+"""Compiles CUDA sources with nvcc into a library that C++ targets link."""
+
+load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")
+load("@cuda//:defs.bzl", "CUDA_AVAILABLE", "NVCC")
+
+# Ampere, Ada and Hopper in machine code, and PTX for what follows.
+_TARGETS = [
+    "arch=compute_80,code=sm_80",
+    "arch=compute_89,code=sm_89",
+    "arch=compute_90a,code=sm_90a",
+    "arch=compute_90,code=compute_90",
+]
+
+def _cuda_objects_impl(ctx):
+    toolchain = find_cpp_toolchain(ctx)
+    features = cc_common.configure_features(ctx = ctx, cc_toolchain = toolchain)
+    compilation = cc_common.merge_cc_infos(cc_infos = [dep[CcInfo] for dep in ctx.attr.deps]).compilation_context
+    objects = []
+    for src in ctx.files.srcs:
+        obj = ctx.actions.declare_file("%s/%s.o" % (ctx.label.name, src.basename))
+        args = ctx.actions.args()
+        args.add_all(["-c", "-std=c++20", "-O3", "-lineinfo", "-Xcompiler=-fPIC", "-I."])
+        args.add_all(_TARGETS, before_each = "-gencode")
+        args.add_all(compilation.quote_includes, before_each = "-I")
+        args.add_all(compilation.system_includes, before_each = "-isystem")
+        args.add_all(ctx.attr.copts)
+        args.add("-o", obj)
+        args.add(src)
+        ctx.actions.run(
+            executable = NVCC,
+            arguments = [args],
+            inputs = depset(ctx.files.srcs + ctx.files.hdrs, transitive = [compilation.headers]),
+            outputs = [obj],
+            mnemonic = "CudaCompile",
+            progress_message = "Compiling %s with nvcc" % src.short_path,
+            use_default_shell_env = True,
+        )
+        objects.append(obj)
+    linking, _ = cc_common.create_linking_context_from_compilation_outputs(
+        actions = ctx.actions,
+        name = ctx.label.name,
+        cc_toolchain = toolchain,
+        feature_configuration = features,
+        compilation_outputs = cc_common.create_compilation_outputs(
+            objects = depset(objects),
+            pic_objects = depset(objects),
+        ),
+        linking_contexts = [dep[CcInfo].linking_context for dep in ctx.attr.deps],
+        disallow_dynamic_library = True,
+    )
+    return [
+        DefaultInfo(files = depset(objects)),
+        CcInfo(
+            compilation_context = cc_common.create_compilation_context(
+                headers = depset(ctx.files.hdrs, transitive = [compilation.headers]),
+            ),
+            linking_context = linking,
+        ),
+    ]
+
+_cuda_objects = rule(
+    implementation = _cuda_objects_impl,
+    attrs = {
+        "copts": attr.string_list(),
+        "deps": attr.label_list(providers = [CcInfo]),
+        "hdrs": attr.label_list(allow_files = [".h", ".cuh"]),
+        "srcs": attr.label_list(allow_files = [".cu"]),
+        "_cc_toolchain": attr.label(default = "@bazel_tools//tools/cpp:current_cc_toolchain"),
+    },
+    fragments = ["cpp"],
+    toolchains = ["@bazel_tools//tools/cpp:toolchain_type"],
+)
+
+def cuda_library(name, deps = [], **kwargs):
+    """A library of CUDA sources; declares nothing where CUDA is not installed.
+
+    Args:
+      name: of the library; select it only where CUDA_AVAILABLE of @cuda//:defs.bzl holds.
+      deps: C++ libraries.
+      **kwargs: srcs (.cu), hdrs, copts for nvcc, visibility, ...
+    """
+    if CUDA_AVAILABLE:
+        _cuda_objects(name = name, deps = deps + ["@cuda//:cudart"], **kwargs)
+
+def cuda_test(name, **kwargs):
+    """A cc_test of CUDA libraries, declared where CUDA is installed; it skips itself where there is no GPU.
+
+    Args:
+      name: of the test.
+      **kwargs: as for cc_test.
+    """
+    if CUDA_AVAILABLE:
+        native.cc_test(name = name, tags = ["gpu"], **kwargs)
