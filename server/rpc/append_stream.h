@@ -55,7 +55,7 @@ class AppendStream final : public AppendReactor, public DrainableStream {
   const absl::Time deadline_;
   grpc::ByteBuffer* const response_;
 
-  std::mutex mutex_;  // as in AttendStream
+  std::mutex mutex_;  // as in AttendCall
   std::unique_ptr<Chunk> storing_;
   std::optional<SequenceHandle> handle_;  // the one in force
   int64_t chunks_ = 0;                    // read so far

@@ -21,7 +21,7 @@ AttendReactor* NewAttendStream(ServiceContext* context, const grpc::CallbackServ
   absl::StatusOr<std::string> tenant = TenantOf(call, *context->authenticator);
   absl::Status status = tenant.status();
   if (status.ok()) {
-    auto stream = std::make_unique<AttendStream>(context, *std::move(tenant), DeadlineOf(call));
+    auto stream = std::make_unique<AttendCall>(context, *std::move(tenant), DeadlineOf(call));
     status = context->streams->Add(stream.get());
     if (status.ok()) {
       stream->Begin();
@@ -32,21 +32,21 @@ AttendReactor* NewAttendStream(ServiceContext* context, const grpc::CallbackServ
   return new RefusedStream(status);
 }
 
-AttendStream::AttendStream(ServiceContext* context, std::string tenant, absl::Time deadline)
+AttendCall::AttendCall(ServiceContext* context, std::string tenant, absl::Time deadline)
     : context_(context), tenant_(std::move(tenant)), deadline_(deadline) {}
 
-void AttendStream::Begin() {
+void AttendCall::Begin() {
   std::lock_guard<std::mutex> lock(mutex_);
   Proceed();
 }
 
-void AttendStream::BeginDrain() {
+void AttendCall::BeginDrain() {
   std::lock_guard<std::mutex> lock(mutex_);
   if (end_.ok()) end_ = absl::UnavailableError("the server is draining; retry on another one");
   Proceed();
 }
 
-void AttendStream::OnReadDone(bool ok) {
+void AttendCall::OnReadDone(bool ok) {
   std::unique_lock<std::mutex> lock(mutex_);
   reading_ = false;
   if (!ok) {
@@ -71,7 +71,7 @@ void AttendStream::OnReadDone(bool ok) {
   Proceed();
 }
 
-void AttendStream::Take(std::unique_ptr<AttendExchange> exchange) {
+void AttendCall::Take(std::unique_ptr<AttendExchange> exchange) {
   AttendExchange* const taken = exchange.get();
   Step* const step = taken->step();
   if (step->items.empty()) {  // nothing valid in it
@@ -94,7 +94,7 @@ void AttendStream::Take(std::unique_ptr<AttendExchange> exchange) {
   computing_.erase(taken);
 }
 
-void AttendStream::StepDone(AttendExchange* exchange) {
+void AttendCall::StepDone(AttendExchange* exchange) {
   context_->metrics->RecordStep(*exchange->step());
   grpc::ByteBuffer answer = exchange->Answer();
   std::lock_guard<std::mutex> lock(mutex_);
@@ -103,7 +103,7 @@ void AttendStream::StepDone(AttendExchange* exchange) {
   Proceed();
 }
 
-void AttendStream::OnWriteDone(bool ok) {
+void AttendCall::OnWriteDone(bool ok) {
   std::lock_guard<std::mutex> lock(mutex_);
   writing_ = false;
   outgoing_.Clear();
@@ -111,19 +111,19 @@ void AttendStream::OnWriteDone(bool ok) {
   Proceed();
 }
 
-void AttendStream::OnCancel() {
+void AttendCall::OnCancel() {
   std::lock_guard<std::mutex> lock(mutex_);
   Cancel();
   Proceed();
 }
 
-void AttendStream::Cancel() {
+void AttendCall::Cancel() {
   cancelled_ = true;
   answers_.clear();
   for (const auto& [exchange, owner] : computing_) exchange->step()->cancelled = true;
 }
 
-void AttendStream::Proceed() {
+void AttendCall::Proceed() {
   if (finished_) return;
   const bool ending = half_closed_ || cancelled_ || !end_.ok();
   if (!writing_ && !answers_.empty()) {
@@ -140,13 +140,13 @@ void AttendStream::Proceed() {
   if (ending && !parsing_ && unanswered() == 0) FinishWith(cancelled_ ? CancellationStatus(deadline_) : end_);
 }
 
-void AttendStream::FinishWith(const absl::Status& status) {
+void AttendCall::FinishWith(const absl::Status& status) {
   finished_ = true;
   context_->metrics->RecordRpc(kMethod, status.code());
   Finish(ToGrpc(status));
 }
 
-void AttendStream::OnDone() {
+void AttendCall::OnDone() {
   { std::lock_guard<std::mutex> lock(mutex_); }
   context_->streams->Remove(this);
   delete this;

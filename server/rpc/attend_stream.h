@@ -24,12 +24,12 @@ namespace santa {
 
 using AttendReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 
-// The reactor for a call: an AttendStream, or one that only refuses. Deletes itself.
+// The reactor for a call: an AttendCall, or one that only refuses. Deletes itself.
 AttendReactor* NewAttendStream(ServiceContext* context, const grpc::CallbackServerContext& call);
 
-class AttendStream final : public AttendReactor, public DrainableStream {
+class AttendCall final : public AttendReactor, public DrainableStream {
  public:
-  AttendStream(ServiceContext* context, std::string tenant, absl::Time deadline);
+  AttendCall(ServiceContext* context, std::string tenant, absl::Time deadline);
   void Begin();  // starts reading; the stream is in the registry by then
 
   void BeginDrain() override;
