@@ -19,30 +19,4 @@ RunList ListRuns(const DecodeContext& context, const DecodeItem& item, int kv_he
   return list;
 }
 
-void ScoreBlock(const DecodeContext& context, const PlannedItem& plan, const float* queries, const RunList& runs,
-                Fetch fetch, const RunList& prefetch, const BlockArrays& arrays, HeadVector* max) {
-  const DecodeShape& shape = context.shape;
-  int row = 0;
-  for (int i = 0; i < runs.count; ++i) {
-    const Run& run = runs.runs[i];
-    const uint8_t* next = fetch == Fetch::kValues ? ValuesOf(context, prefetch, i)
-                          : fetch == Fetch::kKeys ? KeysOf(prefetch, i)
-                                                  : nullptr;
-    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-      context.kernels.score({.rows = run.keys,
-                             .num_rows = run.num_rows,
-                             .head_dim = shape.head_dim,
-                             .heads = shape.heads(chunk),
-                             .queries = queries + static_cast<int64_t>(chunk) * kChunkHeads * shape.padded_dim,
-                             .scores = arrays.chunk_scores(chunk) + row * shape.pitch(chunk),
-                             .prefetch = chunk == 0 ? next : nullptr});
-    }
-    row += run.num_rows;
-  }
-  for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-    context.kernels.finish_scores(arrays.chunk_scores(chunk), runs.num_rows, shape.pitch(chunk), plan.scale,
-                                  plan.item->options.soft_cap, &max[chunk]);
-  }
-}
-
 }  // namespace santa::cpu

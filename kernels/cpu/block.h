@@ -36,12 +36,27 @@ struct RunList {
 // Tokens [begin, end) of one head, at most kBlockRows.
 RunList ListRuns(const DecodeContext& context, const DecodeItem& item, int kv_head, int64_t begin, int64_t end);
 
-// The first value row of run `index`, or null where there is no such run: an address to prefetch.
-inline const uint8_t* ValuesOf(const DecodeContext& context, const RunList& list, int index) {
-  return index < list.count ? list.runs[index].keys + context.cache.value_offset() : nullptr;
-}
-inline const uint8_t* KeysOf(const RunList& list, int index) {
-  return index < list.count ? list.runs[index].keys : nullptr;
+// Where run `index` of neighbouring heads' rows lies, or null where there is no such run: runs come in the order of
+// memory, all heads of a page one after the other. `values`: of V, else of K.
+struct RunOrder {
+  const DecodeContext& context;
+  const RunList& list;  // of the first head
+  int num_heads;
+  bool values;
+
+  int count() const { return list.count * num_heads; }
+  const uint8_t* rows(int index) const {
+    if (index >= count()) return nullptr;
+    return list.runs[index / num_heads].keys + (values ? context.cache.value_offset() : 0) +
+           static_cast<int64_t>(context.cache.layout().head_page_bytes()) * (index % num_heads);
+  }
+};
+
+// What to fetch while run `index` of `current` is worked on: a run some way ahead, in `current` or in `after` it.
+inline const uint8_t* RowsAhead(const RunOrder& current, const RunOrder& after, int index) {
+  constexpr int kRunsAhead = 2;
+  const int ahead = index + kRunsAhead;
+  return ahead < current.count() ? current.rows(ahead) : after.rows(ahead - current.count());
 }
 
 // Arrays of one block, chunk by chunk: chunk c's scores (or weights, or masses) at shape.first_lane(c) * kScoreRows,
@@ -60,12 +75,6 @@ struct BlockArrays {
   uint64_t* chunk_groups(int chunk) const { return group_masses + DecodeShape::first_lane(chunk) * kBlockGroups; }
   const uint32_t* chunk_masses(int chunk) const { return reinterpret_cast<const uint32_t*>(chunk_scores(chunk)); }
 };
-
-// Scores of the block's rows for every query head of the group, and `max` (one a chunk) raised to their largest.
-// queries: packed, [G][padded_dim]. While run i is scored, run i of `prefetch` is fetched: its keys, or its values.
-enum class Fetch { kNothing, kKeys, kValues };
-void ScoreBlock(const DecodeContext& context, const PlannedItem& plan, const float* queries, const RunList& runs,
-                Fetch fetch, const RunList& prefetch, const BlockArrays& arrays, HeadVector* max);
 
 }  // namespace santa::cpu
 

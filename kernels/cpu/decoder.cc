@@ -15,6 +15,8 @@ Decoder::Decoder(const KvCache& cache, ThreadPool& pool)
       context_{cache_, kernels_, shape_},
       scratch_(pool.num_threads()),
       budget_scratch_(pool.num_threads()),
+      group_scratch_(pool.num_threads()),
+      first_scratch_(pool.num_threads()),
       vectors_(pool.num_threads()) {
   for (std::vector<float>& vector : vectors_) vector.resize(shape_.head_dim + shape_.padded_dim);
 }
@@ -23,7 +25,8 @@ void Decoder::Decode(std::span<const DecodeItem> items) {
   while (!items.empty()) {
     items = items.subspan(PlanWave(items));
     PackQueries();
-    RunUnits();
+    GroupUnits();
+    RunGroups();
     RunStored();
     pool_.ParallelFor(static_cast<int64_t>(plans_.size()) * shape_.num_kv_heads, [this](int64_t index, int worker) {
       Merge(plans_[index / shape_.num_kv_heads], static_cast<int>(index % shape_.num_kv_heads), worker);
@@ -62,7 +65,7 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
     plan.first_draw = draws;
     for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
       for (int32_t split = 0; split < plan.num_splits; ++split) {
-        units_.push_back({static_cast<int32_t>(plans_.size()), kv_head, split});
+        units_.push_back({static_cast<int32_t>(plans_.size()), kv_head, 1, split});
       }
     }
     if (plan.stores_scores()) blocks += plan.num_units(shape_) * plan.blocks_per_split();
@@ -104,15 +107,14 @@ Partial Decoder::PartialAt(int64_t unit) const {
           partial_output_.data() + unit * shape_.group * shape_.padded_dim, partial_rows_.data() + unit};
 }
 
-Unit Decoder::UnitAt(int64_t index, int worker) {
-  const UnitPlace& place = units_[index];
-  const int64_t first_query = static_cast<int64_t>(place.item) * shape_.num_kv_heads + place.kv_head;
+Unit Decoder::UnitAt(const PlannedItem& plan, int kv_head, int64_t split, int worker) {
+  const int64_t first_query = (&plan - plans_.data()) * shape_.num_kv_heads + kv_head;
   return {.context = context_,
-          .plan = plans_[place.item],
-          .kv_head = place.kv_head,
-          .split = place.split,
+          .plan = plan,
+          .kv_head = kv_head,
+          .split = split,
           .queries = queries_.data() + first_query * shape_.group * shape_.padded_dim,
-          .partial = PartialAt(index),
+          .partial = PartialAt(plan.first_unit + kv_head * plan.num_splits + split),
           .scratch = scratch_[worker]};
 }
 
@@ -125,39 +127,61 @@ StoredItem Decoder::StoredItemOf(const PlannedItem& plan) const {
           .first_partial = PartialAt(plan.first_unit)};
 }
 
-StoredUnit Decoder::StoredUnitOf(const Unit& unit, const StoredItem& item) const {
+BlockArrays Decoder::FirstBlockOf(const Unit& unit) const {
   const int64_t unit_in_item = unit.kv_head * unit.plan.num_splits + unit.split;
   const int64_t block = unit.plan.first_block + unit_in_item * unit.plan.blocks_per_split();
-  return {unit,
-          item,
-          {scores_.data() + block * BlockArrays::ScoresSize(shape_),
-           group_masses_.data() + block * BlockArrays::GroupsSize(shape_)}};
+  return {scores_.data() + block * BlockArrays::ScoresSize(shape_),
+          group_masses_.data() + block * BlockArrays::GroupsSize(shape_)};
 }
 
 template <typename Predicate, typename Step>
 void Decoder::ForStoredUnits(Predicate predicate, Step step) {
   pool_.ParallelFor(static_cast<int64_t>(units_.size()), [&](int64_t index, int worker) {
-    const Unit unit = UnitAt(index, worker);
-    if (!predicate(unit.plan)) return;
-    const StoredItem item = StoredItemOf(unit.plan);
-    step(StoredUnitOf(unit, item));
+    const UnitPlace& place = units_[index];
+    const PlannedItem& plan = plans_[place.item];
+    if (!predicate(plan)) return;
+    const Unit unit = UnitAt(plan, place.kv_head, place.split, worker);
+    const StoredItem item = StoredItemOf(plan);
+    step(StoredUnit{unit, item, FirstBlockOf(unit)});
   });
 }
 
-// The first step of every method; the only one of EXACT and S2ANTA_FLASH.
-void Decoder::RunUnits() {
-  pool_.ParallelFor(static_cast<int64_t>(units_.size()), [this](int64_t index, int worker) {
-    const Unit unit = UnitAt(index, worker);
-    switch (unit.plan.method) {
-      case Method::kExact:
-        return ExactUnit(unit);
-      case Method::kS2antaFlash:
-        return FlashUnit(unit);
-      case Method::kS2antaProp:
-        return StoreTiles(StoredUnitOf(unit, StoredItemOf(unit.plan)));
-      default:
-        return StoreScores(StoredUnitOf(unit, StoredItemOf(unit.plan)));
+// As many heads a group as leave every thread a few groups.
+void Decoder::GroupUnits() {
+  constexpr int64_t kMaxHeads = 8;
+  constexpr int64_t kGroupsPerThread = 4;
+  const int64_t heads =
+      std::clamp<int64_t>(static_cast<int64_t>(units_.size()) / (kGroupsPerThread * pool_.num_threads()), 1,
+                          std::min<int64_t>(kMaxHeads, shape_.num_kv_heads));
+  groups_.clear();
+  for (const PlannedItem& plan : plans_) {
+    const auto item = static_cast<int32_t>(&plan - plans_.data());
+    for (int32_t split = 0; split < plan.num_splits; ++split) {
+      for (int64_t head = 0; head < shape_.num_kv_heads; head += heads) {
+        groups_.push_back({item, static_cast<int32_t>(head),
+                           static_cast<int32_t>(std::min(heads, shape_.num_kv_heads - head)), split});
+      }
     }
+  }
+}
+
+// The first step of every method; the only one of EXACT and S2ANTA_FLASH.
+void Decoder::RunGroups() {
+  pool_.ParallelFor(static_cast<int64_t>(groups_.size()), [this](int64_t index, int worker) {
+    const UnitPlace& place = groups_[index];
+    const PlannedItem& plan = plans_[place.item];
+    std::vector<Unit>& units = group_scratch_[worker];
+    units.clear();
+    for (int head = 0; head < place.num_heads; ++head) {
+      units.push_back(UnitAt(plan, place.kv_head + head, place.split, worker));
+    }
+    if (plan.method == Method::kExact) return ExactUnits(units);
+    if (plan.method == Method::kS2antaFlash) return FlashUnits(units);
+    std::vector<BlockArrays>& first = first_scratch_[worker];
+    first.clear();
+    for (const Unit& unit : units) first.push_back(FirstBlockOf(unit));
+    if (plan.method == Method::kS2antaProp) return StoreTiles(units, first.data(), StoredItemOf(plan));
+    StoreScores(units, first.data());
   });
 }
 

@@ -31,22 +31,25 @@ class Decoder {
   const char* target() const { return kernels_.target; }
 
  private:
+  // Where units begin: one, or a group of neighbouring heads.
   struct UnitPlace {
     int32_t item;  // of the wave
     int32_t kv_head;
+    int32_t num_heads;
     int32_t split;
   };
 
   int64_t PlanWave(std::span<const DecodeItem> items);
   void PackQueries();
-  void RunUnits();
+  void GroupUnits();
+  void RunGroups();
   void RunStored();
   void Merge(const PlannedItem& plan, int kv_head, int worker);
   void WriteStatistics(const PlannedItem& plan) const;
 
-  Unit UnitAt(int64_t index, int worker);
+  Unit UnitAt(const PlannedItem& plan, int kv_head, int64_t split, int worker);
   StoredItem StoredItemOf(const PlannedItem& plan) const;
-  StoredUnit StoredUnitOf(const Unit& unit, const StoredItem& item) const;
+  BlockArrays FirstBlockOf(const Unit& unit) const;
   Partial PartialAt(int64_t unit) const;
   int64_t ItemBytes(const PlannedItem& plan) const;
   template <typename Predicate, typename Step>
@@ -60,6 +63,7 @@ class Decoder {
 
   std::vector<PlannedItem> plans_;  // of the wave
   std::vector<UnitPlace> units_;
+  std::vector<UnitPlace> groups_;
   GrowBuffer<float> queries_;  // packed, [item][H][padded_dim]
   // [unit]
   GrowBuffer<float> partial_max_;
@@ -77,6 +81,8 @@ class Decoder {
   // [worker]
   std::vector<WorkerScratch> scratch_;
   std::vector<BudgetScratch> budget_scratch_;
+  std::vector<std::vector<Unit>> group_scratch_;
+  std::vector<std::vector<BlockArrays>> first_scratch_;
   std::vector<std::vector<float>> vectors_;  // a query or output in fp32, and a merged output
 };
 

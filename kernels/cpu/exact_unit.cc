@@ -4,45 +4,72 @@
 #include "kernels/cpu/unit.h"
 
 namespace santa::cpu {
+namespace {
 
-void ExactUnit(const Unit& unit) {
-  const DecodeContext& context = unit.context;
+// Scores of a block become weights against the new running maximum.
+void WeighExactly(const Unit& unit, const BlockArrays& arrays, int num_rows, const HeadVector* max) {
+  const DecodeShape& shape = unit.context.shape;
+  for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+    RaiseMax(unit, chunk, max[chunk]);
+    float* weights = arrays.chunk_scores(chunk);
+    const HeadVector sum =
+        unit.context.kernels.exponentials(weights, num_rows, shape.pitch(chunk), max[chunk], weights);
+    for (int lane = 0; lane < shape.heads(chunk); ++lane) {
+      unit.partial.sum[chunk * kChunkHeads + lane] += sum.lane[lane];
+    }
+  }
+}
+
+// Adds the block's value rows, times their weights, to the units' outputs.
+void AddValues(UnitGroup units, const RunList& runs, const RunOrder& after, const BlockArrays* arrays) {
+  const DecodeContext& context = units[0].context;
   const DecodeShape& shape = context.shape;
-  const BlockArrays arrays = {unit.scratch.scores.AtLeast(BlockArrays::ScoresSize(shape)), nullptr};
-  HeadVector* max = unit.scratch.max.AtLeast(shape.num_chunks);
-  ClearPartial(unit);
-  RunList next = unit.Runs(unit.begin(), BlockEnd(unit.begin(), unit.end()));
-  for (int64_t begin = unit.begin(); begin < unit.end();) {
-    const int64_t end = BlockEnd(begin, unit.end());
-    const RunList runs = next;
-    next = end < unit.end() ? unit.Runs(end, BlockEnd(end, unit.end())) : RunList();
-    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) max[chunk] = MaxOf(unit, chunk);
-    ScoreBlock(context, unit.plan, unit.queries, runs, Fetch::kValues, runs, arrays, max);
+  const auto num_units = static_cast<int>(units.size());
+  const RunOrder values = {context, runs, num_units, /*values=*/true};
+  int row = 0;
+  for (int index = 0; index < values.count(); ++index) {
+    const int u = index % num_units;
+    const int num_rows = runs.runs[index / num_units].num_rows;
     for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-      RaiseMax(unit, chunk, max[chunk]);
-      float* weights = arrays.chunk_scores(chunk);
-      const HeadVector sum =
-          context.kernels.exponentials(weights, runs.num_rows, shape.pitch(chunk), max[chunk], weights);
-      for (int lane = 0; lane < shape.heads(chunk); ++lane) {
-        unit.partial.sum[chunk * kChunkHeads + lane] += sum.lane[lane];
-      }
+      context.kernels.accumulate({.rows = values.rows(index),
+                                  .num_rows = num_rows,
+                                  .head_dim = shape.head_dim,
+                                  .heads = shape.heads(chunk),
+                                  .weights = arrays[u].chunk_scores(chunk) + row * shape.pitch(chunk),
+                                  .sums = units[u].output(chunk * kChunkHeads),
+                                  .prefetch = chunk == 0 ? RowsAhead(values, after, index) : nullptr});
     }
-    int row = 0;
-    for (int i = 0; i < runs.count; ++i) {
-      for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-        context.kernels.accumulate({.rows = ValuesOf(context, runs, i),
-                                    .num_rows = runs.runs[i].num_rows,
-                                    .head_dim = shape.head_dim,
-                                    .heads = shape.heads(chunk),
-                                    .weights = arrays.chunk_scores(chunk) + row * shape.pitch(chunk),
-                                    .sums = unit.output(chunk * kChunkHeads),
-                                    .prefetch = chunk == 0 ? KeysOf(next, i) : nullptr});
-      }
-      row += runs.runs[i].num_rows;
+    if (u == num_units - 1) row += num_rows;
+  }
+}
+
+}  // namespace
+
+void ExactUnits(UnitGroup units) {
+  const Unit& first = units[0];
+  const DecodeShape& shape = first.context.shape;
+  const auto num_units = static_cast<int>(units.size());
+  float* scores = first.scratch.scores.AtLeast(num_units * BlockArrays::ScoresSize(shape));
+  BlockArrays* arrays = first.scratch.arrays.AtLeast(num_units);
+  HeadVector* max = first.scratch.max.AtLeast(num_units * shape.num_chunks);
+  for (int u = 0; u < num_units; ++u) {
+    arrays[u] = {scores + u * BlockArrays::ScoresSize(shape), nullptr};
+    ClearPartial(units[u]);
+    *units[u].partial.rows = static_cast<int32_t>(first.end() - first.begin());
+  }
+  RunList next = first.Runs(first.begin(), BlockEnd(first.begin(), first.end()));
+  for (int64_t begin = first.begin(); begin < first.end();) {
+    const int64_t end = BlockEnd(begin, first.end());
+    const RunList runs = next;
+    next = end < first.end() ? first.Runs(end, BlockEnd(end, first.end())) : RunList();
+    for (int u = 0; u < num_units; ++u) {
+      for (int chunk = 0; chunk < shape.num_chunks; ++chunk) max[u * shape.num_chunks + chunk] = MaxOf(units[u], chunk);
     }
+    ScoreBlock(units, runs, {first.context, runs, num_units, /*values=*/true}, arrays, max);
+    for (int u = 0; u < num_units; ++u) WeighExactly(units[u], arrays[u], runs.num_rows, max + u * shape.num_chunks);
+    AddValues(units, runs, {first.context, next, num_units, /*values=*/false}, arrays);
     begin = end;
   }
-  *unit.partial.rows = static_cast<int32_t>(unit.end() - unit.begin());
 }
 
 }  // namespace santa::cpu

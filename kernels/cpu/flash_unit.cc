@@ -29,46 +29,68 @@ void AddTile(const Unit& unit, uint32_t budget, const HeadVector* tile_max, cons
   }
 }
 
-}  // namespace
-
-void FlashUnit(const Unit& unit) {
+// Draws of one head group in one tile, and their rows. `first`: the tile's masses.
+void DrawTile(const Unit& unit, int64_t tile, const BlockArrays& first, const HeadVector* tile_max,
+              const HeadVector* tile_sums) {
   const PlannedItem& plan = unit.plan;
   const DecodeShape& shape = unit.context.shape;
   WorkerScratch& scratch = unit.scratch;
-  const int64_t tile_blocks = std::min(plan.tiling.size / kBlockRows, plan.blocks_per_split());
-  const BlockArrays first = {scratch.scores.AtLeast(tile_blocks * BlockArrays::ScoresSize(shape)),
-                             scratch.group_masses.AtLeast(tile_blocks * BlockArrays::GroupsSize(shape))};
-  HeadVector* tile_max = scratch.max.AtLeast(shape.num_chunks);
-  HeadVector* tile_sums = scratch.sums.AtLeast(shape.num_chunks);
-  HeadVector* factors = scratch.factors.AtLeast(shape.num_chunks);
+  const int64_t begin = sampling::TileBegin(plan.tiling, tile);
+  const int64_t end = sampling::TileEnd(plan.tiling, tile);
+  const uint32_t budget = sampling::FlashBudget(plan.tiling, tile, plan.item->options.sample_count);
   uint64_t* cumulative = scratch.cumulative.AtLeast(shape.group);
-  ClearPartial(unit);
+  HeadVector* factors = scratch.factors.AtLeast(shape.num_chunks);
+  scratch.cursors.clear();
+  for (int head = 0; head < shape.group; ++head) {
+    const sampling::DrawGrid grid = sampling::MakeDrawGrid(MassOfTile(shape, first, begin, end, head), budget);
+    const uint64_t random = sampling::Random64(StreamOf(plan, unit.first_head() + head), sampling::Purpose::kTile,
+                                               static_cast<uint32_t>(plan.tiling.first + tile));
+    scratch.cursors.emplace_back(grid, sampling::UniformBelow(random, grid.total));
+    cumulative[head] = 0;
+  }
+  // What is queued belongs to sums that AddTile may scale.
+  scratch.gatherer.Flush(unit.context);
+  AddTile(unit, budget, tile_max, tile_sums, factors);
+  BlockArrays arrays = first;
+  for (int64_t block = begin; block < end; arrays = arrays.Next(shape)) {
+    const int64_t block_end = BlockEnd(block, end);
+    for (int head = 0; head < shape.group; ++head) {
+      scratch.gatherer.Draw(shape, head, arrays, static_cast<int>(block_end - block), &cumulative[head],
+                            scratch.cursors[head]);
+    }
+    *unit.partial.rows +=
+        scratch.gatherer.Queue(unit.context, unit.Runs(block, block_end), factors, unit.partial.output);
+    block = block_end;
+  }
+}
+
+}  // namespace
+
+void FlashUnits(UnitGroup units) {
+  const Unit& unit = units[0];
+  const PlannedItem& plan = unit.plan;
+  const DecodeShape& shape = unit.context.shape;
+  WorkerScratch& scratch = unit.scratch;
+  const auto num_units = static_cast<int>(units.size());
+  const int64_t tile_blocks = std::min(plan.tiling.size / kBlockRows, plan.blocks_per_split());
+  const int64_t scores_size = tile_blocks * BlockArrays::ScoresSize(shape);
+  const int64_t groups_size = tile_blocks * BlockArrays::GroupsSize(shape);
+  float* scores = scratch.scores.AtLeast(num_units * scores_size);
+  uint64_t* groups = scratch.group_masses.AtLeast(num_units * groups_size);
+  BlockArrays* first = scratch.first.AtLeast(num_units);
+  HeadVector* max = scratch.max.AtLeast(num_units * shape.num_chunks);
+  HeadVector* sums = scratch.sums.AtLeast(num_units * shape.num_chunks);
+  for (int u = 0; u < num_units; ++u) {
+    first[u] = {scores + u * scores_size, groups + u * groups_size};
+    ClearPartial(units[u]);
+  }
   scratch.gatherer.Begin(shape);
   for (int64_t begin = unit.begin(); begin < unit.end();) {
     const int64_t tile = begin / plan.tiling.size - plan.tiling.first;
     const int64_t end = sampling::TileEnd(plan.tiling, tile);
-    const uint32_t budget = sampling::FlashBudget(plan.tiling, tile, plan.item->options.sample_count);
-    WeighTile(unit, begin, end, first, tile_max, tile_sums);
-    scratch.cursors.clear();
-    for (int head = 0; head < shape.group; ++head) {
-      const sampling::DrawGrid grid = sampling::MakeDrawGrid(MassOfTile(shape, first, begin, end, head), budget);
-      const uint64_t random = sampling::Random64(StreamOf(plan, unit.first_head() + head), sampling::Purpose::kTile,
-                                                 static_cast<uint32_t>(plan.tiling.first + tile));
-      scratch.cursors.emplace_back(grid, sampling::UniformBelow(random, grid.total));
-      cumulative[head] = 0;
-    }
-    scratch.gatherer.Flush(unit.context);
-    AddTile(unit, budget, tile_max, tile_sums, factors);
-    BlockArrays arrays = first;
-    for (int64_t block = begin; block < end; arrays = arrays.Next(shape)) {
-      const int64_t block_end = BlockEnd(block, end);
-      for (int head = 0; head < shape.group; ++head) {
-        scratch.gatherer.Draw(shape, head, arrays, static_cast<int>(block_end - block), &cumulative[head],
-                              scratch.cursors[head]);
-      }
-      *unit.partial.rows +=
-          scratch.gatherer.Queue(unit.context, unit.Runs(block, block_end), factors, unit.partial.output);
-      block = block_end;
+    WeighTile(units, begin, end, first, max, sums);
+    for (int u = 0; u < num_units; ++u) {
+      DrawTile(units[u], tile, first[u], max + u * shape.num_chunks, sums + u * shape.num_chunks);
     }
     begin = end;
   }

@@ -23,7 +23,7 @@ int Gatherer::Queue(const DecodeContext& context, const RunList& runs, const Hea
     for (; drawn != 0; drawn &= drawn - 1) {
       const int row = group * kRowGroup + std::countr_zero(drawn);
       while (row >= run_begin + runs.runs[run].num_rows) run_begin += runs.runs[run++].num_rows;
-      const uint8_t* values = ValuesOf(context, runs, run) + (row - run_begin) * row_bytes;
+      const uint8_t* values = runs.runs[run].keys + context.cache.value_offset() + (row - run_begin) * row_bytes;
       for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(values + i, 0, 2);
       rows_[num_rows_] = values;
       for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {

@@ -119,6 +119,25 @@ void ForEachBlock(const StoredUnit& stored, Body body) {
   }
 }
 
+// Keeps what ShareBudgets needs of a tile, whose masses begin at stored.first, and merges its sums into the partial.
+void RecordTile(const StoredUnit& stored, int64_t tile, const HeadVector* max, const HeadVector* sums) {
+  const Unit& unit = stored.unit;
+  const DecodeShape& shape = unit.context.shape;
+  const int64_t begin = sampling::TileBegin(unit.plan.tiling, tile);
+  const int64_t end = sampling::TileEnd(unit.plan.tiling, tile);
+  for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+    HeadVector largest = MaxOf(unit, chunk);
+    for (int lane = 0; lane < 4; ++lane) largest.lane[lane] = std::max(largest.lane[lane], max[chunk].lane[lane]);
+    RaiseMax(unit, chunk, largest);
+    for (int lane = 0; lane < shape.heads(chunk); ++lane) {
+      const int head = chunk * kChunkHeads + lane;
+      unit.partial.sum[head] += std::exp(max[chunk].lane[lane] - largest.lane[lane]) * sums[chunk].lane[lane];
+      stored.tiles(head)[tile] = {MassOfTile(shape, stored.first, begin, end, head), max[chunk].lane[lane],
+                                  sums[chunk].lane[lane], 0};
+    }
+  }
+}
+
 void GatherBlock(const Unit& unit, int64_t begin, int64_t end) {
   *unit.partial.rows += unit.scratch.gatherer.Queue(unit.context, unit.Runs(begin, end), unit.scratch.factors.data(),
                                                     unit.partial.output);
@@ -160,18 +179,26 @@ void GatherTiles(const StoredUnit& stored) {
 
 }  // namespace
 
-void StoreScores(const StoredUnit& stored) {
-  const Unit& unit = stored.unit;
+void StoreScores(UnitGroup units, const BlockArrays* first) {
+  const Unit& unit = units[0];
   const DecodeShape& shape = unit.context.shape;
-  HeadVector* max = unit.scratch.max.AtLeast(shape.num_chunks);
-  std::fill_n(max, shape.num_chunks, kNoScore);
-  ClearPartial(unit);
-  ForEachBlock(stored, [&](int64_t begin, int64_t end, const BlockArrays& arrays) {
+  const auto num_units = static_cast<int>(units.size());
+  HeadVector* max = unit.scratch.max.AtLeast(num_units * shape.num_chunks);
+  std::fill_n(max, num_units * shape.num_chunks, kNoScore);
+  BlockArrays* arrays = unit.scratch.arrays.AtLeast(num_units);
+  std::copy_n(first, num_units, arrays);
+  for (int64_t begin = unit.begin(); begin < unit.end();) {
+    const int64_t end = BlockEnd(begin, unit.end());
     const RunList next = end < unit.end() ? unit.Runs(end, BlockEnd(end, unit.end())) : RunList();
-    ScoreBlock(unit.context, unit.plan, unit.queries, unit.Runs(begin, end), Fetch::kKeys, next, arrays, max);
-  });
-  for (int head = 0; head < shape.group; ++head) {
-    unit.partial.max[head] = max[head / kChunkHeads].lane[head % kChunkHeads];
+    ScoreBlock(units, unit.Runs(begin, end), {unit.context, next, num_units, /*values=*/false}, arrays, max);
+    for (int u = 0; u < num_units; ++u) arrays[u] = arrays[u].Next(shape);
+    begin = end;
+  }
+  for (int u = 0; u < num_units; ++u) {
+    ClearPartial(units[u]);
+    for (int head = 0; head < shape.group; ++head) {
+      units[u].partial.max[head] = max[u * shape.num_chunks + head / kChunkHeads].lane[head % kChunkHeads];
+    }
   }
 }
 
@@ -238,34 +265,26 @@ void PlaceDraws(const DecodeContext& context, const PlannedItem& plan, const Sto
   }
 }
 
-void StoreTiles(const StoredUnit& stored) {
-  const Unit& unit = stored.unit;
+void StoreTiles(UnitGroup units, const BlockArrays* first, const StoredItem& item) {
+  const Unit& unit = units[0];
   const PlannedItem& plan = unit.plan;
   const DecodeShape& shape = unit.context.shape;
-  HeadVector* max = unit.scratch.max.AtLeast(shape.num_chunks);
-  HeadVector* sums = unit.scratch.sums.AtLeast(shape.num_chunks);
-  ClearPartial(unit);
-  BlockArrays first = stored.first;
+  const auto num_units = static_cast<int>(units.size());
+  HeadVector* max = unit.scratch.max.AtLeast(num_units * shape.num_chunks);
+  HeadVector* sums = unit.scratch.sums.AtLeast(num_units * shape.num_chunks);
+  BlockArrays* of_tile = unit.scratch.first.AtLeast(num_units);
+  std::copy_n(first, num_units, of_tile);
+  for (const Unit& each : units) ClearPartial(each);
   for (int64_t begin = unit.begin(); begin < unit.end();) {
     const int64_t tile = begin / plan.tiling.size - plan.tiling.first;
     const int64_t end = sampling::TileEnd(plan.tiling, tile);
-    WeighTile(unit, begin, end, first, max, sums);
-    for (int head = 0; head < shape.group; ++head) {
-      const int chunk = head / kChunkHeads;
-      const int lane = head % kChunkHeads;
-      stored.tiles(head)[tile] = {MassOfTile(shape, first, begin, end, head), max[chunk].lane[lane],
-                                  sums[chunk].lane[lane], 0};
+    WeighTile(units, begin, end, of_tile, max, sums);
+    for (int u = 0; u < num_units; ++u) {
+      RecordTile({units[u], item, of_tile[u]}, tile, max + u * shape.num_chunks, sums + u * shape.num_chunks);
     }
-    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-      HeadVector largest = MaxOf(unit, chunk);
-      for (int lane = 0; lane < 4; ++lane) largest.lane[lane] = std::max(largest.lane[lane], max[chunk].lane[lane]);
-      RaiseMax(unit, chunk, largest);
-      for (int lane = 0; lane < shape.heads(chunk); ++lane) {
-        unit.partial.sum[chunk * kChunkHeads + lane] +=
-            std::exp(max[chunk].lane[lane] - largest.lane[lane]) * sums[chunk].lane[lane];
-      }
+    for (; begin < end; begin = BlockEnd(begin, end)) {
+      for (int u = 0; u < num_units; ++u) of_tile[u] = of_tile[u].Next(shape);
     }
-    for (; begin < end; begin = BlockEnd(begin, end)) first = first.Next(shape);
   }
 }
 

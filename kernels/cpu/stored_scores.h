@@ -41,9 +41,11 @@ struct StoredUnit {
   TileRecord* tiles(int head) const { return item.tiles + (unit.first_head() + head) * unit.plan.tiling.count; }
 };
 
+// Per group of units of one item; first[u]: unit u's first block.
+void StoreScores(UnitGroup units, const BlockArrays* first);
+void StoreTiles(UnitGroup units, const BlockArrays* first, const StoredItem& item);
+
 // Per unit.
-void StoreScores(const StoredUnit& stored);
-void StoreTiles(const StoredUnit& stored);
 void WeighHeads(const StoredUnit& stored);
 void GatherDraws(const StoredUnit& stored);
 

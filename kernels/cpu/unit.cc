@@ -38,6 +38,36 @@ void RaiseMax(const Unit& unit, int chunk, const HeadVector& new_max) {
   }
 }
 
+void ScoreBlock(UnitGroup units, const RunList& runs, const RunOrder& after, const BlockArrays* arrays,
+                HeadVector* max) {
+  const DecodeContext& context = units[0].context;
+  const DecodeShape& shape = context.shape;
+  const auto num_units = static_cast<int>(units.size());
+  const RunOrder keys = {context, runs, num_units, /*values=*/false};
+  int row = 0;
+  for (int index = 0; index < keys.count(); ++index) {
+    const int u = index % num_units;
+    const int num_rows = runs.runs[index / num_units].num_rows;
+    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+      context.kernels.score({.rows = keys.rows(index),
+                             .num_rows = num_rows,
+                             .head_dim = shape.head_dim,
+                             .heads = shape.heads(chunk),
+                             .queries = units[u].queries + static_cast<int64_t>(chunk) * kChunkHeads * shape.padded_dim,
+                             .scores = arrays[u].chunk_scores(chunk) + row * shape.pitch(chunk),
+                             .prefetch = chunk == 0 ? RowsAhead(keys, after, index) : nullptr});
+    }
+    if (u == num_units - 1) row += num_rows;
+  }
+  for (int u = 0; u < num_units; ++u) {
+    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+      context.kernels.finish_scores(arrays[u].chunk_scores(chunk), runs.num_rows, shape.pitch(chunk),
+                                    units[u].plan.scale, units[u].plan.item->options.soft_cap,
+                                    &max[u * shape.num_chunks + chunk]);
+    }
+  }
+}
+
 void WeighBlock(const DecodeContext& context, const BlockArrays& arrays, int num_rows, const HeadVector* max,
                 HeadVector* sums) {
   const DecodeShape& shape = context.shape;
@@ -57,24 +87,31 @@ uint64_t MassOfBlock(const DecodeShape& shape, const BlockArrays& arrays, int nu
   return mass;
 }
 
-void WeighTile(const Unit& unit, int64_t begin, int64_t end, const BlockArrays& first, HeadVector* max,
+void WeighTile(UnitGroup units, int64_t begin, int64_t end, const BlockArrays* first, HeadVector* max,
                HeadVector* sums) {
+  const Unit& unit = units[0];
   const DecodeShape& shape = unit.context.shape;
-  std::fill_n(max, shape.num_chunks, kNoScore);
-  std::fill_n(sums, shape.num_chunks, HeadVector{});
-  BlockArrays arrays = first;
-  for (int64_t block = begin; block < end; arrays = arrays.Next(shape)) {
+  const auto num_units = static_cast<int>(units.size());
+  std::fill_n(max, num_units * shape.num_chunks, kNoScore);
+  std::fill_n(sums, num_units * shape.num_chunks, HeadVector{});
+  BlockArrays* arrays = unit.scratch.arrays.AtLeast(num_units);
+  std::copy_n(first, num_units, arrays);
+  for (int64_t block = begin; block < end;) {
     const int64_t block_end = BlockEnd(block, end);
     // The next block's keys are fetched meanwhile, whichever tile it belongs to.
     const RunList next = block_end < unit.end() ? unit.Runs(block_end, BlockEnd(block_end, unit.end())) : RunList();
-    ScoreBlock(unit.context, unit.plan, unit.queries, unit.Runs(block, block_end), Fetch::kKeys, next, arrays, max);
+    ScoreBlock(units, unit.Runs(block, block_end), {unit.context, next, num_units, /*values=*/false}, arrays, max);
+    for (int u = 0; u < num_units; ++u) arrays[u] = arrays[u].Next(shape);
     block = block_end;
   }
-  arrays = first;
-  for (int64_t block = begin; block < end; arrays = arrays.Next(shape)) {
-    const int64_t block_end = BlockEnd(block, end);
-    WeighBlock(unit.context, arrays, static_cast<int>(block_end - block), max, sums);
-    block = block_end;
+  for (int u = 0; u < num_units; ++u) {
+    BlockArrays of_block = first[u];
+    for (int64_t block = begin; block < end; of_block = of_block.Next(shape)) {
+      const int64_t block_end = BlockEnd(block, end);
+      WeighBlock(unit.context, of_block, static_cast<int>(block_end - block), max + u * shape.num_chunks,
+                 sums + u * shape.num_chunks);
+      block = block_end;
+    }
   }
 }
 

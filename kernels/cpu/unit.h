@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "kernels/cpu/block.h"
@@ -30,10 +31,11 @@ struct Partial {
 struct WorkerScratch {
   GrowBuffer<float> scores;
   GrowBuffer<uint64_t> group_masses;
-  // One a chunk.
-  GrowBuffer<HeadVector> max;
-  GrowBuffer<HeadVector> sums;
-  GrowBuffer<HeadVector> factors;
+  GrowBuffer<BlockArrays> arrays;  // [unit]
+  GrowBuffer<BlockArrays> first;   // [unit]
+  GrowBuffer<HeadVector> max;      // [unit][chunk]
+  GrowBuffer<HeadVector> sums;     // [unit][chunk]
+  GrowBuffer<HeadVector> factors;  // [chunk]
   // One a head of the group.
   GrowBuffer<uint64_t> cumulative;
   std::vector<sampling::SystematicCursor> cursors;
@@ -56,6 +58,10 @@ struct Unit {
   RunList Runs(int64_t begin, int64_t end) const { return ListRuns(context, *plan.item, kv_head, begin, end); }
 };
 
+// Units of neighbouring heads, of the same item and split, that one thread takes together: their rows are neighbours in
+// memory, where long reads are faster than many short ones. Grouping changes no answer.
+using UnitGroup = std::span<const Unit>;
+
 // The end of the block that `token` lies in, at most `end`.
 inline int64_t BlockEnd(int64_t token, int64_t end) { return std::min((token / kBlockRows + 1) * kBlockRows, end); }
 
@@ -72,13 +78,18 @@ HeadVector MaxOf(const Unit& unit, int chunk);
 // Raises the partial's maximum of a chunk's heads: sum and output are scaled by exp(max - new_max).
 void RaiseMax(const Unit& unit, int chunk, const HeadVector& new_max);
 
+// Scores of a block's rows for every query head of the group. Unit u writes arrays[u], and raises max[u][chunk] to its
+// largest scores. runs: of the first unit's head; after: what is needed next and fetched meanwhile.
+void ScoreBlock(UnitGroup units, const RunList& runs, const RunOrder& after, const BlockArrays* arrays,
+                HeadVector* max);
+
 // Turns a block's scores into masses against `max`, and adds the weights to `sums`; both one a chunk.
 void WeighBlock(const DecodeContext& context, const BlockArrays& arrays, int num_rows, const HeadVector* max,
                 HeadVector* sums);
 
 // The scores of tokens [begin, end), a tile, turned into masses against its own largest, in the arrays of one block
-// after the other; `max` and `sums` of the weights are written, one a chunk.
-void WeighTile(const Unit& unit, int64_t begin, int64_t end, const BlockArrays& first, HeadVector* max,
+// after the other from first[u] on; max[u][chunk] and the weights' sums[u][chunk] are written.
+void WeighTile(UnitGroup units, int64_t begin, int64_t end, const BlockArrays* first, HeadVector* max,
                HeadVector* sums);
 
 // Sums of the masses of one head, in [0, G).
@@ -89,10 +100,10 @@ uint64_t MassOfTile(const DecodeShape& shape, const BlockArrays& first, int64_t 
 sampling::RandomStream StreamOf(const PlannedItem& plan, int head);
 
 // EXACT.
-void ExactUnit(const Unit& unit);
+void ExactUnits(UnitGroup units);
 
 // S2ANTA_FLASH, all in one pass.
-void FlashUnit(const Unit& unit);
+void FlashUnits(UnitGroup units);
 
 }  // namespace santa::cpu
 
