@@ -1,0 +1,106 @@
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/bench/measure.h"
+#include "kernels/bench/options.h"
+
+namespace santa::bench {
+namespace {
+
+absl::StatusOr<Options> Parse(std::vector<std::string_view> arguments) { return ParseOptions(arguments); }
+
+TEST(KernelBenchTest, ReadsEveryFlag) {
+  const auto options =
+      Parse({"--backend=cpu", "--batch=3", "--tokens=1000", "--query_heads=14", "--kv_heads=2", "--head_dim=64",
+             "--page_size=16", "--dtype=fp16", "--methods=SANTA,EXACT", "--samples=77", "--window=500", "--sigma=1.5",
+             "--threads=2", "--repetitions=4", "--seed=9", "--json"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->backend, "cpu");
+  EXPECT_EQ(options->batch, 3);
+  EXPECT_EQ(options->tokens, 1000);
+  EXPECT_EQ(options->layout().group_size(), 7);
+  EXPECT_EQ(options->layout().head_dim, 64);
+  EXPECT_EQ(options->layout().page_size, 16);
+  EXPECT_EQ(options->dtype, DType::kFloat16);
+  EXPECT_EQ(options->methods, (std::vector<Method>{Method::kSanta, Method::kExact}));
+  EXPECT_EQ(options->attention(Method::kSanta, 5).sample_count, 77u);
+  EXPECT_EQ(options->attention(Method::kExact, 5).sample_count, 0u);
+  EXPECT_EQ(options->attention(Method::kSanta, 5).window, 500u);
+  EXPECT_EQ(options->sigma, 1.5);
+  EXPECT_EQ(options->threads, 2);
+  EXPECT_EQ(options->repetitions, 4);
+  EXPECT_EQ(options->seed, 9);
+  EXPECT_TRUE(options->json);
+}
+
+TEST(KernelBenchTest, RefusesBadFlagsWithASentence) {
+  const std::vector<std::pair<std::string_view, std::string_view>> cases = {
+      {"--batch=0", "--batch is '0'; it must be a whole number in [1, 4096]"},
+      {"--tokens=1e3", "--tokens is '1e3'; it must be a whole number in [1, 16777216]"},
+      {"--samples=-1", "--samples is '-1'; it must be a whole number in [1, 1048576]"},
+      {"--seed=99999999999999999999",
+       "--seed is '99999999999999999999'; it must be a whole number in [0, 9223372036854775807]"},
+      {"--dtype=int8", "--dtype is 'int8'; it must be fp32, bf16 or fp16"},
+      {"--sigma=nan", "--sigma is 'nan'; it must be a number in (0, 100]"},
+      {"--methods=EXACT,FLASH",
+       "--methods names 'FLASH'; the methods are EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH and S2ANTA_PROP, "
+       "separated by commas"},
+      {"--frobnicate=1", "there is no flag --frobnicate; --help lists them"},
+      {"tokens=5", "'tokens=5' is not an argument; flags are written --name=value"},
+      {"--tokens", "'--tokens' is not an argument; flags are written --name=value"},
+  };
+  for (const auto& [argument, message] : cases) {
+    EXPECT_EQ(Parse({argument}).status(), absl::InvalidArgumentError({message.data(), message.size()})) << argument;
+  }
+  EXPECT_EQ(Parse({"--head_dim=12"}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Parse({"--query_heads=9"}).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(KernelBenchTest, UnknownBackendIsNamed) {
+  auto options = Parse({"--backend=abacus", "--tokens=16", "--query_heads=1", "--kv_heads=1", "--head_dim=8"});
+  ASSERT_TRUE(options.ok());
+  EXPECT_EQ(Measure(*options).status(), absl::InvalidArgumentError("--backend is 'abacus'; this build has cpu"));
+}
+
+TEST(KernelBenchTest, JsonHasTheKeysAndSensibleNumbers) {
+  const auto options = Parse({"--tokens=2000", "--query_heads=32", "--kv_heads=8", "--samples=300", "--repetitions=3",
+                              "--methods=S2ANTA_FLASH,EXACT", "--threads=2"});
+  ASSERT_TRUE(options.ok());
+  const auto report = Measure(*options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_GT(report->read_bytes_per_second, 0);
+  std::istringstream lines(JsonLines(*report));
+  std::vector<nlohmann::ordered_json> objects;
+  for (std::string line; std::getline(lines, line);) objects.push_back(nlohmann::ordered_json::parse(line));
+  ASSERT_EQ(objects.size(), 2u);
+  const int64_t dense = int64_t{2000} * 8 * 128 * 2 * 2;
+  for (const auto& object : objects) {
+    std::vector<std::string> keys;
+    for (const auto& [key, value] : object.items()) keys.push_back(key);
+    EXPECT_EQ(keys,
+              (std::vector<std::string>{"method", "microseconds", "kv_bytes_read", "dense_kv_bytes", "bandwidth_ratio",
+                                        "speedup_vs_exact", "relative_error", "value_rows_read"}));
+    EXPECT_GT(object["microseconds"], 0);
+    EXPECT_GT(object["bandwidth_ratio"], 0);
+    EXPECT_EQ(object["dense_kv_bytes"], dense);
+  }
+  EXPECT_EQ(objects[0]["method"], "S2ANTA_FLASH");
+  EXPECT_LT(objects[0]["value_rows_read"], 2000 * 8);
+  EXPECT_LT(objects[0]["kv_bytes_read"], dense);
+  EXPECT_GT(objects[0]["relative_error"], 1e-3);
+  EXPECT_LT(objects[0]["relative_error"], 0.5);
+  EXPECT_EQ(objects[1]["method"], "EXACT");
+  EXPECT_EQ(objects[1]["speedup_vs_exact"], 1);
+  EXPECT_EQ(objects[1]["kv_bytes_read"], dense);
+  EXPECT_LT(objects[1]["relative_error"], 1e-5);
+  EXPECT_NE(Table(*options, *report).find("S2ANTA_FLASH"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace santa::bench

@@ -1,0 +1,157 @@
+#include "kernels/bench/options.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "absl/status/status.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+
+namespace santa::bench {
+namespace {
+
+struct IntegerFlag {
+  std::string_view name;
+  int64_t Options::*field;
+  int64_t least;
+  int64_t most;
+  std::string_view help;
+};
+
+constexpr IntegerFlag kIntegerFlags[] = {
+    {"batch", &Options::batch, 1, 4096, "sequences in a call"},
+    {"tokens", &Options::tokens, 1, int64_t{1} << 24, "cached tokens of each"},
+    {"query_heads", &Options::query_heads, 1, 65536, "a multiple of --kv_heads"},
+    {"kv_heads", &Options::kv_heads, 1, 65536, "key/value heads"},
+    {"head_dim", &Options::head_dim, 8, 256, "a multiple of 8"},
+    {"page_size", &Options::page_size, 16, 256, "tokens, a power of two"},
+    {"samples", &Options::samples, 1, kMaxSampleCount, "draws a query head, for the sampled methods"},
+    {"window", &Options::window, 0, int64_t{1} << 24, "sliding window in tokens; 0: none"},
+    {"threads", &Options::threads, 0, 1024, "CPU threads; 0: one for each CPU"},
+    {"repetitions", &Options::repetitions, 1, 10000, "timed calls of each method"},
+    {"seed", &Options::seed, 0, std::numeric_limits<int64_t>::max(), "of the data and the draws"},
+};
+
+constexpr Method kMethods[] = {Method::kExact,      Method::kSanta,       Method::kStratified,
+                               Method::kSystematic, Method::kS2antaFlash, Method::kS2antaProp};
+
+absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
+
+absl::Status Refuse(std::string_view flag, std::string_view value, const std::string& wanted) {
+  return absl::InvalidArgumentError(absl::StrCat("--", View(flag), " is '", View(value), "'; it must be ", wanted));
+}
+
+absl::Status SetInteger(const IntegerFlag& flag, std::string_view value, Options& options) {
+  int64_t number = 0;
+  if (!absl::SimpleAtoi(View(value), &number) || number < flag.least || number > flag.most) {
+    return Refuse(flag.name, value, absl::StrCat("a whole number in [", flag.least, ", ", flag.most, "]"));
+  }
+  options.*flag.field = number;
+  return absl::OkStatus();
+}
+
+absl::Status SetMethods(std::string_view value, Options& options) {
+  options.methods.clear();
+  for (const absl::string_view name : absl::StrSplit(View(value), ',')) {
+    const auto* const found = std::find_if(std::begin(kMethods), std::end(kMethods),
+                                           [name](Method method) { return View(Name(method)) == name; });
+    if (found == std::end(kMethods)) {
+      return absl::InvalidArgumentError(absl::StrCat("--methods names '", name,
+                                                     "'; the methods are EXACT, SANTA, STRATIFIED, SYSTEMATIC, "
+                                                     "S2ANTA_FLASH and S2ANTA_PROP, separated by commas"));
+    }
+    options.methods.push_back(*found);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SetOther(std::string_view name, std::string_view value, Options& options) {
+  if (name == "backend") {
+    options.backend = std::string(value);
+    return absl::OkStatus();
+  }
+  if (name == "methods") return SetMethods(value, options);
+  if (name == "dtype") {
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+      if (Name(dtype) != value) continue;
+      options.dtype = dtype;
+      return absl::OkStatus();
+    }
+    return Refuse(name, value, "fp32, bf16 or fp16");
+  }
+  if (name == "sigma") {
+    if (!absl::SimpleAtod(View(value), &options.sigma) || !(options.sigma > 0 && options.sigma <= 100)) {
+      return Refuse(name, value, "a number in (0, 100]");
+    }
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat("there is no flag --", View(name), "; --help lists them"));
+}
+
+absl::Status SetFlag(std::string_view argument, Options& options) {
+  if (argument == "--json" || argument == "--help") {
+    (argument == "--json" ? options.json : options.help) = true;
+    return absl::OkStatus();
+  }
+  absl::string_view text = View(argument);
+  const size_t equals = argument.find('=');
+  if (!absl::ConsumePrefix(&text, "--") || equals == std::string_view::npos) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", View(argument), "' is not an argument; flags are written --name=value"));
+  }
+  const std::string_view name = argument.substr(2, equals - 2);
+  const std::string_view value = argument.substr(equals + 1);
+  for (const IntegerFlag& flag : kIntegerFlags) {
+    if (flag.name == name) return SetInteger(flag, value, options);
+  }
+  return SetOther(name, value, options);
+}
+
+}  // namespace
+
+KvLayout Options::layout() const {
+  return {.num_layers = 1,
+          .num_query_heads = static_cast<int32_t>(query_heads),
+          .num_kv_heads = static_cast<int32_t>(kv_heads),
+          .head_dim = static_cast<int32_t>(head_dim),
+          .page_size = static_cast<int32_t>(page_size),
+          .dtype = dtype};
+}
+
+AttentionOptions Options::attention(Method method, uint64_t draw_seed) const {
+  return {.method = method,
+          .sample_count = method == Method::kExact ? 0 : static_cast<uint32_t>(samples),
+          .seed = draw_seed,
+          .window = static_cast<uint32_t>(window)};
+}
+
+absl::StatusOr<Options> ParseOptions(std::span<const std::string_view> arguments) {
+  Options options;
+  for (const std::string_view argument : arguments) {
+    if (absl::Status status = SetFlag(argument, options); !status.ok()) return status;
+  }
+  if (absl::Status status = Validate(options.layout()); !status.ok()) return status;
+  return options;
+}
+
+std::string Usage() {
+  std::string usage =
+      "Measures decode attention: every method beside EXACT and beside a loop that only reads memory, in turns.\n\n"
+      "  --backend=NAME      cpu\n"
+      "  --methods=A,B       of EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH, S2ANTA_PROP; all by default\n"
+      "  --dtype=TYPE        of the cache: fp32, bf16 (default) or fp16\n"
+      "  --sigma=X           standard deviation of the logits (2)\n"
+      "  --json              one JSON object a line\n";
+  const Options defaults;
+  for (const IntegerFlag& flag : kIntegerFlags) {
+    std::string name = absl::StrCat("  --", View(flag.name), "=N");
+    name.resize(std::max<size_t>(name.size(), 22), ' ');
+    absl::StrAppend(&usage, name, View(flag.help), " (", defaults.*flag.field, ")\n");
+  }
+  return usage;
+}
+
+}  // namespace santa::bench

@@ -1,0 +1,49 @@
+// What kernel_bench is asked to measure.
+#ifndef SANTA_KERNELS_BENCH_OPTIONS_H_
+#define SANTA_KERNELS_BENCH_OPTIONS_H_
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/attention.h"
+
+namespace santa::bench {
+
+struct Options {
+  std::string backend = "cpu";
+  int64_t batch = 1;       // sequences in a Decode call, [1, 4096]
+  int64_t tokens = 32768;  // of each, [1, 2^24]
+  int64_t query_heads = 32;
+  int64_t kv_heads = 8;
+  int64_t head_dim = 128;
+  int64_t page_size = 64;
+  DType dtype = DType::kBFloat16;
+  std::vector<Method> methods = {Method::kExact,      Method::kSanta,       Method::kStratified,
+                                 Method::kSystematic, Method::kS2antaFlash, Method::kS2antaProp};
+  int64_t samples = 2048;    // S of the sampled methods
+  int64_t window = 0;        // tokens, 0: all
+  double sigma = 2;          // standard deviation of the logits, (0, 100]
+  int64_t threads = 0;       // of the CPU, 0: all
+  int64_t repetitions = 15;  // timed calls of each method, [1, 10000]
+  int64_t seed = 1;
+  bool json = false;
+  bool help = false;
+
+  KvLayout layout() const;
+  AttentionOptions attention(Method method, uint64_t draw_seed) const;
+};
+
+// Arguments without the program's name, each --flag=value, --json or --help. INVALID_ARGUMENT with a sentence that
+// names flag and value.
+absl::StatusOr<Options> ParseOptions(std::span<const std::string_view> arguments);
+
+// What --help prints.
+std::string Usage();
+
+}  // namespace santa::bench
+
+#endif  // SANTA_KERNELS_BENCH_OPTIONS_H_

@@ -1,0 +1,131 @@
+#include "kernels/bench/workload.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+#include <random>
+
+#include "kernels/reference/estimators.h"
+#include "kernels/reference/number_format.h"
+#include "kernels/sampling/uniform.h"
+
+namespace santa::bench {
+namespace {
+
+constexpr int64_t kNumbers = int64_t{1} << 20;
+constexpr int64_t kLeastBytes = int64_t{256} << 20;  // in all slots: larger than any last-level cache
+constexpr int64_t kChunkTokens = 256;
+
+}  // namespace
+
+Workload::Workload(const Options& options)
+    : options_(options),
+      num_slots_(std::max<int64_t>(2, (kLeastBytes + dense_bytes() - 1) / dense_bytes())),
+      pages_per_sequence_((options.tokens + options.page_size - 1) / options.page_size),
+      page_table_(num_slots_ * options.batch * pages_per_sequence_),
+      numbers_(kNumbers + options.head_dim),
+      queries_(options.batch * options.query_heads * options.head_dim) {
+  std::mt19937_64 random(options.seed);
+  std::iota(page_table_.begin(), page_table_.end(), 0);
+  std::shuffle(page_table_.begin(), page_table_.end(), random);
+  std::normal_distribution<float> normal;
+  for (float& number : numbers_) number = normal(random);
+  // With k standard normal, dot(q, k) / sqrt(D) has the deviation |q| / sqrt(D): that of q's elements.
+  for (float& number : queries_) number = static_cast<float>(options.sigma) * normal(random);
+}
+
+int64_t Workload::dense_bytes() const {
+  const int64_t visible = options_.window > 0 ? std::min(options_.window, options_.tokens) : options_.tokens;
+  return options_.batch * visible * options_.kv_heads * 2 * static_cast<int64_t>(options_.layout().row_bytes());
+}
+
+const float* Workload::Row(int64_t sequence, int64_t token, int64_t kv_head, bool value) const {
+  const auto index = static_cast<uint64_t>(((sequence * options_.tokens + token) * options_.kv_heads + kv_head) * 2);
+  return numbers_.data() + sampling::SplitMix64(index + (value ? 1 : 0)) % kNumbers;
+}
+
+absl::Status Workload::Store(Backend& backend) const {
+  std::vector<float> k;
+  std::vector<float> v;
+  for (int64_t sequence = 0; sequence < num_slots_ * options_.batch; ++sequence) {
+    for (int64_t begin = 0; begin < options_.tokens; begin += kChunkTokens) {
+      const int64_t end = std::min(begin + kChunkTokens, options_.tokens);
+      k.clear();
+      v.clear();
+      for (int64_t token = begin; token < end; ++token) {
+        for (int64_t head = 0; head < options_.kv_heads; ++head) {
+          const float* row = Row(sequence, token, head, false);
+          k.insert(k.end(), row, row + options_.head_dim);
+          row = Row(sequence, token, head, true);
+          v.insert(v.end(), row, row + options_.head_dim);
+        }
+      }
+      const KvAppend append = {.page_table = page_table_.data() + sequence * pages_per_sequence_,
+                               .position = begin,
+                               .num_tokens = end - begin,
+                               .k = k.data(),
+                               .v = v.data()};
+      if (absl::Status status = backend.Append({&append, 1}); !status.ok()) return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Workload::Call> Workload::Decode(Backend& backend, Method method, int64_t slot,
+                                                uint64_t draw_seed) const {
+  Call call;
+  call.o.resize(queries_.size());
+  std::vector<float> lse(options_.batch * options_.query_heads);
+  std::vector<DecodeStatistics> statistics(options_.batch);
+  std::vector<DecodeItem> items;
+  const int64_t width = options_.query_heads * options_.head_dim;
+  for (int64_t i = 0; i < options_.batch; ++i) {
+    items.push_back({.page_table = page_table_.data() + (slot * options_.batch + i) * pages_per_sequence_,
+                     .num_tokens = options_.tokens,
+                     .sampling_key = static_cast<uint64_t>(i),
+                     .options = options_.attention(method, draw_seed),
+                     .q = queries_.data() + i * width,
+                     .o = call.o.data() + i * width,
+                     .lse = lse.data() + i * options_.query_heads,
+                     .statistics = &statistics[i]});
+  }
+  const auto start = std::chrono::steady_clock::now();
+  if (absl::Status status = backend.Decode(items); !status.ok()) return status;
+  call.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (const DecodeStatistics& each : statistics) {
+    call.statistics.visible_tokens += each.visible_tokens;
+    call.statistics.value_rows_read += each.value_rows_read;
+    call.statistics.kv_bytes_read += each.kv_bytes_read;
+    call.statistics.dense_kv_bytes += each.dense_kv_bytes;
+  }
+  return call;
+}
+
+std::vector<double> Workload::Reference(int64_t slot) const {
+  const int64_t sequence = slot * options_.batch;
+  const int64_t group = options_.query_heads / options_.kv_heads;
+  std::vector<double> o;
+  // One key/value head at a time: in fp64 a long sequence is large.
+  for (int64_t head = 0; head < options_.kv_heads; ++head) {
+    reference::Step step;
+    step.num_query_heads = static_cast<int32_t>(group);
+    step.num_kv_heads = 1;
+    step.head_dim = static_cast<int32_t>(options_.head_dim);
+    step.num_tokens = options_.tokens;
+    step.options = options_.attention(Method::kExact, 0);
+    const auto first = queries_.begin() + head * group * options_.head_dim;
+    step.q.assign(first, first + group * options_.head_dim);
+    for (int64_t token = 0; token < options_.tokens; ++token) {
+      for (const bool value : {false, true}) {
+        const float* row = Row(sequence, token, head, value);
+        std::vector<double>& rows = value ? step.v : step.k;
+        for (int64_t d = 0; d < options_.head_dim; ++d) rows.push_back(reference::Round(options_.dtype, row[d]));
+      }
+    }
+    const reference::Output output = reference::Exact(step);
+    o.insert(o.end(), output.o.begin(), output.o.end());
+  }
+  return o;
+}
+
+}  // namespace santa::bench

@@ -1,0 +1,53 @@
+// Sequences to decode, the same for every method.
+#ifndef SANTA_KERNELS_BENCH_WORKLOAD_H_
+#define SANTA_KERNELS_BENCH_WORKLOAD_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/attention.h"
+#include "kernels/bench/options.h"
+
+namespace santa::bench {
+
+// Several batches of sequences in shuffled pages, more than the caches hold: successive calls decode different ones.
+// Keys, values and queries are normal, queries scaled so that the logits have standard deviation --sigma.
+class Workload {
+ public:
+  explicit Workload(const Options& options);
+
+  int64_t num_slots() const { return num_slots_; }
+  int32_t num_pages() const { return static_cast<int32_t>(page_table_.size()); }
+  // Bytes of K and V that one batch of EXACT reads.
+  int64_t dense_bytes() const;
+
+  // Appends every sequence.
+  absl::Status Store(Backend& backend) const;
+
+  struct Call {
+    double seconds = 0;
+    DecodeStatistics statistics;  // summed over the batch
+    std::vector<float> o;         // [batch][H][D]
+  };
+  // One Decode call on a slot.
+  absl::StatusOr<Call> Decode(Backend& backend, Method method, int64_t slot, uint64_t draw_seed) const;
+
+  // What EXACT gives for the slot's first sequence, in fp64: [H][D].
+  std::vector<double> Reference(int64_t slot) const;
+
+ private:
+  // The row of one token and head of a sequence, [D]: a piece of `numbers_`, wherever its address hashes to.
+  const float* Row(int64_t sequence, int64_t token, int64_t kv_head, bool value) const;
+
+  const Options options_;
+  int64_t num_slots_;
+  int64_t pages_per_sequence_;
+  std::vector<int32_t> page_table_;  // [slot][batch][page]
+  std::vector<float> numbers_;
+  std::vector<float> queries_;  // [batch][H][D]
+};
+
+}  // namespace santa::bench
+
+#endif  // SANTA_KERNELS_BENCH_WORKLOAD_H_
