@@ -1,0 +1,151 @@
+// The binary itself: what it says of bad flags, and that SIGTERM drains it.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "tests/http_get.h"
+#include "tests/server_fixture.h"
+
+extern char** environ;  // NOLINT(readability-redundant-declaration)
+
+namespace santa {
+namespace {
+
+std::string ReadAll(const std::string& path) {
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// attention_server as a child; its stderr goes to a file.
+class Process {
+ public:
+  explicit Process(const std::vector<std::string>& flags) {
+    static int count = 0;
+    log_ = ::testing::TempDir() + "/server_binary_test." + std::to_string(getpid()) + "." + std::to_string(count++);
+    std::vector<std::string> words = {"server/attention_server"};
+    words.insert(words.end(), flags.begin(), flags.end());
+    std::vector<char*> argv;
+    argv.reserve(words.size() + 1);
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, log_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    const int error = posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ);
+    EXPECT_EQ(error, 0) << "cannot run " << argv[0];
+    posix_spawn_file_actions_destroy(&actions);
+  }
+  ~Process() {
+    if (pid_ <= 0) return;
+    kill(pid_, SIGKILL);
+    Wait();
+  }
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  void Signal(int signal) const { kill(pid_, signal); }
+  // The exit code; -1 if it did not exit by itself.
+  int Wait() {
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = 0;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+  std::string log() const { return ReadAll(log_); }
+
+ private:
+  pid_t pid_ = 0;
+  std::string log_;
+};
+
+TEST(ServerBinaryTest, ABadFlagIsRefusedWithASentence) {
+  const struct {
+    std::vector<std::string> flags;
+    std::string sentence;
+  } cases[] = {
+      {{"--no_such_flag=1"}, "there is no flag --no_such_flag"},
+      {{"argument"}, "\\\"argument\\\" is no flag"},
+      {{"--num_layers=many"}, "--num_layers is \\\"many\\\""},
+      {{"--num_layers=0"}, "--num_layers is 0"},
+      {{"--num_layers"}, "--num_layers has no value"},
+      {{"--num_query_heads=33"}, "--num_query_heads is 33; it must be a multiple of num_kv_heads, which is 8"},
+      {{"--num_kv_heads=-8"}, "--num_kv_heads is -8"},
+      {{"--head_dim=12"}, "--head_dim is 12; it must be a multiple of 8 in [8, 256]"},
+      {{"--page_size=48"}, "--page_size is 48"},
+      {{"--dtype=int8"}, "--dtype is \\\"int8\\\"; allowed is fp32, bf16 or fp16"},
+      {{"--backend=abacus"}, "--backend is \\\"abacus\\\""},
+      {{"--kv_bytes=lots"}, "--kv_bytes is \\\"lots\\\""},
+      {{"--kv_bytes=1KiB"}, "--kv_bytes is 1024; allowed is room for one page or more"},
+      {{"--kv_bytes=1000TiB"}, "at most the machine's memory"},
+      {{"--kv_memory_fraction=1.5"}, "--kv_memory_fraction is 1.5"},
+      {{"--kv_memory_fraction=0.5", "--kv_bytes=1GiB"}, "are both set"},
+      {{"--listen=nowhere"}, "--listen is \\\"nowhere\\\""},
+      {{"--listen=127.0.0.1:65536"}, "--listen is"},
+      {{"--http_port=70000"}, "70000"},
+      {{"--threads=-1"}, "--threads is -1"},
+      {{"--max_sequences=0"}, "max_sequences is 0"},
+      {{"--default_lease=2h", "--max_lease=1h"}, "default_lease is 2h and max_lease 1h"},
+      {{"--default_lease=soon"}, "--default_lease is \\\"soon\\\""},
+      {{"--max_message_bytes=3GiB"}, "max_message_bytes is 3221225472"},
+      {{"--auth_tokens_file=/nonexistent"}, "--auth_tokens_file: cannot read /nonexistent"},
+      {{"--tls_cert=/nonexistent"}, "--tls_cert is /nonexistent"},
+      {{"--log_level=loud"}, "--log_level is \\\"loud\\\""},
+  };
+  for (const auto& c : cases) {
+    // Small and on free ports, should one of them start against expectation.
+    std::vector<std::string> flags = {"--listen=127.0.0.1:0", "--http_port=0", "--page_size=16"};
+    flags.insert(flags.end(), c.flags.begin(), c.flags.end());
+    Process process(flags);
+    EXPECT_EQ(process.Wait(), 2) << c.sentence;
+    EXPECT_NE(process.log().find(c.sentence), std::string::npos) << c.sentence << "\n" << process.log();
+  }
+}
+
+TEST(ServerBinaryTest, SigtermDrains) {
+  for (const int signal : {SIGTERM, SIGINT}) {
+    const std::string port_file =
+        ::testing::TempDir() + "/server_binary_test.ports." + std::to_string(getpid()) + "." + std::to_string(signal);
+    Process process({"--listen=127.0.0.1:0", "--http_port=0", "--port_file=" + port_file, "--num_layers=2",
+                     "--num_query_heads=4", "--num_kv_heads=2", "--head_dim=8", "--page_size=16", "--dtype=fp32",
+                     "--kv_bytes=256KiB", "--drain_grace=60s"});
+    int port = 0;
+    int http_port = 0;
+    ASSERT_TRUE(Eventually([&] { return static_cast<bool>(std::ifstream(port_file) >> port >> http_port); }))
+        << process.log();
+    EXPECT_EQ(HttpRequest(http_port, "GET", "/readyz").status, 200);
+    const auto stub = v1::AttentionService::NewStub(
+        grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials()));
+    v1::ServerInfo info;
+    {
+      Call call;
+      ASSERT_TRUE(stub->GetServerInfo(&call.context, {}, &info).ok());
+    }
+    EXPECT_EQ(info.limits().total_pages(), 64);
+    const v1::SequenceHandle handle = Create(stub.get()).handle();
+    Call call;
+    const auto stream = stub->Attend(&call.context);
+    ASSERT_TRUE(stream->Write(Request(0, {Item(handle, 1, 0, 0, true)})));
+    v1::AttendResponse response;
+    ASSERT_TRUE(stream->Read(&response));
+    ExpectExact(response.results(0), 1, 0, 0);
+
+    process.Signal(signal);
+    EXPECT_FALSE(stream->Read(&response));
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+    EXPECT_EQ(process.Wait(), 0) << process.log();
+    EXPECT_NE(process.log().find("\"message\":\"stopped\""), std::string::npos) << process.log();
+    EXPECT_EQ(HttpRequest(http_port, "GET", "/healthz").status, 0);
+  }
+}
+
+}  // namespace
+}  // namespace santa
