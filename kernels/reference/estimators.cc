@@ -180,15 +180,11 @@ std::vector<Tile> MakeTiles(const Head& head, int64_t draws) {
   return tiles;
 }
 
-std::vector<int64_t> FlashBudgets(const std::vector<Tile>& tiles, int64_t tokens, int64_t draws) {
-  const int64_t spare = draws - static_cast<int64_t>(tiles.size());
+// Equal ones; a remainder is spread evenly.
+std::vector<int64_t> FlashBudgets(const std::vector<Tile>& tiles, int64_t draws) {
+  const auto count = static_cast<int64_t>(tiles.size());
   std::vector<int64_t> budgets;
-  int64_t seen = 0;
-  for (const Tile& tile : tiles) {
-    const int64_t before = seen * spare / tokens;
-    seen += static_cast<int64_t>(tile.p.size());
-    budgets.push_back(1 + seen * spare / tokens - before);
-  }
+  for (int64_t t = 0; t < count; ++t) budgets.push_back((t + 1) * draws / count - t * draws / count);
   return budgets;
 }
 
@@ -245,7 +241,7 @@ Vector EstimateHead(const Head& head, const AttentionOptions& options, std::mt19
       return sum;
     case Method::kS2antaFlash: {
       const std::vector<Tile> tiles = MakeTiles(head, draws);
-      const std::vector<int64_t> budgets = FlashBudgets(tiles, static_cast<int64_t>(head.p.size()), draws);
+      const std::vector<int64_t> budgets = FlashBudgets(tiles, draws);
       for (size_t t = 0; t < tiles.size(); ++t) {
         AddRows(SystematicCounts(tiles[t].p, budgets[t], Uniform(random)), tiles[t].v,
                 tiles[t].mass / static_cast<double>(budgets[t]), sum);
@@ -275,7 +271,7 @@ struct HeadMoments {
 HeadMoments FlashMoments(const Head& head, int64_t draws) {
   HeadMoments moments{Mean(head.p, head.v), Vector(head.v[0].size(), 0.0)};
   const std::vector<Tile> tiles = MakeTiles(head, draws);
-  const std::vector<int64_t> budgets = FlashBudgets(tiles, static_cast<int64_t>(head.p.size()), draws);
+  const std::vector<int64_t> budgets = FlashBudgets(tiles, draws);
   for (size_t t = 0; t < tiles.size(); ++t) {
     const Vector inside = SystematicVariance(tiles[t].p, tiles[t].v, budgets[t]);
     for (size_t d = 0; d < inside.size(); ++d) moments.variance[d] += tiles[t].mass * tiles[t].mass * inside[d];

@@ -5,11 +5,11 @@
 //
 // times. The estimators, as the authors' kernels form them (github.com/OPUSLab/SANTA):
 //
-//     S2ANTA_FLASH   o = sum_t P_t / S_t * sum_i c_i v_i     fixed S_t >= 1: unbiased, because each tile's mean is.
-//     (The
-//                    authors give every tile the same S_t; here it follows the tile's tokens, so that the sum is S.)
-//     S2ANTA_PROP    o = 1 / S * sum_t sum_i c_i v_i         a plain mean, no multiplication: E[o] = sum_i E[S_t] r_i
-//     v_i / S
+//     S2ANTA_FLASH   o = sum_t P_t / S_t * sum_i c_i v_i     the same S_t >= 1 for every tile, as published; unbiased,
+//                    because each tile's mean is. Also for the sequence's last tile, however short: it holds the
+//                    latest tokens, which language models attend to most.
+//     S2ANTA_PROP    o = 1 / S * sum_t sum_i c_i v_i         a plain mean, no multiplication:
+//                    E[o] = sum_i E[S_t] r_i v_i / S
 //
 // which for S2ANTA_PROP is exact where E[S_t] = S P_t: one systematic draw over the tile masses gives just that. With
 // the largest remainder, as published, S_t is within 1 of S P_t but fixed: a bias of at most N / S times the largest
@@ -25,13 +25,11 @@
 
 namespace santa::sampling {
 
-// S2ANTA_FLASH: one draw each, and the other S - N in proportion to the tile's visible tokens.
+// S2ANTA_FLASH: S / N for each of the N tiles, whatever its tokens; a remainder is spread evenly.
 SANTA_HOST_DEVICE uint32_t FlashBudget(const Tiling& tiling, int64_t tile, uint32_t draws) {
-  const int64_t tokens = tiling.end - tiling.begin;
-  const int64_t spare = static_cast<int64_t>(draws) - tiling.count;
-  const int64_t before = (TileBegin(tiling, tile) - tiling.begin) * spare / tokens;
-  const int64_t through = (TileEnd(tiling, tile) - tiling.begin) * spare / tokens;
-  return static_cast<uint32_t>(1 + through - before);
+  const int64_t before = tile * static_cast<int64_t>(draws) / tiling.count;
+  const int64_t through = (tile + 1) * static_cast<int64_t>(draws) / tiling.count;
+  return static_cast<uint32_t>(through - before);
 }
 
 // S2ANTA_PROP, BudgetRounding::kSystematic: budgets[t] for masses[t] (TileMass), E[S_t] = S * masses[t] / total.
