@@ -36,7 +36,16 @@ void InstallStandardServices() {
   static_cast<void>(installed);
 }
 
-absl::Status Check(const ServerOptions& options) {
+std::shared_ptr<grpc::ServerCredentials> Credentials(const ServerOptions& options) {
+  if (options.tls_certificate.empty()) return grpc::InsecureServerCredentials();
+  grpc::SslServerCredentialsOptions tls;
+  tls.pem_key_cert_pairs.push_back({options.tls_key, options.tls_certificate});
+  return grpc::SslServerCredentials(tls);
+}
+
+}  // namespace
+
+absl::Status Validate(const ServerOptions& options) {
   const auto positive = [](const char* field, int64_t value) {
     return value > 0 ? absl::OkStatus()
                      : absl::InvalidArgumentError(absl::StrCat(field, " is ", value, "; allowed is 1 or more"));
@@ -72,15 +81,6 @@ absl::Status Check(const ServerOptions& options) {
   }
   return absl::OkStatus();
 }
-
-std::shared_ptr<grpc::ServerCredentials> Credentials(const ServerOptions& options) {
-  if (options.tls_certificate.empty()) return grpc::InsecureServerCredentials();
-  grpc::SslServerCredentialsOptions tls;
-  tls.pem_key_cert_pairs.push_back({options.tls_key, options.tls_certificate});
-  return grpc::SslServerCredentials(tls);
-}
-
-}  // namespace
 
 // Members in the order in which they must go, last one first.
 struct AttentionServer::State {
@@ -209,7 +209,7 @@ AttentionServer::AttentionServer(std::unique_ptr<State> state) : state_(std::mov
 
 absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Start(const ServerOptions& options,
                                                                         std::unique_ptr<Backend> backend) {
-  if (absl::Status status = Check(options); !status.ok()) return status;
+  if (absl::Status status = Validate(options); !status.ok()) return status;
   auto state = std::make_unique<State>(options, std::move(backend));
   std::unique_ptr<AttentionServer> server(new AttentionServer(std::move(state)));
   State* const s = server->state_.get();

@@ -33,6 +33,9 @@ struct ServerOptions {
   absl::Duration drain_grace = absl::Seconds(10);
 };
 
+// OK, or INVALID_ARGUMENT naming the option, its value and the range.
+absl::Status Validate(const ServerOptions& options);
+
 // Thread safe but for the destructor.
 class AttentionServer {
  public:

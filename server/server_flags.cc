@@ -231,6 +231,7 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
     if (!pem.ok()) return pem.status();
     (std::string(flag) == "tls_cert" ? options.tls_certificate : options.tls_key) = *std::move(pem);
   }
+  if (const absl::Status status = Validate(options); !status.ok()) return AsFlag(status);
   return options;
 }
 

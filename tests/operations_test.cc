@@ -148,7 +148,9 @@ TEST(OperationsTest, MetricsAreThoseDocumented) {
 
 TEST(OperationsTest, ADrainAnswersWhatIsInFlightAndRefusesWhatIsNew) {
   Gate gate{absl::OkStatus()};
-  const std::unique_ptr<TestServer> server = GatedServer(&gate, {.drain_grace = absl::Seconds(60)});
+  ServerOptions options;
+  options.drain_grace = absl::Seconds(60);
+  const std::unique_ptr<TestServer> server = GatedServer(&gate, options);
   EXPECT_EQ(Get(*server, "/readyz").status, 200);
   EXPECT_EQ(Get(*server, "/healthz").status, 200);
   const v1::SequenceHandle handle = Create(server->stub.get()).handle();
@@ -234,7 +236,10 @@ TEST(OperationsTest, AFailedDeviceShowsInHealth) {
 TEST(OperationsTest, APortIsTakenOnce) {
   const TestServer first;
   auto backend = std::make_unique<FakeBackend>(SmallLayout(), 4);
-  const auto second = AttentionServer::Start({.port = first.server->port(), .http_port = -1}, std::move(backend));
+  ServerOptions options;
+  options.port = first.server->port();
+  options.http_port = -1;
+  const auto second = AttentionServer::Start(options, std::move(backend));
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
 }
 

@@ -1,4 +1,5 @@
 // The binary itself: what it says of bad flags, and that SIGTERM drains it.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>

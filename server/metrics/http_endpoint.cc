@@ -1,5 +1,13 @@
 #include "server/metrics/http_endpoint.h"
 
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -33,9 +41,37 @@ void Send(mg_connection* connection, const HttpAnswer& answer, bool with_body) {
   if (with_body) mg_write(connection, answer.body.data(), answer.body.size());
 }
 
+struct Place {
+  sockaddr_storage address = {};
+  socklen_t length = 0;  // 0: no address
+};
+
+Place Sockaddr(const std::string& address, int port) {
+  Place place;
+  addrinfo hints = {};
+  hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (getaddrinfo(address.c_str(), std::to_string(port).c_str(), &hints, &found) != 0) return place;
+  std::memcpy(&place.address, found->ai_addr, found->ai_addrlen);
+  place.length = found->ai_addrlen;
+  freeaddrinfo(found);
+  return place;
+}
+
+// Connects and goes away.
+void Knock(const Place& place) {
+  const int fd = socket(place.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) return;
+  // Refused or pending, both are fine.
+  static_cast<void>(connect(fd, reinterpret_cast<const sockaddr*>(&place.address), place.length));
+  close(fd);
+}
+
 }  // namespace
 
 struct HttpEndpoint::State : public CivetHandler {
+  std::string address;
   HttpEndpoint::Pages pages;
   std::unique_ptr<CivetServer> server;  // last: it stops before the pages go
 
@@ -61,10 +97,24 @@ struct HttpEndpoint::State : public CivetHandler {
 };
 
 HttpEndpoint::HttpEndpoint(std::unique_ptr<State> state) : state_(std::move(state)) {}
-HttpEndpoint::~HttpEndpoint() = default;
+
+HttpEndpoint::~HttpEndpoint() {
+  // civetweb sees that it is to stop only when its poll of two seconds ends or a connection comes: so let some come.
+  std::atomic<bool> closed{false};
+  std::thread knocker([this, place = Sockaddr(state_->address, port()), &closed] {
+    while (place.length > 0 && !closed) {
+      Knock(place);
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  });
+  state_->server->close();
+  closed = true;
+  knocker.join();
+}
 
 absl::StatusOr<std::unique_ptr<HttpEndpoint>> HttpEndpoint::Start(const std::string& address, int port, Pages pages) {
   auto state = std::make_unique<State>();
+  state->address = address;
   state->pages = std::move(pages);
   const std::string place = absl::StrCat(absl::StrContains(address, ":") ? "[" + address + "]" : address, ":", port);
   const std::vector<std::string> options = {"listening_ports",          place,  "num_threads",         "4",
