@@ -37,7 +37,8 @@ TEST(Evaluation, ExactThroughTheServerIsLocalAttention) {
   const MethodScore& exact = evaluation.methods()[0];
   EXPECT_NEAR(exact.bits_per_byte() / local.bits_per_byte(), 1, 1e-3);
   EXPECT_EQ(exact.answers_as_local, kKeys);
-  EXPECT_LE(exact.largest_logit_difference, 0.01);
+  // Sums in another order move a new key now and then over a rounding boundary of bf16, a 256th of its value.
+  EXPECT_LE(exact.largest_logit_difference, 0.05);
   EXPECT_EQ(exact.value_row_share(), 1);
   EXPECT_EQ(exact.kv_byte_share(), 1);
   EXPECT_EQ(exact.generated, local.generated);

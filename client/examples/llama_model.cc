@@ -16,7 +16,7 @@ class LlamaModel::Loader {
  public:
   explicit Loader(const Safetensors& file) : file_(file) {}
 
-  std::vector<float> Take(const std::string& name, std::vector<int64_t> shape) {
+  std::vector<float> Take(const std::string& name, const std::vector<int64_t>& shape) {
     if (!status_.ok()) return {};
     const absl::StatusOr<TensorView> view = file_.Get(name);
     if (!view.ok()) {

@@ -119,7 +119,7 @@ absl::Status ServerAttention::Attend(int32_t layer, std::span<const AttentionSte
   for (size_t i = 0; i < answers.size(); ++i) {
     const AttendStream::Result response = answers[i].get();
     if (!response.ok()) return response.status();
-    const absl::Status status = TakeAnswer(*response, steps.subspan(i * most, std::min(most, steps.size() - i * most)));
+    absl::Status status = TakeAnswer(*response, steps.subspan(i * most, std::min(most, steps.size() - i * most)));
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -1,7 +1,7 @@
 #include "client/examples/server_process.h"
 
-#include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -12,7 +12,6 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <sstream>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
@@ -22,14 +21,12 @@ namespace santa {
 namespace {
 
 constexpr absl::Duration kPoll = absl::Milliseconds(20);
-constexpr absl::Duration kDrainTime = absl::Seconds(10);
-constexpr size_t kLogTail = 2000;  // bytes of the log in an error message
+constexpr absl::Duration kDrainTime = absl::Seconds(15);  // the server gives steps in flight 10
+constexpr off_t kLogTail = 2000;                          // bytes of the log in an error message
 
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
+void RemoveFolder(const std::string& folder) {
+  std::error_code ignored;
+  if (!folder.empty()) std::filesystem::remove_all(folder, ignored);
 }
 
 }  // namespace
@@ -40,7 +37,9 @@ absl::StatusOr<std::unique_ptr<ServerProcess>> ServerProcess::Start(const std::s
   if (access(binary.c_str(), X_OK) != 0) return absl::NotFoundError(absl::StrCat("no program at ", binary));
   std::unique_ptr<ServerProcess> process(new ServerProcess());
   if (absl::Status status = process->Launch(binary, arguments); !status.ok()) return status;
-  if (absl::Status status = process->AwaitPorts(timeout); !status.ok()) return status;
+  absl::Status status = process->AwaitPorts(timeout);
+  RemoveFolder(process->folder_);
+  if (!status.ok()) return status;
   return process;
 }
 
@@ -49,12 +48,14 @@ absl::Status ServerProcess::Launch(const std::string& binary, const std::vector<
   std::string folder = std::filesystem::temp_directory_path(error).string() + "/santa-demo-XXXXXX";
   if (error || mkdtemp(folder.data()) == nullptr) return absl::InternalError("cannot make a temporary folder");
   folder_ = folder;
-  const std::string log = folder_ + "/log";
+  log_ = memfd_create("attention_server log", MFD_CLOEXEC);
+  if (log_ < 0) return absl::InternalError(absl::StrCat("memfd_create: ", std::strerror(errno)));
 
-  std::vector<std::string> command = {binary, "--listen=127.0.0.1:0", "--http_listen=127.0.0.1:0",
+  std::vector<std::string> command = {binary, "--listen=127.0.0.1:0", "--http_port=0",
                                       absl::StrCat("--port_file=", folder_, "/ports")};
   command.insert(command.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
+  argv.reserve(command.size() + 1);
   for (std::string& word : command) argv.push_back(word.data());
   argv.push_back(nullptr);
 
@@ -65,9 +66,8 @@ absl::Status ServerProcess::Launch(const std::string& binary, const std::vector<
     // Between fork and exec only async-signal-safe calls.
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(127);  // it died before the line above
-    const int out = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    dup2(out, STDOUT_FILENO);
-    dup2(out, STDERR_FILENO);
+    dup2(log_, STDOUT_FILENO);
+    dup2(log_, STDERR_FILENO);
     execv(argv[0], argv.data());
     _exit(127);
   }
@@ -84,14 +84,14 @@ absl::Status ServerProcess::AwaitPorts(absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
   while (absl::Now() < deadline) {
     std::ifstream ports(folder_ + "/ports");
-    if (ports >> grpc_address_ >> http_address_) return absl::OkStatus();
+    if (int grpc_port = 0; ports >> grpc_port >> http_port_) {
+      grpc_address_ = absl::StrCat("127.0.0.1:", grpc_port);
+      return absl::OkStatus();
+    }
     if (int status; Exited(&status)) break;
     absl::SleepFor(kPoll);
   }
-  const std::string log = Log();
-  return absl::UnavailableError(absl::StrCat(
-      pid_ > 0 ? "the server does not listen; its log ends with:\n" : "the server exited; its log ends with:\n",
-      log.substr(log.size() - std::min(log.size(), kLogTail))));
+  return absl::UnavailableError(absl::StrCat(pid_ > 0 ? "the server does not listen" : "the server exited", LogTail()));
 }
 
 absl::Status ServerProcess::Stop() {
@@ -101,7 +101,7 @@ absl::Status ServerProcess::Stop() {
   for (const absl::Time deadline = absl::Now() + kDrainTime; absl::Now() < deadline; absl::SleepFor(kPoll)) {
     if (!Exited(&status)) continue;
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return absl::OkStatus();
-    return absl::InternalError(absl::StrCat("the server ended with wait status ", status));
+    return absl::InternalError(absl::StrCat("the server ended with wait status ", status, LogTail()));
   }
   kill(pid_, SIGKILL);
   waitpid(pid_, &status, 0);
@@ -109,12 +109,18 @@ absl::Status ServerProcess::Stop() {
   return absl::DeadlineExceededError("the server did not drain in time and was killed");
 }
 
-std::string ServerProcess::Log() const { return ReadFile(folder_ + "/log"); }
+std::string ServerProcess::LogTail() const {
+  const off_t size = lseek(log_, 0, SEEK_END);
+  std::string tail(std::clamp<off_t>(size, 0, kLogTail), '\0');
+  const ssize_t read = pread(log_, tail.data(), tail.size(), size - static_cast<off_t>(tail.size()));
+  tail.resize(std::max<ssize_t>(read, 0));
+  return absl::StrCat("; its log ends with:\n", tail);
+}
 
 ServerProcess::~ServerProcess() {
   Stop().IgnoreError();
-  std::error_code ignored;
-  if (!folder_.empty()) std::filesystem::remove_all(folder_, ignored);
+  if (log_ >= 0) close(log_);
+  RemoveFolder(folder_);
 }
 
 }  // namespace santa

@@ -27,23 +27,24 @@ class ServerProcess {
   ServerProcess& operator=(const ServerProcess&) = delete;
 
   const std::string& grpc_address() const { return grpc_address_; }  // "127.0.0.1:41234"
-  const std::string& http_address() const { return http_address_; }  // of /metrics
+  int http_port() const { return http_port_; }                       // of /metrics, on 127.0.0.1
 
-  // SIGTERM, which drains the server; SIGKILL after 10 seconds. Idempotent. OK when it exited with 0.
+  // SIGTERM, which drains the server; SIGKILL after 15 seconds. Idempotent. OK when it exited with 0; otherwise an
+  // error with the end of its log.
   absl::Status Stop();
-
-  std::string Log() const;  // what it wrote to stdout and stderr so far
 
  private:
   ServerProcess() = default;
   absl::Status Launch(const std::string& binary, const std::vector<std::string>& arguments);
   absl::Status AwaitPorts(absl::Duration timeout);
   bool Exited(int* wait_status);
+  std::string LogTail() const;
 
-  std::string folder_;  // of the log and of the file in which the server names its ports
+  std::string folder_;  // of the file in which the server names its ports; gone once that was read
+  int log_ = -1;        // a file in memory that takes the server's stdout and stderr
   pid_t pid_ = -1;
   std::string grpc_address_;
-  std::string http_address_;
+  int http_port_ = 0;
 };
 
 }  // namespace santa
