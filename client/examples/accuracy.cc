@@ -21,7 +21,8 @@ ABSL_FLAG(std::vector<std::string>, methods,
 ABSL_FLAG(std::vector<std::string>, divisors, (std::vector<std::string>{"8", "16", "32"}),
           "Sample counts, as divisors of the context, separated by commas.");
 ABSL_FLAG(uint64_t, seed, 1, "Seed of every estimator's draws.");
-ABSL_FLAG(int32_t, passages, 5, "Held-out passages: the first so many of --heldout.");
+ABSL_FLAG(std::vector<std::string>, passages, {},
+          "Held-out passages: names of texts in --heldout, separated by commas. Empty: all.");
 ABSL_FLAG(int32_t, pass_keys, 8, "Pass keys hidden in each passage.");
 ABSL_FLAG(int64_t, score_bytes, 256, "Bytes scored after each passage's prompt.");
 ABSL_FLAG(bool, json, false, "Print one JSON object a line in place of the table.");
@@ -55,7 +56,8 @@ absl::Status Run() {
   for (const Passage& passage : *passages) {
     if (absl::Status status = evaluation.AddPassage(passage); !status.ok()) return status;
   }
-  std::cout << (absl::GetFlag(FLAGS_json) ? ScoreJson(evaluation, context) : MarkdownTable(ScoreRows(evaluation)));
+  std::cout << (absl::GetFlag(FLAGS_json) ? ScoreJson(evaluation, context)
+                                          : MarkdownTable(ScoreRows(evaluation, /*with_speed=*/false)));
   return (*setup)->Stop();
 }
 

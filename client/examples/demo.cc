@@ -25,7 +25,8 @@ ABSL_FLAG(std::vector<std::string>, methods,
           "Methods of attention to compare, separated by commas.");
 ABSL_FLAG(uint32_t, samples, 0, "Value rows drawn per query head, S. 0: context / 16.");
 ABSL_FLAG(uint64_t, seed, 1, "Seed of every estimator's draws.");
-ABSL_FLAG(int32_t, passages, 2, "Held-out passages: the first so many of --heldout.");
+ABSL_FLAG(std::vector<std::string>, passages, (std::vector<std::string>{"kjv_judges", "python_argparse"}),
+          "Held-out passages: names of texts in --heldout, separated by commas. Empty: all.");
 ABSL_FLAG(int32_t, pass_keys, 8, "Pass keys hidden in each passage.");
 ABSL_FLAG(int64_t, score_bytes, 256, "Bytes scored after each passage's prompt.");
 ABSL_FLAG(int64_t, generate, 160, "Bytes of text to write with each method. 0: none.");
@@ -49,7 +50,7 @@ void PrintText(const Evaluation& evaluation, const Passage& first, const v1::Ser
     std::cout << AlignedTable(texts);
   }
   std::cout << "\n"
-            << AlignedTable(ScoreRows(evaluation))
+            << AlignedTable(ScoreRows(evaluation, /*with_speed=*/true))
             << "\nLOCAL: exact attention in this process, over keys and values rounded as the server stores them.\n"
                "+/-: standard error of \"vs local\" over the scored bytes. S: value rows drawn per query head.\n"
                "tok/s: all forks of a prompt side by side, and one sequence alone.\n";

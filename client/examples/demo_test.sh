@@ -3,13 +3,13 @@
 set -euo pipefail
 demo=client/examples/demo
 
-out=$("$demo" --context=512 --passages=1 --pass_keys=2 --score_bytes=32 --generate=16)
+out=$("$demo" --context=512 --passages=kjv_judges --pass_keys=2 --score_bytes=32 --generate=16)
 echo "$out"
 for word in LOCAL EXACT SANTA STRATIFIED SYSTEMATIC S2ANTA_FLASH S2ANTA_PROP 'Prompt (' santa_kv_bytes_read_total; do
   grep -qF -- "$word" <<<"$out" || { echo "missing in the output: $word"; exit 1; }
 done
 
-lines=$("$demo" --context=512 --passages=1 --pass_keys=2 --score_bytes=32 --generate=0 --methods=EXACT,S2ANTA_FLASH --json)
+lines=$("$demo" --context=512 --passages=kjv_judges --pass_keys=2 --score_bytes=32 --generate=0 --methods=EXACT,S2ANTA_FLASH --json)
 [[ $(wc -l <<<"$lines") == 3 ]] || { echo "not three lines of JSON: $lines"; exit 1; }
 grep -q '"method":"S2ANTA_FLASH","samples":32,"context":512' <<<"$lines" || { echo "$lines"; exit 1; }
 

@@ -131,7 +131,10 @@ absl::Status Evaluation::AddPassage(const Passage& passage) {
     scores_[i].reads.visible_value_rows += reads.visible_value_rows;
     scores_[i].reads.kv_bytes_read += reads.kv_bytes_read;
     scores_[i].reads.dense_kv_bytes += reads.dense_kv_bytes;
-    options_.progress(absl::StrFormat("%s: %s done", passage.name, scores_[i].name));
+    const MethodScore& score = scores_[i];
+    options_.progress(absl::StrFormat("%s: %s, S = %d: %.4f bits per byte, %d of %d pass keys so far", passage.name,
+                                      score.name, score.samples, score.bits_per_byte(), score.keys_right,
+                                      score.keys_asked));
   }
   ++passages_;
   return server_->Release(*parent);

@@ -18,7 +18,7 @@ constexpr int32_t kKeys = 3;
 TEST(Evaluation, ExactThroughTheServerIsLocalAttention) {
   auto setup = RunSetup::Start(kContext, kKeys + 1, 128);
   ASSERT_TRUE(setup.ok()) << setup.status();
-  const auto passages = LoadPassages(1, {.context = kContext, .continuation = 65, .num_keys = kKeys});
+  const auto passages = LoadPassages({"kjv_judges"}, {.context = kContext, .continuation = 65, .num_keys = kKeys});
   ASSERT_TRUE(passages.ok()) << passages.status();
   const std::vector<std::string> names = {"EXACT", "SANTA", "STRATIFIED", "SYSTEMATIC", "S2ANTA_FLASH", "S2ANTA_PROP"};
   const auto methods = ParseMethods(names, {kContext / 4});
@@ -68,7 +68,7 @@ TEST(Evaluation, ExactThroughTheServerIsLocalAttention) {
 
 TEST(RunSetup, SaysWhatIsWrong) {
   EXPECT_EQ(ParseMethods({"EXACT", "BEST"}, {8}).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(LoadPassages(99, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(LoadPassages({"no such text"}, {}).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(ServerProcess::Start("no/such/program", {}).status().code(), absl::StatusCode::kNotFound);
   const auto refused = ServerProcess::Start(FindFile("server/attention_server"), {"--num_layers=-1"});
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnavailable);

@@ -20,10 +20,10 @@ size_t Width(const std::string& cell) {  // UTF-8: continuation bytes take no ro
   return std::count_if(cell.begin(), cell.end(), [](char c) { return (static_cast<uint8_t>(c) & 0xC0) != 0x80; });
 }
 
-Row ScoreRow(const MethodScore& score, const MethodScore& local) {
+Row ScoreRow(const MethodScore& score, const MethodScore& local, bool with_speed) {
   const bool is_local = &score == &local;
   const auto share = [&](double value) { return is_local ? std::string("-") : absl::StrFormat("%.1f%%", 100 * value); };
-  return {
+  Row row = {
       score.name,
       score.samples == 0 ? "-" : absl::StrCat(score.samples),
       absl::StrFormat("%.4f", score.bits_per_byte()),
@@ -34,9 +34,12 @@ Row ScoreRow(const MethodScore& score, const MethodScore& local) {
       is_local ? "-" : absl::StrFormat("%.3g", score.largest_logit_difference),
       share(score.value_row_share()),
       share(score.kv_byte_share()),
-      absl::StrFormat("%.0f", score.tokens_per_second()),
-      score.generate_seconds > 0 ? absl::StrFormat("%.0f", score.generated_per_second()) : "-",
   };
+  if (with_speed) {
+    row.push_back(absl::StrFormat("%.0f", score.tokens_per_second()));
+    row.push_back(score.generate_seconds > 0 ? absl::StrFormat("%.0f", score.generated_per_second()) : "-");
+  }
+  return row;
 }
 
 nlohmann::ordered_json ScoreObject(const MethodScore& score, const MethodScore& local, int64_t context) {
@@ -98,11 +101,14 @@ std::string MarkdownTable(const std::vector<Row>& rows) {
   return text;
 }
 
-std::vector<Row> ScoreRows(const Evaluation& evaluation) {
+std::vector<Row> ScoreRows(const Evaluation& evaluation, bool with_speed) {
   std::vector<Row> rows = {{"method", "S", "bits/byte", "vs local", "+/-", "pass keys", "same answer", "max |dlogit|",
-                            "V rows", "KV bytes", "tok/s", "tok/s alone"}};
-  rows.push_back(ScoreRow(evaluation.local(), evaluation.local()));
-  for (const MethodScore& score : evaluation.methods()) rows.push_back(ScoreRow(score, evaluation.local()));
+                            "V rows", "KV bytes"}};
+  if (with_speed) rows[0].insert(rows[0].end(), {"tok/s", "tok/s alone"});
+  rows.push_back(ScoreRow(evaluation.local(), evaluation.local(), with_speed));
+  for (const MethodScore& score : evaluation.methods()) {
+    rows.push_back(ScoreRow(score, evaluation.local(), with_speed));
+  }
   return rows;
 }
 

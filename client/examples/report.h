@@ -15,7 +15,7 @@ std::string AlignedTable(const std::vector<std::vector<std::string>>& rows);
 std::string MarkdownTable(const std::vector<std::vector<std::string>>& rows);
 
 // A heading, local attention, then each method.
-std::vector<std::vector<std::string>> ScoreRows(const Evaluation& evaluation);
+std::vector<std::vector<std::string>> ScoreRows(const Evaluation& evaluation, bool with_speed);
 
 // A line of JSON for local attention and for each method.
 std::string ScoreJson(const Evaluation& evaluation, int64_t context);

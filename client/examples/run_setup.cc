@@ -1,11 +1,14 @@
 #include "client/examples/run_setup.h"
 
+#include <algorithm>
 #include <filesystem>
+#include <map>
 #include <system_error>
 #include <utility>
 
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 
 ABSL_FLAG(std::string, server, "server/attention_server", "The attention_server program to start.");
 ABSL_FLAG(std::string, model, "model/weights", "Folder of the model's config.json and model.safetensors.");
@@ -49,25 +52,34 @@ absl::StatusOr<std::vector<MethodChoice>> ParseMethods(const std::vector<std::st
   return choices;
 }
 
-absl::StatusOr<std::vector<Passage>> LoadPassages(int64_t count, const PassageOptions& options) {
+absl::StatusOr<std::vector<Passage>> LoadPassages(const std::vector<std::string>& names,
+                                                  const PassageOptions& options) {
   const absl::StatusOr<std::vector<std::string>> paths = ListTexts(FindFile(absl::GetFlag(FLAGS_heldout)));
   if (!paths.ok()) return paths.status();
-  if (count < 1 || count > static_cast<int64_t>(paths->size())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the number of passages is ", count, "; allowed: [1, ", paths->size(), "]"));
-  }
-  std::vector<Passage> passages;
-  for (int64_t i = 0; i < count; ++i) {
-    const std::string& path = (*paths)[i];
+  std::map<std::string, Passage> passages;
+  std::vector<std::string> all;
+  for (const std::string& path : *paths) {
+    const std::string name = std::filesystem::path(path).stem().string();
+    PassageOptions own = options;
+    own.seed += all.size();  // other keys in every passage, the same whichever others are chosen
+    all.push_back(name);
+    if (!names.empty() && std::find(names.begin(), names.end(), name) == names.end()) continue;
     const absl::StatusOr<std::string> text = ReadText(path);
     if (!text.ok()) return text.status();
-    PassageOptions own = options;
-    own.seed += i;  // other keys in every passage
-    absl::StatusOr<Passage> passage = MakePassage(std::filesystem::path(path).stem().string(), *text, own);
+    absl::StatusOr<Passage> passage = MakePassage(name, *text, own);
     if (!passage.ok()) return passage.status();
-    passages.push_back(*std::move(passage));
+    passages.emplace(name, *std::move(passage));
   }
-  return passages;
+  std::vector<Passage> chosen;
+  for (const std::string& name : names.empty() ? all : names) {
+    const auto found = passages.find(name);
+    if (found == passages.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("no passage \"", name, "\"; there are ", absl::StrJoin(all, ", ")));
+    }
+    chosen.push_back(found->second);
+  }
+  return chosen;
 }
 
 absl::StatusOr<std::unique_ptr<RunSetup>> RunSetup::Start(int64_t context, int64_t forks, int64_t fork_tokens) {

@@ -25,8 +25,9 @@ std::string FindFile(const std::string& path);
 absl::StatusOr<std::vector<MethodChoice>> ParseMethods(const std::vector<std::string>& names,
                                                        const std::vector<uint32_t>& samples);
 
-// Passages of the first `count` texts of --heldout.
-absl::StatusOr<std::vector<Passage>> LoadPassages(int64_t count, const PassageOptions& options);
+// Passages of the named texts of --heldout (file names without .txt), or of all of them in order of their names. Text i
+// gets the seed options.seed + i. INVALID_ARGUMENT lists the names.
+absl::StatusOr<std::vector<Passage>> LoadPassages(const std::vector<std::string>& names, const PassageOptions& options);
 
 // A server with room for one passage of `context` bytes and its forks, the model of --model, and a connection.
 class RunSetup {
