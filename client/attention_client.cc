@@ -87,20 +87,26 @@ bool WaitToRetry(Backoff& backoff, absl::Time deadline) {
 template <typename Request, typename Response>
 using Rpc = grpc::Status (Stub::*)(grpc::ClientContext*, const Request&, Response*);
 
-// A unary call with its retries. `failures`, if not null, counts the attempts that failed before the last one.
+// A unary call with its retries. `failures`, if not null, counts the attempts that failed before the last one. When
+// time runs out during a retry, the error that caused the retry is returned: it says more.
 template <typename Request, typename Response>
 absl::StatusOr<Response> Call(const Connection& connection, Rpc<Request, Response> rpc, const Request& request,
                               const RetryPolicy& retry, absl::Time deadline, int* failures = nullptr) {
   Backoff backoff(retry);
+  grpc::Status last_failure;
   while (true) {
     grpc::ClientContext context;
     connection.Authorize(context);
     SetDeadline(context, deadline);
     Response response;
-    const grpc::Status status = (connection.stub.get()->*rpc)(&context, request, &response);
+    grpc::Status status = (connection.stub.get()->*rpc)(&context, request, &response);
     if (failures != nullptr) *failures = backoff.failures();
     if (status.ok()) return response;
+    if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED && !last_failure.ok()) {
+      return ToAbseil(last_failure);
+    }
     if (!IsRetryable(status.error_code()) || !WaitToRetry(backoff, deadline)) return ToAbseil(status);
+    last_failure = std::move(status);
   }
 }
 
@@ -132,8 +138,10 @@ class AttentionClient::Impl {
   const std::shared_ptr<const Connection>& connection() const { return connection_; }
 
   template <typename Request, typename Response>
-  absl::StatusOr<Response> Call(Rpc<Request, Response> rpc, const Request& request, int* failures = nullptr) const {
-    return ::santa::Call(*connection_, rpc, request, connection_->retry, absl::Now() + rpc_timeout_, failures);
+  absl::StatusOr<Response> Call(Rpc<Request, Response> rpc, const Request& request, int* failures = nullptr,
+                                absl::Time deadline = absl::InfiniteFuture()) const {
+    return ::santa::Call(*connection_, rpc, request, connection_->retry, std::min(deadline, absl::Now() + rpc_timeout_),
+                         failures);
   }
 
   int64_t TokensPerMessage(const KvChunk& chunk) const;
@@ -200,9 +208,10 @@ absl::StatusOr<std::unique_ptr<AttentionClient>> AttentionClient::Connect(const 
   absl::StatusOr<v1::ServerInfo> info = Call(*connection, &Stub::GetServerInfo, v1::GetServerInfoRequest(), patient,
                                              absl::Now() + options.connect_timeout);
   if (!info.ok()) {
-    return absl::Status(info.status().code(),
-                        absl::StrCat("cannot connect to ", target, " (connect_timeout ",
-                                     absl::FormatDuration(options.connect_timeout), "): ", info.status().message()));
+    return absl::Status(
+        info.status().code(),
+        absl::StrCat("cannot connect to ", target, options.use_tls ? " with" : " without", " TLS (connect_timeout ",
+                     absl::FormatDuration(options.connect_timeout), "): ", info.status().message()));
   }
   connection->info = *std::move(info);
   return std::unique_ptr<AttentionClient>(
@@ -273,7 +282,9 @@ absl::StatusOr<v1::Sequence> AttentionClient::AppendKv(const v1::SequenceHandle&
     if (status.ok()) return std::move(*response.mutable_sequence());
     if (!IsRetryable(status.error_code()) || !WaitToRetry(backoff, deadline)) return ToAbseil(status);
 
-    absl::StatusOr<v1::Sequence> sequence = GetSequence(handle);
+    v1::GetSequenceRequest request;
+    *request.mutable_handle() = handle;
+    absl::StatusOr<v1::Sequence> sequence = impl_->Call(&Stub::GetSequence, request, nullptr, deadline);
     if (!sequence.ok()) return sequence.status();
     const std::vector<int64_t> lengths(sequence->lengths().begin(), sequence->lengths().end());
     if (lengths != stored && !stored.empty()) backoff.Reset();  // the last attempt got somewhere

@@ -113,8 +113,8 @@ class AttendStream {
 class AttentionClient {
  public:
   // `target` is "host:port" (or any gRPC target, "unix:/path" among them). Waits for the server's answer to
-  // GetServerInfo: DEADLINE_EXCEEDED or UNAVAILABLE when none comes in connect_timeout; INVALID_ARGUMENT for options
-  // that contradict each other.
+  // GetServerInfo. UNAVAILABLE, with the last attempt's reason, or DEADLINE_EXCEEDED when none comes in
+  // connect_timeout; UNAUTHENTICATED at once; INVALID_ARGUMENT for options that contradict each other.
   static absl::StatusOr<std::unique_ptr<AttentionClient>> Connect(const std::string& target,
                                                                   const ClientOptions& options = {});
   ~AttentionClient();  // Streams that it opened live on.
