@@ -1,6 +1,8 @@
 // The attention server's binary: flags, signals, exit codes.
 //
 // Exit codes: 0 after a drain; 2 when a flag or the layout cannot be; 1 when a port or the memory cannot be had.
+#include <grpc/support/log.h>
+
 #include <csignal>
 #include <cstdio>
 #include <fstream>
@@ -22,6 +24,13 @@ namespace {
 int Refuse(const absl::Status& status) {
   Log(LogLevel::kError, "cannot start", {{"error", std::string(status.message())}});
   return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
+}
+
+void LogForGrpc(gpr_log_func_args* line) {
+  const LogLevel level = line->severity == GPR_LOG_SEVERITY_ERROR  ? LogLevel::kError
+                         : line->severity == GPR_LOG_SEVERITY_INFO ? LogLevel::kInfo
+                                                                   : LogLevel::kDebug;
+  Log(level, line->message, {{"source", "grpc"}});
 }
 
 // Written beside and renamed, so that a reader never sees half a file.
@@ -47,6 +56,7 @@ int Main(int argc, char** argv) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
 
+  gpr_set_log_function(LogForGrpc);
   if (absl::Status status = ParseServerFlags(argc, argv); !status.ok()) return Refuse(status);
   const absl::StatusOr<ServerOptions> options = OptionsFromFlags();
   if (!options.ok()) return Refuse(options.status());

@@ -131,7 +131,7 @@ absl::StatusOr<int64_t> KvBytesFromFlags() {
     }
     return static_cast<int64_t>(fraction * static_cast<double>(MachineMemory()));
   }
-  const absl::StatusOr<int64_t> bytes = ParseByteSize(text.empty() ? "512MiB" : text);
+  absl::StatusOr<int64_t> bytes = ParseByteSize(text.empty() ? "512MiB" : text);
   if (!bytes.ok()) return BadFlag("kv_bytes", "\"" + text + "\"", "a size, as 512MiB or 2GiB");
   if (*bytes > MachineMemory()) {
     return BadFlag("kv_bytes", text, absl::StrCat("at most the machine's memory, ", MachineMemory(), " bytes"));

@@ -16,7 +16,12 @@ const char* __tsan_default_suppressions() {
          "race_top:bits/move.h\n"
          "race_top:bits/atomic_base.h\n"
          // What an operation leaves behind before the reaction to it runs: a parsed message, a call's status.
-         "race:FinishOp\n";
+         "race:FinishOp\n"
+         // A server's call and the messages of a unary one, made on one of gRPC's threads and destroyed on another.
+         "race:DefaultMessageHolder\n"
+         "race:ServerCallbackUnaryImpl::~ServerCallbackUnaryImpl\n"
+         "race:ServerCallbackReaderImpl::~ServerCallbackReaderImpl\n"
+         "race:ServerCallbackReaderWriterImpl::~ServerCallbackReaderWriterImpl\n";
 }
 
 }  // extern "C"

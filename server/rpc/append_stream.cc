@@ -5,18 +5,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/refused_stream.h"
 #include "server/rpc/validate.h"
 
 namespace santa {
 namespace {
 
 constexpr char kMethod[] = "AppendKv";
-
-class RefusedStream final : public AppendReactor {
- public:
-  explicit RefusedStream(const absl::Status& status) { Finish(ToGrpc(status)); }
-  void OnDone() override { delete this; }
-};
 
 }  // namespace
 
@@ -33,7 +28,7 @@ AppendReactor* NewAppendStream(ServiceContext* context, const grpc::CallbackServ
     }
   }
   context->metrics->RecordRpc(kMethod, status.code());
-  return new RefusedStream(status);
+  return new RefusedStream<AppendReactor>(status);
 }
 
 AppendStream::AppendStream(ServiceContext* context, std::string tenant, absl::Time deadline, grpc::ByteBuffer* response)

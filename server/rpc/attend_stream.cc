@@ -3,17 +3,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/rpc/refused_stream.h"
 
 namespace santa {
 namespace {
 
 constexpr char kMethod[] = "Attend";
-
-class RefusedStream final : public AttendReactor {
- public:
-  explicit RefusedStream(const absl::Status& status) { Finish(ToGrpc(status)); }
-  void OnDone() override { delete this; }
-};
 
 }  // namespace
 
@@ -29,7 +24,7 @@ AttendReactor* NewAttendStream(ServiceContext* context, const grpc::CallbackServ
     }
   }
   context->metrics->RecordRpc(kMethod, status.code());
-  return new RefusedStream(status);
+  return new RefusedStream<AttendReactor>(status);
 }
 
 AttendCall::AttendCall(ServiceContext* context, std::string tenant, absl::Time deadline)
@@ -89,7 +84,9 @@ void AttendCall::Take(std::unique_ptr<AttendExchange> exchange) {
         absl::StrCat(std::string(status.message()), "; retry after an answer has come, or in 10 ms"));
   }
   FailStep(status, step);
-  context_->metrics->RecordStep(*step);
+  for (const StepItem& item : step->items) {
+    context_->metrics->RecordRefusedItem(Name(item.options.method), status.code());
+  }
   answers_.push_back(taken->Answer());
   computing_.erase(taken);
 }
