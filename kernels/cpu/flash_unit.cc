@@ -54,12 +54,11 @@ void DrawTile(const Unit& unit, int64_t tile, const BlockArrays& first, const He
   BlockArrays arrays = first;
   for (int64_t block = begin; block < end; arrays = arrays.Next(shape)) {
     const int64_t block_end = BlockEnd(block, end);
+    scratch.gatherer.StartBlock(unit.context, unit.Runs(block, block_end), arrays);
     for (int head = 0; head < shape.group; ++head) {
-      scratch.gatherer.Draw(shape, head, arrays, static_cast<int>(block_end - block), &cumulative[head],
-                            scratch.cursors[head]);
+      scratch.gatherer.Draw(shape, head, &cumulative[head], scratch.cursors[head]);
     }
-    *unit.partial.rows +=
-        scratch.gatherer.Queue(unit.context, unit.Runs(block, block_end), factors, unit.partial.output);
+    *unit.partial.rows += scratch.gatherer.Queue(unit.context, factors, unit.partial.output);
     block = block_end;
   }
 }

@@ -29,6 +29,7 @@ const RowKernels* Table() {
       .finish_scores = FinishScores,
       .exponentials = Exponentials,
       .masses = Masses,
+      .cumulate = Cumulate,
       .scale = Scale,
       .add_scaled = AddScaled,
   };

@@ -77,6 +77,9 @@ struct RowKernels {
   // kRowGroup rows: group_masses[group][pitch].
   void (*masses)(float* weights, int num_rows, int pitch, uint64_t* group_masses);
 
+  // sums[row][pitch]: masses of rows up to and with `row`; for rows from num_rows to kBlockRows the last sum.
+  void (*cumulate)(const uint32_t* masses, int num_rows, int pitch, uint64_t* sums);
+
   // `count` a multiple of `lanes`, as in packed vectors.
   void (*scale)(float* values, float factor, int count);                           // values *= factor
   void (*add_scaled)(float* values, const float* other, float factor, int count);  // values += factor * other

@@ -38,15 +38,25 @@ struct LinearOrder {
 // Elements of even index, then those of odd index.
 struct EvenOddOrder {
   static void Pack(const float* vector, int head_dim, float* packed) {
-    std::fill(packed, packed + (head_dim + kPair - 1) / kPair * kPair, 0.0f);
-    for (int i = 0; i < head_dim; ++i) packed[Position(i)] = vector[i];
+    for (int first = 0; first < head_dim; first += kPair, packed += kPair) {
+      const int count = std::min(kPair, head_dim - first) / 2;
+      for (int i = 0; i < count; ++i) {
+        packed[i] = vector[first + 2 * i];
+        packed[kLanes + i] = vector[first + 2 * i + 1];
+      }
+      std::fill(packed + count, packed + kLanes, 0.0f);
+      std::fill(packed + kLanes + count, packed + kPair, 0.0f);
+    }
   }
   static void Unpack(const float* packed, int head_dim, float factor, float* vector) {
-    for (int i = 0; i < head_dim; ++i) vector[i] = packed[Position(i)] * factor;
+    for (int first = 0; first < head_dim; first += kPair, packed += kPair) {
+      const int count = std::min(kPair, head_dim - first) / 2;
+      for (int i = 0; i < count; ++i) {
+        vector[first + 2 * i] = packed[i] * factor;
+        vector[first + 2 * i + 1] = packed[kLanes + i] * factor;
+      }
+    }
   }
-
- private:
-  static int Position(int i) { return i / kPair * kPair + (i % 2) * kLanes + i % kPair / 2; }
 };
 
 struct Fp32Row : LinearOrder {

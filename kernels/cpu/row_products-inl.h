@@ -133,11 +133,12 @@ HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, int pair, int tail
   }
   for (int r = 0; r < args.num_rows; ++r) {
     const uint8_t* row = args.rows != nullptr ? args.rows + r * row_bytes : args.row_pointers[r];
-    if (pair == 0) {
-      if (args.prefetch != nullptr) PrefetchBytes(args.prefetch + r * row_bytes, row_bytes);
-      if (args.rows == nullptr && r + kAhead < args.num_rows) {
-        for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(args.row_pointers[r + kAhead] + i);
-      }
+    // Each pass fetches its own columns ahead, so that memory is busy in all of them.
+    const int64_t column = static_cast<int64_t>(pair) * kPair * Row::kElementBytes;
+    const int64_t columns = kTail ? tail * Row::kElementBytes : kPairs * kPair * Row::kElementBytes;
+    if (args.prefetch != nullptr) PrefetchBytes(args.prefetch + r * row_bytes + column, columns);
+    if (args.rows == nullptr && r + kAhead < args.num_rows) {
+      for (int64_t i = 0; i < columns; i += 64) __builtin_prefetch(args.row_pointers[r + kAhead] + column + i);
     }
 #pragma GCC unroll 8
     for (int p = 0; p < kPairs; ++p) {

@@ -74,7 +74,7 @@ uint32_t FirstDraw(const HeadDraws& draws, uint64_t offset) {
   return std::min(sampling::SystematicDrawsBelow(draws.grid, draws.below, offset), draws.grid.draws - 1);
 }
 
-void DrawBlockOfHead(const StoredUnit& stored, const BlockArrays& arrays, int num_rows, int head) {
+void DrawBlockOfHead(const StoredUnit& stored, int head) {
   const Unit& unit = stored.unit;
   const DecodeShape& shape = unit.context.shape;
   const sampling::RandomStream stream = StreamOf(unit.plan, unit.first_head() + head);
@@ -88,21 +88,21 @@ void DrawBlockOfHead(const StoredUnit& stored, const BlockArrays& arrays, int nu
       const uint64_t* begin = stored.item.draws + static_cast<int64_t>(unit.first_head() + head) * draws.grid.draws;
       const uint64_t* end = begin + draws.grid.draws;
       SortedCursor cursor(std::lower_bound(begin, end, below), end);
-      return gatherer.Draw(shape, head, arrays, num_rows, &below, cursor);
+      return gatherer.Draw(shape, head, &below, cursor);
     }
     case Method::kStratified: {
       // The last draw of a stratum that begins below may still fall here.
       const uint32_t begun = sampling::SystematicDrawsBelow(draws.grid, below, 0);
       StratifiedCursor cursor(stream, draws.grid, begun == 0 ? 0 : begun - 1);
       if (cursor.position() < below) cursor.Advance();
-      return gatherer.Draw(shape, head, arrays, num_rows, &below, cursor);
+      return gatherer.Draw(shape, head, &below, cursor);
     }
     default: {
       const uint64_t offset =
           sampling::UniformBelow(sampling::Random64(stream, sampling::Purpose::kDraw, 0), draws.total);
       sampling::SystematicCursor cursor(draws.grid, offset, FirstDraw(draws, offset));
       if (cursor.position() < below) cursor.Advance();
-      return gatherer.Draw(shape, head, arrays, num_rows, &below, cursor);
+      return gatherer.Draw(shape, head, &below, cursor);
     }
   }
 }
@@ -138,9 +138,8 @@ void RecordTile(const StoredUnit& stored, int64_t tile, const HeadVector* max, c
   }
 }
 
-void GatherBlock(const Unit& unit, int64_t begin, int64_t end) {
-  *unit.partial.rows += unit.scratch.gatherer.Queue(unit.context, unit.Runs(begin, end), unit.scratch.factors.data(),
-                                                    unit.partial.output);
+void GatherBlock(const Unit& unit) {
+  *unit.partial.rows += unit.scratch.gatherer.Queue(unit.context, unit.scratch.factors.data(), unit.partial.output);
 }
 
 void GatherTiles(const StoredUnit& stored) {
@@ -165,12 +164,12 @@ void GatherTiles(const StoredUnit& stored) {
     }
     for (int64_t block = begin; block < end; first = first.Next(shape)) {
       const int64_t block_end = BlockEnd(block, end);
+      scratch.gatherer.StartBlock(unit.context, unit.Runs(block, block_end), first);
       for (int head = 0; head < shape.group; ++head) {
         if (stored.tiles(head)[tile].budget == 0) continue;
-        scratch.gatherer.Draw(shape, head, first, static_cast<int>(block_end - block), &scratch.cumulative.data()[head],
-                              scratch.cursors[head]);
+        scratch.gatherer.Draw(shape, head, &scratch.cumulative.data()[head], scratch.cursors[head]);
       }
-      GatherBlock(unit, block, block_end);
+      GatherBlock(unit);
       block = block_end;
     }
     begin = end;
@@ -326,10 +325,9 @@ void GatherDraws(const StoredUnit& stored) {
   } else {
     std::copy_n(stored.masses(), shape.group, cumulative);
     ForEachBlock(stored, [&](int64_t begin, int64_t end, const BlockArrays& arrays) {
-      for (int head = 0; head < shape.group; ++head) {
-        DrawBlockOfHead(stored, arrays, static_cast<int>(end - begin), head);
-      }
-      GatherBlock(unit, begin, end);
+      unit.scratch.gatherer.StartBlock(unit.context, unit.Runs(begin, end), arrays);
+      for (int head = 0; head < shape.group; ++head) DrawBlockOfHead(stored, head);
+      GatherBlock(unit);
     });
   }
   unit.scratch.gatherer.Flush(unit.context);
