@@ -99,6 +99,8 @@ TEST(VanishingClientsTest, DeadlinesEndStreams) {
   v1::AttendResponse response;
   int64_t position = 0;
   while (stream->Write(Request(0, {Item(handle, 1, 0, position, true)})) && stream->Read(&response)) {
+    // The last answer may say that the deadline passed while its step was queued.
+    if (response.results(0).status().code() == grpc::StatusCode::DEADLINE_EXCEEDED) break;
     ASSERT_EQ(response.results(0).status().code(), 0) << response.results(0).status().message();
     ++position;
   }

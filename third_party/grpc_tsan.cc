@@ -21,7 +21,10 @@ const char* __tsan_default_suppressions() {
          "race:DefaultMessageHolder\n"
          "race:ServerCallbackUnaryImpl::~ServerCallbackUnaryImpl\n"
          "race:ServerCallbackReaderImpl::~ServerCallbackReaderImpl\n"
-         "race:ServerCallbackReaderWriterImpl::~ServerCallbackReaderWriterImpl\n";
+         "race:ServerCallbackReaderWriterImpl::~ServerCallbackReaderWriterImpl\n"
+         // A reactor that finishes before gRPC has taken it over: what it wrote down for then.
+         "race:InternalBind\n"
+         "race:PreBindBacklog\n";
 }
 
 }  // extern "C"
