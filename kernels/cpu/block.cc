@@ -19,4 +19,12 @@ RunList ListRuns(const DecodeContext& context, const DecodeItem& item, int kv_he
   return list;
 }
 
+uint64_t MassOfBlock(const DecodeShape& shape, const BlockArrays& arrays, int num_rows, int head) {
+  const int chunk = head / kChunkHeads;
+  const uint64_t* groups = arrays.chunk_groups(chunk) + head % kChunkHeads;
+  uint64_t mass = 0;
+  for (int group = 0; group * kRowGroup < num_rows; ++group) mass += groups[group * shape.pitch(chunk)];
+  return mass;
+}
+
 }  // namespace santa::cpu

@@ -76,6 +76,9 @@ struct BlockArrays {
   const uint32_t* chunk_masses(int chunk) const { return reinterpret_cast<const uint32_t*>(chunk_scores(chunk)); }
 };
 
+// The sum of a block's masses of one head, in [0, G).
+uint64_t MassOfBlock(const DecodeShape& shape, const BlockArrays& arrays, int num_rows, int head);
+
 }  // namespace santa::cpu
 
 #endif  // SANTA_KERNELS_CPU_BLOCK_H_

@@ -4,7 +4,6 @@
 #include <cstdint>
 
 #include "kernels/cpu/unit.h"
-#include "kernels/sampling/draws.h"
 #include "kernels/sampling/tile_budgets.h"
 #include "kernels/sampling/tiles.h"
 #include "kernels/sampling/uniform.h"
@@ -38,15 +37,13 @@ void DrawTile(const Unit& unit, int64_t tile, const BlockArrays& first, const He
   const int64_t begin = sampling::TileBegin(plan.tiling, tile);
   const int64_t end = sampling::TileEnd(plan.tiling, tile);
   const uint32_t budget = sampling::FlashBudget(plan.tiling, tile, plan.item->options.sample_count);
-  uint64_t* cumulative = scratch.cumulative.AtLeast(shape.group);
   HeadVector* factors = scratch.factors.AtLeast(shape.num_chunks);
-  scratch.cursors.clear();
+  SystematicDraws* draws = scratch.draws.AtLeast(shape.group);
   for (int head = 0; head < shape.group; ++head) {
-    const sampling::DrawGrid grid = sampling::MakeDrawGrid(MassOfTile(shape, first, begin, end, head), budget);
+    const uint64_t total = MassOfTile(shape, first, begin, end, head);
     const uint64_t random = sampling::Random64(StreamOf(plan, unit.first_head() + head), sampling::Purpose::kTile,
                                                static_cast<uint32_t>(plan.tiling.first + tile));
-    scratch.cursors.emplace_back(grid, sampling::UniformBelow(random, grid.total));
-    cumulative[head] = 0;
+    draws[head] = {total, sampling::UniformBelow(random, total), 0, budget};
   }
   // What is queued belongs to sums that AddTile may scale.
   scratch.gatherer.Flush(unit.context);
@@ -54,9 +51,9 @@ void DrawTile(const Unit& unit, int64_t tile, const BlockArrays& first, const He
   BlockArrays arrays = first;
   for (int64_t block = begin; block < end; arrays = arrays.Next(shape)) {
     const int64_t block_end = BlockEnd(block, end);
-    scratch.gatherer.StartBlock(unit.context, unit.Runs(block, block_end), arrays);
-    for (int head = 0; head < shape.group; ++head) {
-      scratch.gatherer.Draw(shape, head, &cumulative[head], scratch.cursors[head]);
+    scratch.gatherer.StartBlock(unit.context, unit.Runs(block, block_end));
+    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+      scratch.gatherer.DrawSystematically(unit.context, arrays, chunk, draws + chunk * kChunkHeads);
     }
     *unit.partial.rows += scratch.gatherer.Queue(unit.context, factors, unit.partial.output);
     block = block_end;

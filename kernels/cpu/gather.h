@@ -11,45 +11,61 @@
 
 namespace santa::cpu {
 
+// The systematic draws of one query head on the line of masses that its rows lie on (kernels/sampling/draws.h).
+struct SystematicDraws {
+  uint64_t total;   // of the masses, >= 1
+  uint64_t offset;  // of the draws, in [0, total)
+  uint64_t below;   // masses of the rows before this block
+  uint32_t draws;   // 0: none
+};
+
 // Collects the draws of every head of the group in one block, so that a value row is read once for all of them, and
-// adds rows up one block late: their memory is fetched while the next block is scored.
-// Use: Begin; for each block StartBlock, Draw for each head, Queue; at last Flush.
+// adds rows up one block late, when their memory has been fetched.
+// Use: Begin; for each block StartBlock, draws for each chunk, Queue; at last Flush.
 class Gatherer {
  public:
   void Begin(const DecodeShape& shape);
 
-  // The block's rows and their masses.
-  void StartBlock(const DecodeContext& context, const RunList& runs, const BlockArrays& arrays);
+  void StartBlock(const DecodeContext& context, const RunList& runs);
 
-  // Draws of one head. Rows are laid end to end by mass from *cumulative on, which moves past the block. The cursor has
-  // position(), ascending and at least *cumulative, and Advance(), as sampling::SystematicCursor.
+  // Draws of a chunk's heads, of_heads[lane]; their `below` moves past the block.
+  void DrawSystematically(const DecodeContext& context, const BlockArrays& arrays, int chunk,
+                          SystematicDraws* of_heads);
+
+  // Draws one by one: ClearChunk, and Draw for each of its heads.
+  void ClearChunk(const DecodeContext& context, const BlockArrays& arrays, int chunk);
+
+  // Rows are laid end to end by mass from *below on, which moves past the block. The cursor has position(), ascending
+  // and at least *below, and Advance(), as sampling::SystematicCursor.
   template <typename Cursor>
-  void Draw(const DecodeShape& shape, int head, uint64_t* cumulative, Cursor& cursor) {
+  void Draw(const DecodeShape& shape, int head, uint64_t* below, Cursor& cursor) {
     switch (shape.pitch(head / kChunkHeads)) {
       case 1:
-        return DrawOf<1>(head, cumulative, cursor);
+        return DrawOf<1>(head, below, cursor);
       case 2:
-        return DrawOf<2>(head, cumulative, cursor);
+        return DrawOf<2>(head, below, cursor);
       default:
-        return DrawOf<kChunkHeads>(head, cumulative, cursor);
+        return DrawOf<kChunkHeads>(head, below, cursor);
     }
   }
 
-  // Takes over the block's draws, with weight = count * factors[chunk]; what the block before left is added up first.
-  // Returns how many rows were drawn. sums: packed, [G][padded_dim], where Flush, or the next Queue, will add the rows.
+  // Takes over the block's draws, with weight = count * factors[chunk], and starts to fetch their rows; what the block
+  // before left is added up first. Returns how many rows were drawn.
+  // sums: packed, [G][padded_dim], where Flush, or the next Queue, will add the rows.
   int Queue(const DecodeContext& context, const HeadVector* factors, float* sums);
 
   // Adds up what is queued.
   void Flush(const DecodeContext& context);
 
  private:
+  static int64_t FirstOf(int chunk) { return static_cast<int64_t>(DecodeShape::first_lane(chunk)) * kBlockRows; }
+
   template <int kPitch, typename Cursor>
-  void DrawOf(int head, uint64_t* cumulative, Cursor& cursor) {
-    const int64_t first =
-        static_cast<int64_t>(DecodeShape::first_lane(head / kChunkHeads)) * kBlockRows + head % kChunkHeads;
+  void DrawOf(int head, uint64_t* below, Cursor& cursor) {
+    const int64_t first = FirstOf(head / kChunkHeads) + head % kChunkHeads;
     const uint64_t* sums = mass_sums_.data() + first;
     float* counts = counts_.data() + first;
-    const uint64_t begin = *cumulative;
+    const uint64_t begin = *below;
     const uint64_t end = begin + sums[(kBlockRows - 1) * kPitch];
     for (; cursor.position() < end; cursor.Advance()) {
       // The first row whose sum exceeds the position. Where draws fall is random, so no branch is asked to guess it.
@@ -60,19 +76,17 @@ class Gatherer {
         row += static_cast<uint32_t>(sums[(row + (1u << bit) - 1) * kPitch] <= position) << bit;
       }
       counts[row * kPitch] += 1;
-      // Here, not in Queue: memory works while the next draw is looked for.
-      for (int64_t i = 0; i < row_bytes_; i += 64) __builtin_prefetch(values_[row] + i, 0, 2);
       drawn_[row / kRowGroup] |= static_cast<uint16_t>(1u << row % kRowGroup);
     }
-    *cumulative = end;
+    *below = end;
   }
 
-  GrowBuffer<uint64_t> mass_sums_;  // [chunk][row][pitch], inclusive sums of the block's masses
-  int64_t row_bytes_ = 0;
+  // The block.
+  GrowBuffer<uint64_t> mass_sums_;     // [chunk][row][pitch], inclusive sums; of chunks whose draws are made one by one
+  GrowBuffer<float> counts_;           // [chunk][row][pitch]
+  uint16_t drawn_[kBlockGroups] = {};  // bits of rows
   int num_block_rows_ = 0;
-  const uint8_t* values_[kBlockRows] = {};  // the block's value rows
-  GrowBuffer<float> counts_;                // [chunk][row][pitch], all 0 between two blocks
-  uint16_t drawn_[kBlockGroups] = {};       // bits of rows
+  const uint8_t* values_[kBlockRows] = {};  // value rows
   // The block before.
   GrowBuffer<float> weights_;  // [chunk][drawn row][pitch]
   const uint8_t* rows_[kBlockRows] = {};

@@ -10,6 +10,7 @@
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 // These need the lines above.
+#include "kernels/cpu/draws-inl.h"
 #include "kernels/cpu/row_products-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 
@@ -29,6 +30,7 @@ const RowKernels* Table() {
       .finish_scores = FinishScores,
       .exponentials = Exponentials,
       .masses = Masses,
+      .systematic_counts = SystematicCounts,
       .cumulate = Cumulate,
       .scale = Scale,
       .add_scaled = AddScaled,

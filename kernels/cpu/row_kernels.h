@@ -53,6 +53,18 @@ struct AccumulateArgs {
   const uint8_t* prefetch = nullptr;  // beside `rows`: as many bytes that will be needed soon, or null
 };
 
+// Draws on the rows of a block for the heads of a chunk.
+struct SystematicArgs {
+  const uint32_t* masses = nullptr;  // [num_rows][pitch]
+  int num_rows = 0;
+  int pitch = 0;
+  // For each head (repeated with period pitch, as HeadVector): the draws below a cumulative mass C are
+  // ceil(C * draws_per_mass - phase), where phase = offset / total, in [0, 1). A head without draws: 0 and 0.5.
+  double draws_per_mass[4];
+  double phase[4];
+  double below[4];  // C before the first row; at most 2^53
+};
+
 struct RowKernels {
   const char* target;  // instruction set, for people
   int lanes;           // floats in a vector
@@ -76,6 +88,11 @@ struct RowKernels {
   // In place of the weights (uint32 in the same array) their masses (sampling::RowMass), and those of each group of
   // kRowGroup rows: group_masses[group][pitch].
   void (*masses)(float* weights, int num_rows, int pitch, uint64_t* group_masses);
+
+  // How often systematic draws (kernels/sampling/draws.h) fall on each row of a block: counts[row][pitch], and bit r %
+  // 16 of drawn[r / 16] set where any head's count is not 0; for kBlockRows rows. False, with no result, where the
+  // floating point of this function cannot be sure of some count: then draw them one by one.
+  bool (*systematic_counts)(const SystematicArgs& args, float* counts, uint16_t* drawn);
 
   // sums[row][pitch]: masses of rows up to and with `row`; for rows from num_rows to kBlockRows the last sum.
   void (*cumulate)(const uint32_t* masses, int num_rows, int pitch, uint64_t* sums);

@@ -130,26 +130,6 @@ inline void Masses(float* weights, int num_rows, int pitch, uint64_t* group_mass
   }
 }
 
-template <int kPitch>
-HWY_INLINE void CumulateOf(const uint32_t* masses, int num_rows, uint64_t* sums) {
-  const hn::CappedTag<uint64_t, kPitch> du64;
-  const hn::Rebind<uint32_t, decltype(du64)> du32;
-  for (int lane = 0; lane < kPitch; lane += static_cast<int>(hn::Lanes(du64))) {
-    auto sum = hn::Zero(du64);
-    for (int row = 0; row < num_rows; ++row) {
-      sum = hn::Add(sum, hn::PromoteTo(du64, hn::LoadU(du32, masses + row * kPitch + lane)));
-      hn::StoreU(sum, du64, sums + row * kPitch + lane);
-    }
-    for (int row = num_rows; row < kBlockRows; ++row) hn::StoreU(sum, du64, sums + row * kPitch + lane);
-  }
-}
-
-inline void Cumulate(const uint32_t* masses, int num_rows, int pitch, uint64_t* sums) {
-  if (pitch == 4) return CumulateOf<4>(masses, num_rows, sums);
-  if (pitch == 2) return CumulateOf<2>(masses, num_rows, sums);
-  CumulateOf<1>(masses, num_rows, sums);
-}
-
 inline void Scale(float* values, float factor, int count) {
   const FloatTag d;
   for (int i = 0; i < count; i += kLanes) {

@@ -57,54 +57,25 @@ class StratifiedCursor {
   uint64_t position_;
 };
 
-// The line that one head's draws fall on.
-struct HeadDraws {
-  uint64_t total;
-  uint64_t below;  // masses of the tokens before
-  sampling::DrawGrid grid;
-};
-
-HeadDraws DrawsOf(const StoredUnit& stored, int head) {
-  const uint64_t total = stored.item.totals[stored.unit.first_head() + head];
-  return {total, stored.masses()[head], sampling::MakeDrawGrid(total, stored.unit.plan.item->options.sample_count)};
-}
-
-// The first draw at or after `below`, or the last one where none is: its cursor finds nothing more.
-uint32_t FirstDraw(const HeadDraws& draws, uint64_t offset) {
-  return std::min(sampling::SystematicDrawsBelow(draws.grid, draws.below, offset), draws.grid.draws - 1);
-}
-
-void DrawBlockOfHead(const StoredUnit& stored, int head) {
+// SANTA's and STRATIFIED's draws of one head in a block, whose first row's masses lie above `below`: the cursor starts
+// anew in each block, so that it needs no state but that.
+void DrawOneByOne(const StoredUnit& stored, int head, uint64_t* below) {
   const Unit& unit = stored.unit;
   const DecodeShape& shape = unit.context.shape;
-  const sampling::RandomStream stream = StreamOf(unit.plan, unit.first_head() + head);
-  HeadDraws draws = DrawsOf(stored, head);
-  uint64_t& below = unit.scratch.cumulative.data()[head];
-  draws.below = below;
-  Gatherer& gatherer = unit.scratch.gatherer;
-  // The cursors start anew in each block: a block's draws then need no state but the masses below it.
-  switch (unit.plan.method) {
-    case Method::kSanta: {
-      const uint64_t* begin = stored.item.draws + static_cast<int64_t>(unit.first_head() + head) * draws.grid.draws;
-      const uint64_t* end = begin + draws.grid.draws;
-      SortedCursor cursor(std::lower_bound(begin, end, below), end);
-      return gatherer.Draw(shape, head, &below, cursor);
-    }
-    case Method::kStratified: {
-      // The last draw of a stratum that begins below may still fall here.
-      const uint32_t begun = sampling::SystematicDrawsBelow(draws.grid, below, 0);
-      StratifiedCursor cursor(stream, draws.grid, begun == 0 ? 0 : begun - 1);
-      if (cursor.position() < below) cursor.Advance();
-      return gatherer.Draw(shape, head, &below, cursor);
-    }
-    default: {
-      const uint64_t offset =
-          sampling::UniformBelow(sampling::Random64(stream, sampling::Purpose::kDraw, 0), draws.total);
-      sampling::SystematicCursor cursor(draws.grid, offset, FirstDraw(draws, offset));
-      if (cursor.position() < below) cursor.Advance();
-      return gatherer.Draw(shape, head, &below, cursor);
-    }
+  const int query_head = unit.first_head() + head;
+  const sampling::DrawGrid grid =
+      sampling::MakeDrawGrid(stored.item.totals[query_head], unit.plan.item->options.sample_count);
+  if (unit.plan.method == Method::kSanta) {
+    const uint64_t* begin = stored.item.draws + static_cast<int64_t>(query_head) * grid.draws;
+    const uint64_t* end = begin + grid.draws;
+    SortedCursor cursor(std::lower_bound(begin, end, *below), end);
+    return unit.scratch.gatherer.Draw(shape, head, below, cursor);
   }
+  // The last draw of a stratum that begins below may still fall here.
+  const uint32_t begun = sampling::SystematicDrawsBelow(grid, *below, 0);
+  StratifiedCursor cursor(StreamOf(unit.plan, query_head), grid, begun == 0 ? 0 : begun - 1);
+  if (cursor.position() < *below) cursor.Advance();
+  unit.scratch.gatherer.Draw(shape, head, below, cursor);
 }
 
 // The blocks of the unit as (first token, one past the last, arrays).
@@ -146,34 +117,56 @@ void GatherTiles(const StoredUnit& stored) {
   const Unit& unit = stored.unit;
   const PlannedItem& plan = unit.plan;
   const DecodeShape& shape = unit.context.shape;
-  WorkerScratch& scratch = unit.scratch;
-  BlockArrays first = stored.first;
-  for (int64_t begin = unit.begin(); begin < unit.end();) {
+  Gatherer& gatherer = unit.scratch.gatherer;
+  SystematicDraws* draws = unit.scratch.draws.AtLeast(shape.group);
+  int64_t of_draws = -1;  // the tile that they belong to
+  ForEachBlock(stored, [&](int64_t begin, int64_t end, const BlockArrays& arrays) {
     const int64_t tile = begin / plan.tiling.size - plan.tiling.first;
-    const int64_t end = sampling::TileEnd(plan.tiling, tile);
-    const auto number = static_cast<uint32_t>(plan.tiling.first + tile);
-    scratch.cursors.clear();
-    for (int head = 0; head < shape.group; ++head) {
-      const TileRecord& record = stored.tiles(head)[tile];
-      // A tile without draws gets a cursor that is never asked.
-      const sampling::DrawGrid grid = sampling::MakeDrawGrid(record.masses, std::max(record.budget, 1u));
-      const uint64_t random =
-          sampling::Random64(StreamOf(plan, unit.first_head() + head), sampling::Purpose::kTile, number);
-      scratch.cursors.emplace_back(grid, sampling::UniformBelow(random, grid.total));
-      scratch.cumulative.data()[head] = 0;
-    }
-    for (int64_t block = begin; block < end; first = first.Next(shape)) {
-      const int64_t block_end = BlockEnd(block, end);
-      scratch.gatherer.StartBlock(unit.context, unit.Runs(block, block_end), first);
+    if (tile != of_draws) {
+      of_draws = tile;
+      const auto number = static_cast<uint32_t>(plan.tiling.first + tile);
       for (int head = 0; head < shape.group; ++head) {
-        if (stored.tiles(head)[tile].budget == 0) continue;
-        scratch.gatherer.Draw(shape, head, &scratch.cumulative.data()[head], scratch.cursors[head]);
+        const TileRecord& record = stored.tiles(head)[tile];
+        const uint64_t random =
+            sampling::Random64(StreamOf(plan, unit.first_head() + head), sampling::Purpose::kTile, number);
+        draws[head] = {record.masses, sampling::UniformBelow(random, record.masses), 0, record.budget};
       }
-      GatherBlock(unit);
-      block = block_end;
     }
-    begin = end;
+    gatherer.StartBlock(unit.context, unit.Runs(begin, end));
+    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+      gatherer.DrawSystematically(unit.context, arrays, chunk, draws + chunk * kChunkHeads);
+    }
+    GatherBlock(unit);
+  });
+}
+
+void GatherLine(const StoredUnit& stored) {
+  const Unit& unit = stored.unit;
+  const DecodeShape& shape = unit.context.shape;
+  Gatherer& gatherer = unit.scratch.gatherer;
+  SystematicDraws* draws = unit.scratch.draws.AtLeast(shape.group);
+  for (int head = 0; head < shape.group; ++head) {
+    const uint64_t total = stored.item.totals[unit.first_head() + head];
+    const uint64_t random =
+        sampling::Random64(StreamOf(unit.plan, unit.first_head() + head), sampling::Purpose::kDraw, 0);
+    draws[head] = {total, sampling::UniformBelow(random, total), stored.masses()[head],
+                   unit.plan.item->options.sample_count};
   }
+  ForEachBlock(stored, [&](int64_t begin, int64_t end, const BlockArrays& arrays) {
+    gatherer.StartBlock(unit.context, unit.Runs(begin, end));
+    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+      if (unit.plan.method == Method::kSystematic) {
+        gatherer.DrawSystematically(unit.context, arrays, chunk, draws + chunk * kChunkHeads);
+        continue;
+      }
+      gatherer.ClearChunk(unit.context, arrays, chunk);
+      for (int lane = 0; lane < shape.heads(chunk); ++lane) {
+        const int head = chunk * kChunkHeads + lane;
+        DrawOneByOne(stored, head, &draws[head].below);
+      }
+    }
+    GatherBlock(unit);
+  });
 }
 
 }  // namespace
@@ -317,18 +310,12 @@ void GatherDraws(const StoredUnit& stored) {
   const Unit& unit = stored.unit;
   const DecodeShape& shape = unit.context.shape;
   std::fill_n(unit.scratch.factors.AtLeast(shape.num_chunks), shape.num_chunks, HeadVector{{1, 1, 1, 1}});
-  uint64_t* cumulative = unit.scratch.cumulative.AtLeast(shape.group);
   unit.scratch.gatherer.Begin(shape);
+  // Plain sums of drawn rows: the maxima of the partials play no part in them.
   if (unit.plan.method == Method::kS2antaProp) {
-    // A sum of rows that were each drawn with probability: the maximum that the sums refer to plays no part in it.
     GatherTiles(stored);
   } else {
-    std::copy_n(stored.masses(), shape.group, cumulative);
-    ForEachBlock(stored, [&](int64_t begin, int64_t end, const BlockArrays& arrays) {
-      unit.scratch.gatherer.StartBlock(unit.context, unit.Runs(begin, end), arrays);
-      for (int head = 0; head < shape.group; ++head) DrawBlockOfHead(stored, head);
-      GatherBlock(unit);
-    });
+    GatherLine(stored);
   }
   unit.scratch.gatherer.Flush(unit.context);
 }

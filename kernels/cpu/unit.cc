@@ -79,14 +79,6 @@ void WeighBlock(const DecodeContext& context, const BlockArrays& arrays, int num
   }
 }
 
-uint64_t MassOfBlock(const DecodeShape& shape, const BlockArrays& arrays, int num_rows, int head) {
-  const int chunk = head / kChunkHeads;
-  const uint64_t* groups = arrays.chunk_groups(chunk) + head % kChunkHeads;
-  uint64_t mass = 0;
-  for (int group = 0; group * kRowGroup < num_rows; ++group) mass += groups[group * shape.pitch(chunk)];
-  return mass;
-}
-
 void WeighTile(UnitGroup units, int64_t begin, int64_t end, const BlockArrays* first, HeadVector* max,
                HeadVector* sums) {
   const Unit& unit = units[0];

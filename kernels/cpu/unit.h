@@ -13,7 +13,6 @@
 #include "kernels/cpu/gather.h"
 #include "kernels/cpu/grow_buffer.h"
 #include "kernels/cpu/row_kernels.h"
-#include "kernels/sampling/draws.h"
 #include "kernels/sampling/uniform.h"
 
 namespace santa::cpu {
@@ -31,14 +30,12 @@ struct Partial {
 struct WorkerScratch {
   GrowBuffer<float> scores;
   GrowBuffer<uint64_t> group_masses;
-  GrowBuffer<BlockArrays> arrays;  // [unit]
-  GrowBuffer<BlockArrays> first;   // [unit]
-  GrowBuffer<HeadVector> max;      // [unit][chunk]
-  GrowBuffer<HeadVector> sums;     // [unit][chunk]
-  GrowBuffer<HeadVector> factors;  // [chunk]
-  // One a head of the group.
-  GrowBuffer<uint64_t> cumulative;
-  std::vector<sampling::SystematicCursor> cursors;
+  GrowBuffer<BlockArrays> arrays;     // [unit]
+  GrowBuffer<BlockArrays> first;      // [unit]
+  GrowBuffer<HeadVector> max;         // [unit][chunk]
+  GrowBuffer<HeadVector> sums;        // [unit][chunk]
+  GrowBuffer<HeadVector> factors;     // [chunk]
+  GrowBuffer<SystematicDraws> draws;  // [head of the group]
   Gatherer gatherer;
 };
 
@@ -92,8 +89,7 @@ void WeighBlock(const DecodeContext& context, const BlockArrays& arrays, int num
 void WeighTile(UnitGroup units, int64_t begin, int64_t end, const BlockArrays* first, HeadVector* max,
                HeadVector* sums);
 
-// Sums of the masses of one head, in [0, G).
-uint64_t MassOfBlock(const DecodeShape& shape, const BlockArrays& arrays, int num_rows, int head);
+// The sum of a tile's masses of one head, in [0, G).
 uint64_t MassOfTile(const DecodeShape& shape, const BlockArrays& first, int64_t begin, int64_t end, int head);
 
 // The random numbers of a query head, in [0, H).
