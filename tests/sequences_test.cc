@@ -132,6 +132,7 @@ TEST(SequencesTest, AnAnswerDoesNotDependOnItsCompany) {
   ASSERT_TRUE(Fill(alone.stub.get(), single, 1, 0, kTokens).ok());
 
   std::vector<v1::SequenceHandle> crowd;
+  crowd.reserve(33);
   for (int i = 0; i < 33; ++i) crowd.push_back(Create(crowded.stub.get(), 0, i == 16 ? kKey : 1000 + i).handle());
   // In small chunks by turns, so that the sequences' pages lie between each other.
   for (int64_t position = 0; position < kTokens; position += 30) {
@@ -176,6 +177,7 @@ TEST(SequencesTest, AFullPoolRefusesAndLosesNothing) {
   // Four more tokens fit each sequence's last page; the fifth does not.
   for (int64_t position = 60; position < 64; ++position) {
     std::vector<v1::AttendItem> items;
+    items.reserve(3);
     for (int i = 0; i < 3; ++i) items.push_back(Item(handles[i], i, 0, position, true));
     const Answers answers = Attend(stub, {Request(0, items)});
     ASSERT_EQ(answers.responses.size(), 1U);
@@ -287,6 +289,7 @@ TEST(SequencesTest, TenantsDoNotSeeEachOther) {
 TEST(SequencesTest, AListComesAPageAtATime) {
   const TestServer server;
   std::vector<uint64_t> made;
+  made.reserve(7);
   for (int i = 0; i < 7; ++i) made.push_back(Create(server.stub.get()).handle().id());
   std::vector<uint64_t> listed;
   v1::ListSequencesRequest request;

@@ -82,6 +82,7 @@ std::vector<float> Rows(const KvLayout& layout, uint64_t sequence, int layer, bo
 
 std::vector<float> Query(const KvLayout& layout, uint64_t sequence, int layer, int64_t position) {
   std::vector<float> q;
+  q.reserve(layout.num_query_heads * layout.head_dim);
   for (int e = 0; e < layout.num_query_heads * layout.head_dim; ++e) {
     q.push_back(4 * Value(sequence, layer * 4 + 2, position, e));
   }

@@ -28,6 +28,7 @@ TEST_P(BackendSuite, ExactMatchesTheReferenceInEveryShape) {
       sequences.push_back(cache->Add(RandomTokens(layout, tokens, random)));
     }
     std::vector<Query> queries;
+    queries.reserve(sequences.size());
     for (const Sequence& sequence : sequences) {
       queries.push_back(WithOptions(layout, sequence, {}, static_cast<int>(queries.size()), random));
     }
@@ -47,6 +48,7 @@ TEST_P(BackendSuite, EveryCombinationOfTypesAndOptions) {
     ASSERT_NE(cache, nullptr);
     const Sequence sequence = cache->Add(RandomTokens(layout, 500, random));
     std::vector<Query> queries;
+    queries.reserve(24);
     for (int index = 0; index < 24; ++index) queries.push_back(WithOptions(layout, sequence, {}, index, random));
     const std::vector<Answer> answers = cache->Decode(queries);
     for (size_t i = 0; i < queries.size(); ++i) {
