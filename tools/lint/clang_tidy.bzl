@@ -47,7 +47,8 @@ _clang_tidy_aspect = aspect(
 )
 
 def _clang_tidy_reports_impl(ctx):
-    return [DefaultInfo(files = depset(transitive = [dep[TidyInfo].reports for dep in ctx.attr.deps]))]
+    reports = depset(transitive = [dep[TidyInfo].reports for dep in ctx.attr.deps])
+    return [DefaultInfo(files = reports, runfiles = ctx.runfiles(transitive_files = reports))]
 
 clang_tidy_reports = rule(
     doc = "The reports of every C++ source of `deps` and of all they depend on; builds only if all are clean.",
