@@ -52,10 +52,9 @@ struct RunOrder {
   }
 };
 
-inline constexpr int kRunsAhead = 2;
-
 // What to fetch while run `index` of `current` is worked on: a run some way ahead, in `current` or in `after` it.
 inline const uint8_t* RowsAhead(const RunOrder& current, const RunOrder& after, int index) {
+  constexpr int kRunsAhead = 2;
   const int ahead = index + kRunsAhead;
   return ahead < current.count() ? current.rows(ahead) : after.rows(ahead - current.count());
 }

@@ -148,7 +148,7 @@ void Decoder::ForStoredUnits(Predicate predicate, Step step) {
 
 // As many heads a group as leave every thread a few groups.
 void Decoder::GroupUnits() {
-  constexpr int64_t kMaxHeads = 4;
+  constexpr int64_t kMaxHeads = 8;
   constexpr int64_t kGroupsPerThread = 4;
   const int64_t heads =
       std::clamp<int64_t>(static_cast<int64_t>(units_.size()) / (kGroupsPerThread * pool_.num_threads()), 1,

@@ -6,7 +6,6 @@
 #define SANTA_KERNELS_CPU_DRAWS_INL_H_
 #endif
 
-#include <algorithm>
 #include <cstdint>
 
 #include "hwy/highway.h"
@@ -45,7 +44,7 @@ HWY_INLINE bool SystematicCountsOf(const SystematicArgs& args, float* counts, ui
   const hn::Rebind<int32_t, decltype(d)> di32;
   const hn::Rebind<float, decltype(d)> df32;
   const auto half = hn::Set(d, 0.5);
-  std::fill_n(drawn, kBlockRows / kRowGroup, uint16_t{0});
+  for (int group = 0; group < kBlockRows / kRowGroup; ++group) drawn[group] = 0;
   // The largest distance of a value from the middle between two whole numbers: 0.5 at a whole number, where rounding
   // could decide the count.
   auto farthest = hn::Zero(d);
@@ -61,20 +60,15 @@ HWY_INLINE bool SystematicCountsOf(const SystematicArgs& args, float* counts, ui
       return ceiling;
     };
     auto before = draws_below();
-    for (int group = 0; group * kRowGroup < args.num_rows; ++group) {
-      const int first = group * kRowGroup;
-      const int end = std::min(first + kRowGroup, args.num_rows);
-      uint32_t bits = 0;
-      for (int row = first; row < end; ++row) {
-        const auto masses = hn::LoadU(di32, reinterpret_cast<const int32_t*>(args.masses) + row * kPitch + lane);
-        sum = hn::Add(sum, hn::PromoteTo(d, masses));
-        const auto now = draws_below();
-        const auto count = hn::Sub(now, before);
-        hn::StoreU(hn::DemoteTo(df32, count), df32, counts + row * kPitch + lane);
-        bits |= (hn::AllFalse(d, hn::Gt(count, hn::Zero(d))) ? 0u : 1u) << (row - first);
-        before = now;
-      }
-      drawn[group] = static_cast<uint16_t>(drawn[group] | bits);
+    for (int row = 0; row < args.num_rows; ++row) {
+      const auto masses = hn::LoadU(di32, reinterpret_cast<const int32_t*>(args.masses) + row * kPitch + lane);
+      sum = hn::Add(sum, hn::PromoteTo(d, masses));
+      const auto now = draws_below();
+      const auto count = hn::Sub(now, before);
+      hn::StoreU(hn::DemoteTo(df32, count), df32, counts + row * kPitch + lane);
+      const uint32_t any = hn::AllFalse(d, hn::Gt(count, hn::Zero(d))) ? 0 : 1;
+      drawn[row / kRowGroup] = static_cast<uint16_t>(drawn[row / kRowGroup] | any << row % kRowGroup);
+      before = now;
     }
   }
   // Far above what a few roundings of numbers up to 2^20 can come to.

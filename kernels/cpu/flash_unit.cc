@@ -1,6 +1,5 @@
 // S2ANTA_FLASH (arXiv 2605.01910): each tile's draws are made as soon as its scores are known, so that one pass over K
 // does. A tile's contribution is exp(max_t) sum_t / S_t times its drawn value rows, merged like the blocks of EXACT.
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -29,50 +28,35 @@ void AddTile(const Unit& unit, uint32_t budget, const HeadVector* tile_max, cons
   }
 }
 
-// A tile's draws for each query head of the unit. first: the tile's masses.
-void PlaceTile(const Unit& unit, int64_t tile, uint32_t budget, const BlockArrays& first, SystematicDraws* draws) {
-  const PlannedItem& plan = unit.plan;
-  const int64_t begin = sampling::TileBegin(plan.tiling, tile);
-  const int64_t end = sampling::TileEnd(plan.tiling, tile);
-  const auto number = static_cast<uint32_t>(plan.tiling.first + tile);
-  for (int head = 0; head < unit.context.shape.group; ++head) {
-    const uint64_t total = MassOfTile(unit.context.shape, first, begin, end, head);
-    const uint64_t random =
-        sampling::Random64(StreamOf(plan, unit.first_head() + head), sampling::Purpose::kTile, number);
-    draws[head] = {total, sampling::UniformBelow(random, total), 0, budget};
-  }
-}
-
-// Draws in one tile, and their rows. first[u]: unit u's masses; max and sums as WeighTile left them.
-void DrawTile(UnitGroup units, int64_t tile, const BlockArrays* first, const HeadVector* max, const HeadVector* sums) {
-  const Unit& unit = units[0];
+// Draws of one head group in one tile, and their rows. `first`: the tile's masses.
+void DrawTile(const Unit& unit, int64_t tile, const BlockArrays& first, const HeadVector* tile_max,
+              const HeadVector* tile_sums) {
   const PlannedItem& plan = unit.plan;
   const DecodeShape& shape = unit.context.shape;
-  Gatherer& gatherer = unit.scratch.gatherer;
-  const auto num_units = static_cast<int>(units.size());
-  const uint32_t budget = sampling::FlashBudget(plan.tiling, tile, plan.item->options.sample_count);
-  HeadVector* factors = unit.scratch.factors.AtLeast(num_units * shape.num_chunks);
-  SystematicDraws* draws = unit.scratch.draws.AtLeast(num_units * shape.group);
-  // What is queued belongs to sums that AddTile may scale.
-  gatherer.Flush(unit.context);
-  for (int u = 0; u < num_units; ++u) {
-    const int64_t chunk = static_cast<int64_t>(u) * shape.num_chunks;
-    PlaceTile(units[u], tile, budget, first[u], draws + u * shape.group);
-    AddTile(units[u], budget, max + chunk, sums + chunk, factors + chunk);
-  }
+  WorkerScratch& scratch = unit.scratch;
+  const int64_t begin = sampling::TileBegin(plan.tiling, tile);
   const int64_t end = sampling::TileEnd(plan.tiling, tile);
-  BlockArrays* arrays = unit.scratch.arrays.AtLeast(num_units);
-  std::copy_n(first, num_units, arrays);
-  for (int64_t begin = sampling::TileBegin(plan.tiling, tile); begin < end; begin = BlockEnd(begin, end)) {
-    gatherer.StartBlock(unit.context, unit.Runs(begin, BlockEnd(begin, end)));
-    for (int u = 0; u < num_units; ++u) {
-      for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-        gatherer.DrawSystematically(unit.context, arrays[u], chunk, draws + u * shape.group + chunk * kChunkHeads);
-      }
-      *units[u].partial.rows +=
-          gatherer.Queue(unit.context, u, factors + u * shape.num_chunks, units[u].partial.output);
-      arrays[u] = arrays[u].Next(shape);
+  const uint32_t budget = sampling::FlashBudget(plan.tiling, tile, plan.item->options.sample_count);
+  HeadVector* factors = scratch.factors.AtLeast(shape.num_chunks);
+  SystematicDraws* draws = scratch.draws.AtLeast(shape.group);
+  for (int head = 0; head < shape.group; ++head) {
+    const uint64_t total = MassOfTile(shape, first, begin, end, head);
+    const uint64_t random = sampling::Random64(StreamOf(plan, unit.first_head() + head), sampling::Purpose::kTile,
+                                               static_cast<uint32_t>(plan.tiling.first + tile));
+    draws[head] = {total, sampling::UniformBelow(random, total), 0, budget};
+  }
+  // What is queued belongs to sums that AddTile may scale.
+  scratch.gatherer.Flush(unit.context);
+  AddTile(unit, budget, tile_max, tile_sums, factors);
+  BlockArrays arrays = first;
+  for (int64_t block = begin; block < end; arrays = arrays.Next(shape)) {
+    const int64_t block_end = BlockEnd(block, end);
+    scratch.gatherer.StartBlock(unit.context, unit.Runs(block, block_end));
+    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+      scratch.gatherer.DrawSystematically(unit.context, arrays, chunk, draws + chunk * kChunkHeads);
     }
+    *unit.partial.rows += scratch.gatherer.Queue(unit.context, factors, unit.partial.output);
+    block = block_end;
   }
 }
 
@@ -101,7 +85,9 @@ void FlashUnits(UnitGroup units) {
     const int64_t tile = begin / plan.tiling.size - plan.tiling.first;
     const int64_t end = sampling::TileEnd(plan.tiling, tile);
     WeighTile(units, begin, end, first, max, sums);
-    DrawTile(units, tile, first, max, sums);
+    for (int u = 0; u < num_units; ++u) {
+      DrawTile(units[u], tile, first[u], max + u * shape.num_chunks, sums + u * shape.num_chunks);
+    }
     begin = end;
   }
   scratch.gatherer.Flush(unit.context);

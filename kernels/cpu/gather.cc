@@ -79,18 +79,17 @@ void Gatherer::DrawSystematically(const DecodeContext& context, const BlockArray
   }
 }
 
-int Gatherer::Queue(const DecodeContext& context, int kv_head, const HeadVector* factors, float* sums) {
+int Gatherer::Queue(const DecodeContext& context, const HeadVector* factors, float* sums) {
   Flush(context);
   const DecodeShape& shape = context.shape;
   const auto row_bytes = static_cast<int64_t>(context.cache.layout().row_bytes());
-  const int64_t head_offset = static_cast<int64_t>(context.cache.layout().head_page_bytes()) * kv_head;
   sums_ = sums;
   for (int group = 0; group * kRowGroup < num_block_rows_; ++group) {
     uint32_t drawn = drawn_[group];
     drawn_[group] = 0;
     for (; drawn != 0; drawn &= drawn - 1) {
       const int row = group * kRowGroup + std::countr_zero(drawn);
-      const uint8_t* values = values_[row] + head_offset;
+      const uint8_t* values = values_[row];
       for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(values + i, 0, 2);
       rows_[num_rows_] = values;
       for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {

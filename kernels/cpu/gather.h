@@ -26,7 +26,6 @@ class Gatherer {
  public:
   void Begin(const DecodeShape& shape);
 
-  // The block's rows: of one head, or of the first of several.
   void StartBlock(const DecodeContext& context, const RunList& runs);
 
   // Draws of a chunk's heads, of_heads[lane]; their `below` moves past the block.
@@ -52,9 +51,8 @@ class Gatherer {
 
   // Takes over the block's draws, with weight = count * factors[chunk], and starts to fetch their rows; what the block
   // before left is added up first. Returns how many rows were drawn.
-  // kv_head: counted from that of StartBlock; sums: packed, [G][padded_dim], where Flush, or the next Queue, will add
-  // the rows.
-  int Queue(const DecodeContext& context, int kv_head, const HeadVector* factors, float* sums);
+  // sums: packed, [G][padded_dim], where Flush, or the next Queue, will add the rows.
+  int Queue(const DecodeContext& context, const HeadVector* factors, float* sums);
 
   // Adds up what is queued.
   void Flush(const DecodeContext& context);
@@ -88,8 +86,8 @@ class Gatherer {
   GrowBuffer<float> counts_;           // [chunk][row][pitch]
   uint16_t drawn_[kBlockGroups] = {};  // bits of rows
   int num_block_rows_ = 0;
-  const uint8_t* values_[kBlockRows] = {};  // value rows of the first head
-  // What is queued.
+  const uint8_t* values_[kBlockRows] = {};  // value rows
+  // The block before.
   GrowBuffer<float> weights_;  // [chunk][drawn row][pitch]
   const uint8_t* rows_[kBlockRows] = {};
   int num_rows_ = 0;

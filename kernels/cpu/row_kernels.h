@@ -62,7 +62,7 @@ struct SystematicArgs {
   // ceil(C * draws_per_mass - phase), where phase = offset / total, in [0, 1). A head without draws: 0 and 0.5.
   double draws_per_mass[4];
   double phase[4];
-  double below[4];  // C before the first row
+  double below[4];  // C before the first row; at most 2^53
 };
 
 struct RowKernels {
@@ -81,15 +81,16 @@ struct RowKernels {
   // and raises `max` to the largest of each head.
   void (*finish_scores)(float* scores, int num_rows, int pitch, float scale, float soft_cap, HeadVector* max);
 
-  // weights = exp(scores - max), which may be the same array, and their sums. 0 where it would be subnormal.
+  // weights = exp(scores - max), which may be the same array, and their sums. 0 where it would be subnormal. `weights`
+  // may be null: only the sums.
   HeadVector (*exponentials)(const float* scores, int num_rows, int pitch, const HeadVector& max, float* weights);
 
-  // In place of the scores the masses of their weights (sampling::RowMass; uint32 in the same array), and those of each
-  // group of kRowGroup rows, group_masses[group][pitch]. Returns the sums of the weights.
-  HeadVector (*masses)(float* scores, int num_rows, int pitch, const HeadVector& max, uint64_t* group_masses);
+  // In place of the weights (uint32 in the same array) their masses (sampling::RowMass), and those of each group of
+  // kRowGroup rows: group_masses[group][pitch].
+  void (*masses)(float* weights, int num_rows, int pitch, uint64_t* group_masses);
 
   // How often systematic draws (kernels/sampling/draws.h) fall on each row of a block: counts[row][pitch], and bit r %
-  // 16 of drawn[r / 16] set where any head's count is not 0; for num_rows rows. False, with no result, where the
+  // 16 of drawn[r / 16] set where any head's count is not 0; for kBlockRows rows. False, with no result, where the
   // floating point of this function cannot be sure of some count: then draw them one by one.
   bool (*systematic_counts)(const SystematicArgs& args, float* counts, uint16_t* drawn);
 

@@ -10,13 +10,17 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
-#include "kernels/cpu/prefetch-inl.h"
 #include "kernels/cpu/row_kernels.h"
 #include "kernels/cpu/row_load-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace santa::cpu {
 namespace HWY_NAMESPACE {
+
+// The L2 cache: what is fetched ahead is up to a block away, more than L1 holds.
+HWY_INLINE void PrefetchBytes(const uint8_t* bytes, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(bytes + i, 0, 2);
+}
 
 // Lane l of every 128-bit block of the result: the sum of that block of the l-th argument.
 HWY_INLINE Vector SumBlocks(Vector a, Vector b, Vector c, Vector d) {

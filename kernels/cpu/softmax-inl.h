@@ -98,28 +98,24 @@ inline HeadVector Exponentials(const float* scores, int num_rows, int pitch, con
   Vector sum = hn::Zero(d);
   for (int i = 0; i < padded; i += kLanes) {
     const Vector weight = ExpOfNegative(hn::Sub(hn::LoadU(d, scores + i), largest));
-    hn::StoreU(weight, d, weights + i);
+    if (weights != nullptr) hn::StoreU(weight, d, weights + i);
     sum = hn::Add(sum, weight);
   }
   return Fold(sum, pitch, [](float a, float b) { return a + b; });
 }
 
-inline HeadVector Masses(float* scores, int num_rows, int pitch, const HeadVector& max, uint64_t* group_masses) {
+inline void Masses(float* weights, int num_rows, int pitch, uint64_t* group_masses) {
   const FloatTag d;
   const hn::RebindToUnsigned<FloatTag> du;
   const hn::RepartitionToWide<hn::RebindToUnsigned<FloatTag>> du64;
   const hn::Half<hn::RebindToUnsigned<FloatTag>> du_half;
-  const Vector largest = hn::LoadDup128(d, max.lane);
   const Vector one = hn::Set(d, sampling::kMassOne);
-  Vector sum = hn::Zero(d);
   for (int group = 0; group * kRowGroup < num_rows; ++group) {
-    float* of_group = scores + group * kRowGroup * pitch;
+    float* of_group = weights + group * kRowGroup * pitch;
     auto lower = hn::Zero(du64);
     auto upper = hn::Zero(du64);
     for (int i = 0; i < kRowGroup * pitch; i += kLanes) {
-      const Vector weight = ExpOfNegative(hn::Sub(hn::LoadU(d, of_group + i), largest));
-      sum = hn::Add(sum, weight);
-      const auto mass = hn::BitCast(du, hn::NearestInt(hn::Mul(weight, one)));
+      const auto mass = hn::BitCast(du, hn::NearestInt(hn::Mul(hn::LoadU(d, of_group + i), one)));
       hn::StoreU(hn::BitCast(d, mass), d, of_group + i);
       lower = hn::Add(lower, hn::PromoteTo(du64, hn::LowerHalf(du_half, mass)));
       upper = hn::Add(upper, hn::PromoteTo(du64, hn::UpperHalf(du_half, mass)));
@@ -132,7 +128,6 @@ inline HeadVector Masses(float* scores, int num_rows, int pitch, const HeadVecto
     }
     for (int h = 0; h < pitch; ++h) group_masses[group * pitch + h] = lanes[h];
   }
-  return Fold(sum, pitch, [](float a, float b) { return a + b; });
 }
 
 inline void Scale(float* values, float factor, int count) {

@@ -110,7 +110,7 @@ void RecordTile(const StoredUnit& stored, int64_t tile, const HeadVector* max, c
 }
 
 void GatherBlock(const Unit& unit) {
-  *unit.partial.rows += unit.scratch.gatherer.Queue(unit.context, 0, unit.scratch.factors.data(), unit.partial.output);
+  *unit.partial.rows += unit.scratch.gatherer.Queue(unit.context, unit.scratch.factors.data(), unit.partial.output);
 }
 
 void GatherTiles(const StoredUnit& stored) {

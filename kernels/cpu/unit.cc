@@ -72,9 +72,10 @@ void WeighBlock(const DecodeContext& context, const BlockArrays& arrays, int num
                 HeadVector* sums) {
   const DecodeShape& shape = context.shape;
   for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-    const HeadVector sum = context.kernels.masses(arrays.chunk_scores(chunk), num_rows, shape.pitch(chunk), max[chunk],
-                                                  arrays.chunk_groups(chunk));
+    float* weights = arrays.chunk_scores(chunk);
+    const HeadVector sum = context.kernels.exponentials(weights, num_rows, shape.pitch(chunk), max[chunk], weights);
     for (int lane = 0; lane < 4; ++lane) sums[chunk].lane[lane] += sum.lane[lane];
+    context.kernels.masses(weights, num_rows, shape.pitch(chunk), arrays.chunk_groups(chunk));
   }
 }
 

@@ -34,8 +34,8 @@ struct WorkerScratch {
   GrowBuffer<BlockArrays> first;      // [unit]
   GrowBuffer<HeadVector> max;         // [unit][chunk]
   GrowBuffer<HeadVector> sums;        // [unit][chunk]
-  GrowBuffer<HeadVector> factors;     // [unit][chunk]
-  GrowBuffer<SystematicDraws> draws;  // [unit][head]
+  GrowBuffer<HeadVector> factors;     // [chunk]
+  GrowBuffer<SystematicDraws> draws;  // [head of the group]
   Gatherer gatherer;
 };
 
