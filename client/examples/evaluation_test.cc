@@ -77,7 +77,7 @@ TEST(RunSetup, SaysWhatIsWrong) {
 
 TEST(Report, AlignsAndSelects) {
   EXPECT_EQ(AlignedTable({{"a", "bb"}, {"ccc", "\xc2\xb5"}}), "a    bb\nccc   \xc2\xb5\n");
-  EXPECT_EQ(MarkdownTable({{"a", "b"}, {"c", "d"}}), "| a | b |\n|---|---:|\n| c | d |\n");
+  EXPECT_EQ(MarkdownTable({{"a", "|b|"}, {"c", "d"}}), "| a | \\|b\\| |\n|---|---:|\n| c | d |\n");
   EXPECT_EQ(InterestingMetrics("# HELP santa_x what\nsanta_x 3\nsanta_y 0\nsanta_z_bucket{le=\"1\"} 4\nother 5\n"),
             "santa_x  3\n");
   EXPECT_EQ(OneLine("a\nb\x01\xff", 10), "a b??");

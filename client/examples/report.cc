@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 
 namespace santa {
@@ -92,7 +93,10 @@ std::string AlignedTable(const std::vector<Row>& rows) {
 std::string MarkdownTable(const std::vector<Row>& rows) {
   std::string text;
   for (size_t i = 0; i < rows.size(); ++i) {
-    absl::StrAppend(&text, "| ", absl::StrJoin(rows[i], " | "), " |\n");
+    Row escaped;
+    escaped.reserve(rows[i].size());
+    for (const std::string& cell : rows[i]) escaped.push_back(absl::StrReplaceAll(cell, {{"|", "\\|"}}));
+    absl::StrAppend(&text, "| ", absl::StrJoin(escaped, " | "), " |\n");
     if (i > 0) continue;
     text += "|---|";
     for (size_t c = 1; c < rows[i].size(); ++c) text += "---:|";
