@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -37,6 +38,8 @@ std::string_view Name(DType dtype) {
       return "bf16";
     case DType::kFloat16:
       return "fp16";
+    case DType::kFloat8E4M3:
+      return "fp8_e4m3";
   }
   return "unknown";
 }
@@ -81,7 +84,26 @@ absl::Status Validate(const KvLayout& layout) {
     return OutOfRange("page_size", layout.page_size, "a power of two in [16, 256]");
   }
   if (Name(layout.dtype) == "unknown") {
-    return OutOfRange("dtype", static_cast<int>(layout.dtype), "fp32, bf16 or fp16");
+    return OutOfRange("dtype", static_cast<int>(layout.dtype), "fp32, bf16, fp16 or fp8_e4m3");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Validate(const KvScales& scales, const KvLayout& layout) {
+  if (scales.empty()) return absl::OkStatus();
+  if (layout.dtype != DType::kFloat8E4M3) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("k_scale and v_scale are for dtype fp8_e4m3; dtype is ", std::string(Name(layout.dtype))));
+  }
+  const size_t size = static_cast<size_t>(layout.num_layers) * layout.num_kv_heads;
+  for (const auto& [field, values] : {std::pair{"k_scale", &scales.k}, std::pair{"v_scale", &scales.v}}) {
+    if (values->size() != size) {
+      return OutOfRange(absl::StrCat("the number of elements of ", field), values->size(),
+                        absl::StrCat("num_layers * num_kv_heads = ", size));
+    }
+    for (const float scale : *values) {
+      if (!std::isfinite(scale) || scale <= 0) return OutOfRange(field, scale, "finite and > 0");
+    }
   }
   return absl::OkStatus();
 }

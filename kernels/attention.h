@@ -16,15 +16,23 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 
 namespace santa {
 
-enum class DType : uint8_t { kFloat32, kBFloat16, kFloat16 };
+enum class DType : uint8_t {
+  kFloat32,
+  kBFloat16,
+  kFloat16,
+  // 4 bits of exponent, 3 of mantissa, no infinities, +-448 the largest (OCP 8-bit floating point, "e4m3fn"). Of a
+  // cache only: q, o, k and v come and go in one of the others.
+  kFloat8E4M3,
+};
 
-constexpr size_t SizeOf(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-std::string_view Name(DType dtype);  // "fp32", "bf16", "fp16"
+constexpr size_t SizeOf(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat8E4M3 ? 1 : 2; }
+std::string_view Name(DType dtype);  // "fp32", "bf16", "fp16", "fp8_e4m3"
 
 // The estimators of "Stochastic Sparse Attention for Memory-Bound Inference" (arXiv 2605.01910). p[h] is the softmax of
 // s[h] over the visible tokens, S the sample count per query head. All but S2ANTA_PROP with kLargestRemainder are
@@ -67,6 +75,18 @@ struct KvLayout {
 // OK, or INVALID_ARGUMENT naming field, value and range.
 absl::Status Validate(const KvLayout& layout);
 
+// The scales of an fp8 cache, one for each layer and key/value head: x is stored as x / scale (a division in fp32, then
+// rounded), and what is stored counts as itself times scale. Both empty: all 1, as for every other storage type.
+struct KvScales {
+  std::vector<float> k;  // [num_layers][H_kv], finite and > 0
+  std::vector<float> v;
+
+  bool empty() const { return k.empty() && v.empty(); }
+};
+
+// OK, or INVALID_ARGUMENT naming field, value and range; so also for scales of a cache that is not fp8.
+absl::Status Validate(const KvScales& scales, const KvLayout& layout);
+
 inline constexpr uint32_t kMaxSampleCount = 1u << 20;
 
 struct AttentionOptions {
@@ -107,7 +127,7 @@ struct DecodeItem {
 };
 
 // Tokens to store: k and v are [num_tokens][H_kv][D] of `dtype`, converted to the layout's dtype: round to nearest
-// even, beyond its range to infinity; NaN to NaN.
+// even, beyond its range to infinity (fp8: to +-448); NaN to NaN.
 struct KvAppend {
   int32_t layer = 0;
   const int32_t* page_table = nullptr;  // as in DecodeItem; covers position + num_tokens

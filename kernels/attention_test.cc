@@ -45,6 +45,21 @@ TEST(AttentionTest, LayoutsAtTheEdgesAreTaken) {
   }
 }
 
+TEST(AttentionTest, ScalesAreForFloat8AndFitTheLayout) {
+  KvLayout layout = GoodLayout();
+  KvScales scales = {.k = std::vector<float>(8, 0.5f), .v = std::vector<float>(8, 2)};
+  EXPECT_TRUE(Validate(KvScales{}, layout).ok());
+  EXPECT_EQ(Validate(scales, layout).message(), "k_scale and v_scale are for dtype fp8_e4m3; dtype is bf16");
+  layout.dtype = DType::kFloat8E4M3;
+  EXPECT_EQ(layout.row_bytes(), 72);
+  EXPECT_TRUE(Validate(scales, layout).ok());
+  scales.v[3] = 0;
+  EXPECT_EQ(Validate(scales, layout).message(), "v_scale is 0; it must be finite and > 0");
+  scales.v.pop_back();
+  EXPECT_EQ(Validate(scales, layout).message(),
+            "the number of elements of v_scale is 7; it must be num_layers * num_kv_heads = 8");
+}
+
 struct BadLayout {
   std::function<void(KvLayout&)> spoil;
   std::string message;

@@ -83,6 +83,9 @@ class CpuBackend : public Backend {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuBackendOptions& options) {
   if (absl::Status status = Validate(options.layout); !status.ok()) return status;
+  if (options.layout.dtype == DType::kFloat8E4M3) {
+    return absl::UnimplementedError("dtype is fp8_e4m3; the CPU backend has fp32, bf16 and fp16");
+  }
   if (options.num_pages < 1) {
     return absl::InvalidArgumentError(absl::StrCat("num_pages is ", options.num_pages, "; it must be at least 1"));
   }

@@ -17,7 +17,8 @@ struct CpuBackendOptions {
 };
 
 // Maps and touches the memory of every page. INVALID_ARGUMENT for a bad layout, page or thread count;
-// RESOURCE_EXHAUSTED where the machine has not got the memory; UNIMPLEMENTED on an x86 CPU without SSE 4.2.
+// RESOURCE_EXHAUSTED where the machine has not got the memory; UNIMPLEMENTED for an fp8 cache, and on an x86 CPU
+// without SSE 4.2.
 //
 // Answers are the same bit for bit for any number of threads. Scores and sums are fp32; draws are those that
 // kernels/sampling defines. Decode allocates only scratch, which grows to the largest call seen.

@@ -38,6 +38,13 @@ TEST(CpuBackendTest, RefusesBadOptions) {
   EXPECT_EQ(MakeCpuBackend(options).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST(CpuBackendTest, HasNoFloat8) {
+  CpuBackendOptions options = {.layout = kLayout, .num_pages = 1};
+  options.layout.dtype = DType::kFloat8E4M3;
+  EXPECT_EQ(MakeCpuBackend(options).status(),
+            absl::UnimplementedError("dtype is fp8_e4m3; the CPU backend has fp32, bf16 and fp16"));
+}
+
 TEST(CpuBackendTest, MoreMemoryThanThereIsIsAStatus) {
   CpuBackendOptions options = {.layout = kLayout, .num_pages = 2147483647};
   options.layout.num_layers = 65536;

@@ -11,13 +11,17 @@
 namespace santa::reference {
 namespace {
 
-// An IEEE binary format: `significand` bits with the hidden one, exponents of normal numbers [least, greatest].
+// A binary format: `significand` bits with the hidden one, exponents of normal numbers [least, greatest]. All but fp8
+// are IEEE's; that has no infinities, and its one NaN of each sign has every other bit set.
 struct Format {
   int bits;
   int significand;
   int least;
   int greatest;
 };
+
+constexpr double kLargestFloat8 = 448;
+constexpr uint32_t kNanFloat8 = 0x7f;
 
 Format FormatOf(DType dtype) {
   switch (dtype) {
@@ -27,6 +31,8 @@ Format FormatOf(DType dtype) {
       return {.bits = 16, .significand = 8, .least = -126, .greatest = 127};
     case DType::kFloat16:
       return {.bits = 16, .significand = 11, .least = -14, .greatest = 15};
+    case DType::kFloat8E4M3:
+      return {.bits = 8, .significand = 4, .least = -6, .greatest = 8};
   }
   return {};
 }
@@ -39,6 +45,7 @@ int LastPlace(const Format& format, double x) {
 }  // namespace
 
 double Round(DType dtype, double x) {
+  if (dtype == DType::kFloat8E4M3 && std::abs(x) > kLargestFloat8) return std::copysign(kLargestFloat8, x);
   if (!std::isfinite(x)) return x;
   const Format format = FormatOf(dtype);
   const int last = LastPlace(format, x);
@@ -51,6 +58,7 @@ uint32_t Encode(DType dtype, double x) {
   const Format format = FormatOf(dtype);
   const uint32_t sign = std::signbit(x) ? uint32_t{1} << (format.bits - 1) : 0;
   const uint32_t infinity = static_cast<uint32_t>(2 * format.greatest + 1) << (format.significand - 1);
+  if (std::isnan(x) && dtype == DType::kFloat8E4M3) return sign | kNanFloat8;
   if (std::isnan(x)) return sign | infinity | uint32_t{1} << (format.significand - 2);
   if (std::isinf(x)) return sign | infinity;
   const int last = LastPlace(format, x);
@@ -66,6 +74,7 @@ double Decode(DType dtype, uint32_t bits) {
   const double sign = bits >> (format.bits - 1) & 1 ? -1 : 1;
   const auto exponent = static_cast<int>((bits & ((uint32_t{1} << (format.bits - 1)) - 1)) / hidden);
   const uint32_t places = bits % hidden;
+  if (dtype == DType::kFloat8E4M3 && (bits & kNanFloat8) == kNanFloat8) return std::numeric_limits<double>::quiet_NaN();
   if (exponent == 2 * format.greatest + 1) {
     return places == 0 ? sign * std::numeric_limits<double>::infinity() : std::numeric_limits<double>::quiet_NaN();
   }

@@ -9,7 +9,8 @@
 
 namespace santa::reference {
 
-// The value nearest to x that `dtype` can hold (ties to even); beyond its range, infinity. NaN stays NaN.
+// The value nearest to x that `dtype` can hold (ties to even); beyond its range, infinity (fp8: +-448). NaN stays
+// NaN.
 double Round(DType dtype, double x);
 
 // The bits of x, which `dtype` holds exactly (x == Round(dtype, x)), in the low bytes; and back.

@@ -46,6 +46,28 @@ TEST(NumberFormatTest, Every16BitPatternSurvivesTheRoundTrip) {
   }
 }
 
+TEST(NumberFormatTest, Float8SaturatesAndHasNoInfinity) {
+  constexpr DType kType = DType::kFloat8E4M3;
+  EXPECT_EQ(Encode(kType, 1.0), 0x38u);
+  EXPECT_EQ(Encode(kType, -448.0), 0xfeu);
+  EXPECT_EQ(Encode(kType, 0x1p-9), 0x01u);
+  EXPECT_EQ(Encode(kType, std::nan("")), 0x7fu);
+  EXPECT_EQ(Round(kType, 447), 448);
+  EXPECT_EQ(Round(kType, 470), 448);
+  EXPECT_EQ(Round(kType, -std::numeric_limits<double>::infinity()), -448);
+  EXPECT_TRUE(std::isnan(Round(kType, std::nan(""))));
+  EXPECT_EQ(Round(kType, 17), 16);  // ties to even
+  EXPECT_EQ(Round(kType, 19), 20);
+  EXPECT_EQ(Round(kType, 0x1p-10), 0);
+  for (uint32_t bits = 0; bits < 0x100; ++bits) {
+    const double value = Decode(kType, bits);
+    ASSERT_EQ(std::isnan(value), (bits & 0x7f) == 0x7f);
+    if (std::isnan(value)) continue;
+    ASSERT_EQ(Round(kType, value), value);
+    ASSERT_EQ(Encode(kType, value), bits);
+  }
+}
+
 TEST(NumberFormatTest, Fp32IsTheMachinesFloat) {
   std::mt19937 random(1);
   for (int i = 0; i < 10000; ++i) {

@@ -148,9 +148,10 @@ class RowWeights {
 
 class ReferenceBackend : public Backend {
  public:
-  ReferenceBackend(const KvLayout& layout, int32_t num_pages)
+  ReferenceBackend(const KvLayout& layout, int32_t num_pages, KvScales scales)
       : layout_(layout),
         num_pages_(num_pages),
+        scales_(std::move(scales)),
         memory_(static_cast<size_t>(num_pages) * layout.page_bytes() / SizeOf(layout.dtype), 0.0f) {}
 
   std::string_view name() const override { return "reference"; }
@@ -200,6 +201,10 @@ class ReferenceBackend : public Backend {
            layout_.head_dim;
   }
 
+  float Scale(const std::vector<float>& scales, int32_t layer, int32_t kv_head) const {
+    return scales.empty() ? 1.0f : scales[static_cast<size_t>(layer) * layout_.num_kv_heads + kv_head];
+  }
+
   // f(stored, rounded) for every number of the append.
   template <typename F>
   void ForEach(const KvAppend& append, F f) {
@@ -209,8 +214,10 @@ class ReferenceBackend : public Backend {
         float* k = &memory_[RowIndex(append.layer, append.page_table, token, false, head)];
         float* v = &memory_[RowIndex(append.layer, append.page_table, token, true, head)];
         for (int32_t d = 0; d < layout_.head_dim; ++d, ++at) {
-          f(k[d], static_cast<float>(Round(layout_.dtype, Load(append.dtype, append.k, at))));
-          f(v[d], static_cast<float>(Round(layout_.dtype, Load(append.dtype, append.v, at))));
+          const auto k_sent = static_cast<float>(Load(append.dtype, append.k, at));
+          const auto v_sent = static_cast<float>(Load(append.dtype, append.v, at));
+          f(k[d], static_cast<float>(Round(layout_.dtype, k_sent / Scale(scales_.k, append.layer, head))));
+          f(v[d], static_cast<float>(Round(layout_.dtype, v_sent / Scale(scales_.v, append.layer, head))));
         }
       }
     }
@@ -242,12 +249,13 @@ class ReferenceBackend : public Backend {
     const float scale = sampling::EffectiveScale(item.options.scale, dims);
     std::vector<double> q(dims);
     for (int32_t d = 0; d < dims; ++d) q[d] = Load(item.io_dtype, item.q, static_cast<size_t>(h) * dims + d);
+    const double k_scale = Scale(scales_.k, item.layer, kv_head);
     std::vector<float> scores;
     for (int64_t i = first; i < item.num_tokens; ++i) {
       const float* k = &memory_[RowIndex(item.layer, item.page_table, i, false, kv_head)];
       double dot = 0;
       for (int32_t d = 0; d < dims; ++d) dot += q[d] * k[d];
-      scores.push_back(sampling::Score(static_cast<float>(dot), scale, item.options.soft_cap));
+      scores.push_back(sampling::Score(static_cast<float>(dot * k_scale), scale, item.options.soft_cap));
     }
     const RowWeights rows(
         item.options,
@@ -268,24 +276,31 @@ class ReferenceBackend : public Backend {
       const float* v = &memory_[RowIndex(item.layer, item.page_table, first + static_cast<int64_t>(i), true, kv_head)];
       for (int32_t d = 0; d < dims; ++d) o[d] += weight * v[d];
     }
-    const double sink_free = std::exp(rows.lse() - lse);
+    const double factor = std::exp(rows.lse() - lse) * Scale(scales_.v, item.layer, kv_head);
     for (int32_t d = 0; d < dims; ++d) {
-      Store(item.io_dtype, item.o, static_cast<size_t>(h) * dims + d, sink_free * o[d]);
+      Store(item.io_dtype, item.o, static_cast<size_t>(h) * dims + d, factor * o[d]);
     }
     item.lse[h] = static_cast<float>(lse);
   }
 
   const KvLayout layout_;
   const int32_t num_pages_;
-  std::vector<float> memory_;  // every storage type's numbers are floats
+  const KvScales scales_;
+  std::vector<float> memory_;  // as stored: every storage type's numbers are floats
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeReferenceBackend(const KvLayout& layout, int32_t num_pages) {
+  return MakeScaledReferenceBackend(layout, num_pages, {});
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeScaledReferenceBackend(const KvLayout& layout, int32_t num_pages,
+                                                                    const KvScales& scales) {
   if (absl::Status status = Validate(layout); !status.ok()) return status;
+  if (absl::Status status = Validate(scales, layout); !status.ok()) return status;
   if (num_pages < 1) return absl::InvalidArgumentError("num_pages must be at least 1");
-  return std::make_unique<ReferenceBackend>(layout, num_pages);
+  return std::make_unique<ReferenceBackend>(layout, num_pages, scales);
 }
 
 }  // namespace santa::reference

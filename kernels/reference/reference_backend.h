@@ -14,6 +14,10 @@ namespace santa::reference {
 // INVALID_ARGUMENT for a bad layout or num_pages < 1.
 absl::StatusOr<std::unique_ptr<Backend>> MakeReferenceBackend(const KvLayout& layout, int32_t num_pages);
 
+// With scales of an fp8 cache, which must be valid for the layout.
+absl::StatusOr<std::unique_ptr<Backend>> MakeScaledReferenceBackend(const KvLayout& layout, int32_t num_pages,
+                                                                    const KvScales& scales);
+
 }  // namespace santa::reference
 
 #endif  // SANTA_KERNELS_REFERENCE_REFERENCE_BACKEND_H_

@@ -16,6 +16,8 @@ v1::DataType ToMessage(DType dtype) {
       return v1::DATA_TYPE_BFLOAT16;
     case DType::kFloat16:
       return v1::DATA_TYPE_FLOAT16;
+    case DType::kFloat8E4M3:
+      return v1::DATA_TYPE_FLOAT8_E4M3;
   }
   return v1::DATA_TYPE_UNSPECIFIED;
 }

@@ -9,7 +9,8 @@ namespace santa {
 namespace {
 
 // Without its sign, a floating-point number's bits order as its magnitude does: so the test is one integer comparison.
-// The limits are the least bits that do not fit; those of a narrower `to` follow from rounding to nearest even.
+// The limits are the least bits that do not fit; those of a narrower `to` follow from rounding to nearest even. An fp8
+// cache saturates, so that everything finite fits.
 constexpr uint32_t FirstBad(DType from, DType to) {
   switch (from) {
     case DType::kFloat32:
@@ -20,6 +21,8 @@ constexpr uint32_t FirstBad(DType from, DType to) {
       return to == DType::kFloat16 ? 0x4780 : 0x7f80;  // 65536; 65280 is the bf16 before it
     case DType::kFloat16:
       return 0x7c00;
+    case DType::kFloat8E4M3:  // no tensor's type
+      break;
   }
   return 0;
 }

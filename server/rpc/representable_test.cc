@@ -38,6 +38,7 @@ TEST(RepresentableTest, ALimitIsWhereRoundingOverflows) {
   EXPECT_EQ(FindInFloats({std::bit_cast<float>(0x7f7f8000U)}, DType::kBFloat16), 0);
   EXPECT_EQ(FindInFloats({65504, std::nextafter(65520.0F, 0.0F)}, DType::kFloat16), -1);
   EXPECT_EQ(FindInFloats({1, -65520}, DType::kFloat16), 1);
+  EXPECT_EQ(FindInFloats({largest, 449, kInfinity}, DType::kFloat8E4M3), 2);
 }
 
 TEST(RepresentableTest, SixteenBitElements) {
