@@ -3,9 +3,11 @@
 // One decode step of one layer: H query heads share H_kv key/value heads in groups of G = H / H_kv; head dimension D;
 // n visible tokens. For query head h in the group of key/value head g:
 //
-//     s[h,i] = cap(scale * dot(q[h], k[g,i]))     i over the visible tokens;  cap(s) = c * tanh(s / c) with a soft cap
-//     c lse[h] = ln(sum_i exp(s[h,i]) + exp(sink[h]))           natural log; the sink's term only where sinks are given
-//     o[h]   = sum_i exp(s[h,i] - lse[h]) v[g,i]              exactly, or an estimate of it (see Method)
+//     s[h,i] = cap(scale * dot(q[h], k[g,i]))            i over the visible tokens
+//     lse[h] = ln(sum_i exp(s[h,i]) + exp(sink[h]))      natural log; the sink's term only where sinks are given
+//     o[h]   = sum_i exp(s[h,i] - lse[h]) v[g,i]         exactly, or an estimate of it (see Method)
+//
+// cap(s) = c * tanh(s / c) with a soft cap c, else s.
 //
 // Everything here is plain data and raw host pointers: validation, sequences and wire formats live one layer up.
 #ifndef SANTA_KERNELS_ATTENTION_H_

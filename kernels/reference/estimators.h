@@ -1,10 +1,9 @@
 // Attention and its estimators in fp64, by their definitions, and each estimator's mean and variance in closed form.
 // The oracle of every backend's tests: it shares no code with them, and is written to be read, not to be fast.
 //
-// Notation as in kernels/attention.h. p: softmax of the scores over the visible tokens. w = exp(lse of the visible
-// tokens
-// - lse with the sink): the share of the softmax that sinks leave; every output is w times an estimate of sum_i p_i
-// v_i.
+// Notation as in kernels/attention.h. p: softmax of the scores over the visible tokens. w: the share of the softmax
+// that sinks leave, exp(lse of the visible tokens - lse with the sink). Every output is w times an estimate of sum_i
+// p_i v_i.
 #ifndef SANTA_KERNELS_REFERENCE_ESTIMATORS_H_
 #define SANTA_KERNELS_REFERENCE_ESTIMATORS_H_
 

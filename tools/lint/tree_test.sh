@@ -19,6 +19,17 @@ while read -r file; do
   ! grep -nP ' +$' "$file" || complain "$file: trailing blanks"
   [[ -z $(tail -c1 "$file") ]] || complain "$file: no newline at the end"
 done < <(git ls-files -- 'BUILD' '**/BUILD' 'WORKSPACE' '*.bzl' '*.proto' '*.yaml')
+
+# What a document links to, or a comment names under docs/, is there.
+while read -r file; do
+  while read -r link; do
+    [[ -e $(dirname "$file")/$link ]] || complain "$file: links to $link, which is not there"
+  done < <(grep -oP '\]\(\K[^)#:]+(?=[)#])' "$file")
+done < <(git ls-files -- '*.md')
+while IFS=: read -r file name; do
+  [[ -e $name ]] || complain "$file: names $name, which is not there"
+done < <(git grep -oP '\bdocs/[\w/.-]+\.(md|svg|png)' -- ':!*.md')
+
 # The program in the README is the one that is built and tested.
 diff <(sed -n '/^```cpp$/,/^```$/p' README.md | sed '1d;$d') client/quickstart.cc ||
   complain "README.md: the program differs from client/quickstart.cc"
