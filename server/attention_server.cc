@@ -1,12 +1,14 @@
 // The attention server's binary: flags, signals, exit codes.
 //
-// Exit codes: 0 after a drain; 2 when a flag or the layout cannot be; 1 when a port or the memory cannot be had.
+// Exit codes: 0 after a drain, or --help; 2 when a flag or the layout cannot be; 1 when a port or the memory cannot be
+// had.
 #include <grpc/support/log.h>
 
 #include <csignal>
 #include <cstdio>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -57,6 +59,9 @@ int Main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
 
   gpr_set_log_function(LogForGrpc);
+  if (const std::optional<std::string> text = HelpOrVersion(argc, argv); text.has_value()) {
+    return std::fputs(text->c_str(), stdout) < 0 || std::fflush(stdout) != 0 ? 1 : 0;
+  }
   if (absl::Status status = ParseServerFlags(argc, argv); !status.ok()) return Refuse(status);
   const absl::StatusOr<ServerOptions> options = OptionsFromFlags();
   if (!options.ok()) return Refuse(options.status());

@@ -70,14 +70,20 @@ absl::Status Validate(const ServerOptions& options) {
                      absl::FormatDuration(options.store.max_lease), "; allowed is 0 < default_lease <= max_lease"));
   }
   if (options.drain_grace < absl::ZeroDuration()) {
-    return absl::InvalidArgumentError("drain_grace is negative; allowed is 0 or more");
+    return absl::InvalidArgumentError(
+        absl::StrCat("drain_grace is ", absl::FormatDuration(options.drain_grace), "; allowed is 0 or more"));
   }
   if (options.tls_certificate.empty() != options.tls_key.empty()) {
-    return absl::InvalidArgumentError("a TLS certificate and its key go together; one of them is missing");
+    return absl::InvalidArgumentError(options.tls_key.empty()
+                                          ? "tls_cert is set without tls_key; allowed is both or none"
+                                          : "tls_key is set without tls_cert; allowed is both or none");
   }
-  if (options.port < 0 || options.port > 65535 || options.http_port < -1 || options.http_port > 65535) {
+  if (options.port < 0 || options.port > 65535) {
+    return absl::InvalidArgumentError(absl::StrCat("port is ", options.port, "; allowed is [0, 65535]"));
+  }
+  if (options.http_port < -1 || options.http_port > 65535) {
     return absl::InvalidArgumentError(
-        absl::StrCat("ports are ", options.port, " and ", options.http_port, " (HTTP); allowed is [0, 65535]"));
+        absl::StrCat("http_port is ", options.http_port, "; allowed is -1 (none) or [0, 65535]"));
   }
   return absl::OkStatus();
 }

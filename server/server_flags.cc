@@ -6,17 +6,18 @@
 #include <cmath>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <sstream>
+#include <string_view>
 #include <utility>
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/reflection.h"
-#include "absl/flags/usage.h"
-#include "absl/flags/usage_config.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "kernels/cpu/cpu_backend.h"
@@ -139,6 +140,30 @@ absl::StatusOr<int64_t> KvBytesFromFlags() {
   return bytes;
 }
 
+std::string HelpText() {
+  constexpr size_t kWidth = 100;
+  std::string help =
+      "Keeps a language model's KV cache and answers its decode attention over gRPC.\n\n"
+      "  attention_server --num_layers=32 --num_query_heads=32 --num_kv_heads=8 --head_dim=128 --kv_bytes=8GiB\n\n"
+      "Flags, with their defaults; --version prints the version:\n";
+  std::map<std::string, const absl::CommandLineFlag*> flags;  // by name
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    if (absl::EndsWith(flag->Filename(), "server_flags.cc")) flags[std::string(name)] = flag;
+  }
+  for (const auto& [name, flag] : flags) {
+    absl::StrAppend(&help, "\n  --", name, "=", flag->DefaultValue());
+    size_t column = kWidth;
+    const std::string text = flag->Help();
+    for (const absl::string_view word : absl::StrSplit(text, ' ')) {
+      const bool fits = column + 1 + word.size() <= kWidth;
+      absl::StrAppend(&help, fits ? " " : "\n      ", word);
+      column = (fits ? column + 1 : 6) + word.size();
+    }
+    help += "\n";
+  }
+  return help;
+}
+
 }  // namespace
 
 absl::StatusOr<int64_t> ParseByteSize(const std::string& text) {
@@ -155,15 +180,17 @@ absl::StatusOr<int64_t> ParseByteSize(const std::string& text) {
   return absl::InvalidArgumentError(absl::StrCat("\"", text, "\" is no size; allowed is, say, 512MiB or 2GiB"));
 }
 
-absl::Status ParseServerFlags(int argc, char** argv) {
-  absl::SetProgramUsageMessage(
-      "Keeps a language model's KV cache and answers its decode attention over gRPC.\n\n"
-      "  attention_server --num_layers=32 --num_query_heads=32 --num_kv_heads=8 --head_dim=128 --kv_bytes=8GiB");
-  absl::FlagsUsageConfig config;
-  config.version_string = [] { return absl::StrCat("attention_server ", kServerVersion, "\n"); };
-  config.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "server_flags.cc"); };
-  absl::SetFlagsUsageConfig(config);
+// Abseil's own --help ends the program with 1, and this release knows it in its parser alone.
+std::optional<std::string> HelpOrVersion(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    if (argument == "--version") return absl::StrCat("attention_server ", kServerVersion, "\n");
+    if (argument == "--help" || argument == "-h") return HelpText();
+  }
+  return std::nullopt;
+}
 
+absl::Status ParseServerFlags(int argc, char** argv) {
   // Abseil's own parser leaves the process with code 1 on a bad flag and a message of its own; so look first.
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
@@ -177,7 +204,7 @@ absl::Status ParseServerFlags(int argc, char** argv) {
     if (flag == nullptr) {
       return absl::InvalidArgumentError(absl::StrCat("there is no flag --", name, "; --help lists those there are"));
     }
-    if (flag->IsOfType<bool>() || name == "help" || name == "helpfull" || name == "version") continue;
+    if (flag->IsOfType<bool>()) continue;
     if (equals == std::string::npos && i + 1 == argc) {
       return absl::InvalidArgumentError(absl::StrCat("--", name, " has no value"));
     }

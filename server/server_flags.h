@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -16,8 +17,11 @@ namespace santa {
 // "512MiB", "2GiB", "1.5 TiB", "4096" (bytes). INVALID_ARGUMENT for anything else, for 0 and past 2^62.
 absl::StatusOr<int64_t> ParseByteSize(const std::string& text);
 
+// What --help or --version is to print, where one of them is among the arguments; the program then ends with 0.
+std::optional<std::string> HelpOrVersion(int argc, char** argv);
+
 // Reads the arguments into the flags. INVALID_ARGUMENT, a sentence, for an unknown flag, a value that does not parse,
-// or an argument that is no flag. --help and --version print and exit, as Abseil does.
+// or an argument that is no flag.
 absl::Status ParseServerFlags(int argc, char** argv);
 
 // What the flags say. INVALID_ARGUMENT, a sentence, for values that cannot be.

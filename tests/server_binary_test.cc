@@ -26,7 +26,7 @@ std::string ReadAll(const std::string& path) {
   return text.str();
 }
 
-// attention_server as a child; its stderr goes to a file.
+// attention_server as a child; its stderr and stdout go to a file.
 class Process {
  public:
   explicit Process(const std::vector<std::string>& flags) {
@@ -41,6 +41,7 @@ class Process {
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, log_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);
     const int error = posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ);
     EXPECT_EQ(error, 0) << "cannot run " << argv[0];
     posix_spawn_file_actions_destroy(&actions);
@@ -91,7 +92,8 @@ TEST(ServerBinaryTest, ABadFlagIsRefusedWithASentence) {
       {{"--kv_memory_fraction=0.5", "--kv_bytes=1GiB"}, "are both set"},
       {{"--listen=nowhere"}, "--listen is \\\"nowhere\\\""},
       {{"--listen=127.0.0.1:65536"}, "--listen is"},
-      {{"--http_port=70000"}, "70000"},
+      {{"--http_port=70000"}, "--http_port is 70000; allowed is -1 (none) or [0, 65535]"},
+      {{"--drain_grace=-1s"}, "--drain_grace is -1s; allowed is 0 or more"},
       {{"--threads=-1"}, "--threads is -1"},
       {{"--max_sequences=0"}, "max_sequences is 0"},
       {{"--default_lease=2h", "--max_lease=1h"}, "default_lease is 2h and max_lease 1h"},
@@ -109,6 +111,15 @@ TEST(ServerBinaryTest, ABadFlagIsRefusedWithASentence) {
     EXPECT_EQ(process.Wait(), 2) << c.sentence;
     EXPECT_NE(process.log().find(c.sentence), std::string::npos) << c.sentence << "\n" << process.log();
   }
+}
+
+TEST(ServerBinaryTest, HelpAndVersion) {
+  Process help({"--help"});
+  EXPECT_EQ(help.Wait(), 0);
+  EXPECT_NE(help.log().find("--num_query_heads=32\n"), std::string::npos) << help.log();
+  Process version({"--version"});
+  EXPECT_EQ(version.Wait(), 0);
+  EXPECT_EQ(version.log().rfind("attention_server ", 0), 0U) << version.log();
 }
 
 TEST(ServerBinaryTest, SigtermDrains) {
