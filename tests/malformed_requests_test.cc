@@ -148,6 +148,10 @@ std::vector<ItemCase> ItemCases() {
       {"q of the size of another dtype",
        [](Item* i) { i->mutable_q()->set_dtype(v1::DATA_TYPE_BFLOAT16); },
        {invalid, "allowed is 64 for shape [1, 4, 8] of bf16"}},
+      {"NaN in q", [=](Item* i) { poison(i->mutable_q(), 31, kNan); }, {invalid, "q.data: element 31 is nan"}},
+      {"infinity in q",
+       [=](Item* i) { poison(i->mutable_q(), 5, -kInfinity); },
+       {invalid, "q.data: element 5 is -inf"}},
       {"k alone", [](Item* i) { i->clear_v(); }, {invalid, "items[0].v is absent"}},
       {"v alone", [](Item* i) { i->clear_k(); }, {invalid, "items[0].k is absent"}},
       {"k of another shape", [](Item* i) { i->mutable_k()->set_shape(1, 4); }, {invalid, "k.shape is [1, 4, 8]"}},
@@ -211,7 +215,7 @@ std::vector<ItemCase> ItemCases() {
 
 TEST_F(MalformedTest, Items) {
   const std::vector<ItemCase> cases = ItemCases();
-  EXPECT_GE(cases.size(), 50U);
+  EXPECT_GE(cases.size(), 60U);
   for (const ItemCase& c : cases) {
     v1::AttendItem item = Item(good(), kSequence, 0, kLength - 1, true);
     c.spoil(&item);

@@ -193,6 +193,11 @@ absl::Status ReadAttendItem(const v1::AttendItem& item, const std::string& field
   const std::array<int64_t, 3> q_shape = {1, layout.num_query_heads, layout.head_dim};
   const absl::StatusOr<DType> io_dtype = ReadTensor(item.q(), prefix + "q", q_shape);
   if (!io_dtype.ok()) return io_dtype.status();
+  const std::string& q = item.q().data();
+  const int64_t bad = FindUnrepresentable(q.data(), q_shape[1] * q_shape[2], *io_dtype, *io_dtype);
+  if (bad >= 0) {
+    return Bad(absl::StrCat(prefix, "q.data: element ", bad), ElementAsFloat(q.data(), bad, *io_dtype), "finite");
+  }
   out->io_dtype = *io_dtype;
   out->q = item.q().data().data();
 
