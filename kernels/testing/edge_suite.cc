@@ -191,6 +191,68 @@ TEST_P(BackendSuite, ScoresThatOverflowStayFinite) {
   }
 }
 
+// Scores that are -inf in fp32, whole tiles of them and the first ones too: rows without probability, as if they were
+// not there.
+TEST_P(BackendSuite, ScoresOfMinusInfinityHaveNoWeight) {
+  std::mt19937_64 random(41);
+  const KvLayout layout = SmallLayout();
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 120);
+  ASSERT_NE(cache, nullptr);
+  constexpr int64_t kTokens = 900;
+  const auto row = static_cast<int64_t>(layout.num_kv_heads) * layout.head_dim;
+  Tokens tokens = RandomTokens(layout, kTokens, random);
+  Tokens others{.count = 0, .k = {}, .v = {}};
+  for (int64_t i = 0; i < kTokens; ++i) {
+    const bool minus_infinity = i < 20 || (i >= 256 && i < 512) || i % 5 == 0;
+    for (int64_t at = i * row; at < (i + 1) * row; at += layout.head_dim) tokens.k[at] = minus_infinity ? -1e30 : 0;
+    if (minus_infinity) continue;
+    ++others.count;
+    others.k.insert(others.k.end(), tokens.k.begin() + i * row, tokens.k.begin() + (i + 1) * row);
+    others.v.insert(others.v.end(), tokens.v.begin() + i * row, tokens.v.begin() + (i + 1) * row);
+  }
+  const Sequence sequence = cache->Add(tokens);
+  const Sequence without = cache->Add(others);
+  for (const AttentionOptions& method : AllMethods(40)) {
+    Query query = WithOptions(layout, sequence, method, 0, random);
+    for (size_t at = 0; at < query.q.size(); at += layout.head_dim) query.q[at] = 1e30;
+    const Answer answer = cache->Decode({query})[0];
+    Query shorter = query;
+    shorter.sequence = &without;
+    shorter.options = {};
+    const Answer expected = cache->Decode({shorter})[0];
+    for (size_t h = 0; h < answer.lse.size(); ++h) EXPECT_NEAR(answer.lse[h], expected.lse[h], 1e-4) << Describe(query);
+    if (method.method == Method::kExact) {
+      const std::vector<double> allowed(expected.o.size(), 1e-4);
+      ExpectClose(Describe(query), answer.o, expected.o, allowed);
+    } else {
+      ExpectEstimate(Describe(query), GetParam(), *cache, query, answer, 12);
+    }
+  }
+}
+
+// Huge numbers of both signs can make a score NaN. Its head's answer may be anything; every other head and item is
+// answered as ever.
+TEST_P(BackendSuite, ANanScoreHarmsNoOtherHead) {
+  std::mt19937_64 random(42);
+  const KvLayout layout = SmallLayout();
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 60);
+  ASSERT_NE(cache, nullptr);
+  const Sequence sequence = cache->Add(RandomTokens(layout, 600, random));
+  for (const AttentionOptions& method : AllMethods(40)) {
+    const Query query = WithOptions(layout, sequence, method, 0, random);
+    Query spoiled = query;
+    spoiled.q[0] = std::numeric_limits<double>::quiet_NaN();
+    const Answer clean = cache->Decode({query})[0];
+    const std::vector<Answer> answers = cache->Decode({query, spoiled, query});
+    ExpectIdentical(Describe(query) + ", before", answers[0], clean);
+    ExpectIdentical(Describe(query) + ", after", answers[2], clean);
+    const std::vector<double> other_heads(answers[1].o.begin() + layout.head_dim, answers[1].o.end());
+    const std::vector<double> expected(clean.o.begin() + layout.head_dim, clean.o.end());
+    ExpectClose(Describe(query) + ", other heads", other_heads, expected, std::vector<double>(expected.size(), 1e-5));
+    EXPECT_TRUE(std::equal(answers[1].lse.begin() + 1, answers[1].lse.end(), clean.lse.begin() + 1)) << Describe(query);
+  }
+}
+
 TEST_P(BackendSuite, SinksOfAnySize) {
   std::mt19937_64 random(37);
   const KvLayout layout = SmallLayout();

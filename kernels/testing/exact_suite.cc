@@ -57,6 +57,29 @@ TEST_P(BackendSuite, EveryCombinationOfTypesAndOptions) {
   }
 }
 
+TEST_P(BackendSuite, EveryHeadDimension) {
+  std::mt19937_64 random(6);
+  constexpr DType kTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+  for (int32_t dim = 8; dim <= 256; dim += 8) {
+    const KvLayout layout{.num_layers = 1,
+                          .num_query_heads = 3,
+                          .num_kv_heads = 1,
+                          .head_dim = dim,
+                          .page_size = 16,
+                          .dtype = kTypes[dim / 8 % 3]};
+    const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 6);
+    ASSERT_NE(cache, nullptr);
+    const Sequence sequence = cache->Add(RandomTokens(layout, 70, random));
+    const Query query = WithOptions(layout, sequence, {}, dim / 8, random);
+    ExpectExact(Describe(layout) + ", " + Describe(query), GetParam(), *cache, query, cache->Decode({query})[0]);
+    for (const AttentionOptions& method : SampledMethods(20)) {
+      const Query sampled = WithOptions(layout, sequence, method, 0, random);
+      ExpectEstimate(Describe(layout) + ", " + Describe(sampled), GetParam(), *cache, sampled,
+                     cache->Decode({sampled})[0], 40);
+    }
+  }
+}
+
 TEST_P(BackendSuite, LongSequence) {
   std::mt19937_64 random(3);
   const KvLayout layout{.num_layers = 1, .num_query_heads = 4, .num_kv_heads = 1, .head_dim = 64};
