@@ -146,8 +146,11 @@ struct PageCopy {
 };
 
 // A device's KV cache and attention over it. Owns the memory of every page, all of it allocated at construction.
-// Not thread safe: one thread (the engine's device thread) makes every call. Arguments are trusted; a status other than
-// OK means that the device failed.
+// Not thread safe: one thread (the engine's device thread) makes every call, but for AwaitDecode. Arguments are
+// trusted; a status other than OK means that the device failed.
+//
+// Calls take effect in the order in which they are made, whenever they return: a Decode sees what was appended before
+// it and nothing that was appended after. What the arguments of a call point to may change once it has returned.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -159,7 +162,12 @@ class Backend {
   virtual const KvLayout& layout() const = 0;
   virtual int32_t num_pages() const = 0;  // page ids are [0, num_pages)
 
-  // Stores the tokens of each append, in order.
+  // OK, or UNIMPLEMENTED naming what this backend has not got. Decode may be asked for nothing else. Thread safe.
+  virtual absl::Status Supports(const AttentionOptions& /*options*/, int64_t /*num_tokens*/) const {
+    return absl::OkStatus();
+  }
+
+  // Stores the tokens of every append, no two of which write the same place.
   virtual absl::Status Append(std::span<const KvAppend> appends) = 0;
 
   // matches[i]: whether the cache holds, bit for bit, what Append(appends[i]) would store.
@@ -170,6 +178,17 @@ class Backend {
 
   // Answers every item. An item's outputs depend on that item and the tokens it sees alone, bit for bit.
   virtual absl::Status Decode(std::span<const DecodeItem> items) = 0;
+
+  // As Decode, but may return before the outputs (o, lse, statistics) are written: AwaitDecode, called once for every
+  // BeginDecode that returned OK, in the same order, returns when they are. One other thread than the one that makes
+  // all other calls may call it. At most max_decodes_in_flight() may be begun and not awaited.
+  virtual absl::Status BeginDecode(std::span<const DecodeItem> items) { return Decode(items); }
+
+  // Sets *device_seconds to the time that the device worked on the items, where it can tell.
+  virtual absl::Status AwaitDecode(double* /*device_seconds*/) { return absl::OkStatus(); }
+
+  // 1: BeginDecode does all the work before it returns.
+  virtual int max_decodes_in_flight() const { return 1; }
 
  protected:
   Backend() = default;

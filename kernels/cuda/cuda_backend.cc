@@ -1,0 +1,342 @@
+#include "kernels/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <array>
+#include <deque>
+#include <iterator>
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "kernels/cuda/decode_wave.h"
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/kv_cache.h"
+
+namespace santa {
+namespace {
+
+using cuda::ToStatus;
+
+constexpr int kWaves = 4;
+constexpr int kMaxInFlight = 2;
+constexpr int kMaxGroup = 16;
+constexpr int32_t kHeadDims[] = {64, 96, 128, 192, 256};
+
+class CudaBackend : public Backend {
+ public:
+  static absl::StatusOr<std::unique_ptr<CudaBackend>> Make(const CudaBackendOptions& options, std::string device);
+  ~CudaBackend() override {
+    cudaSetDevice(options_.device);
+    if (stream_ != nullptr) cudaStreamSynchronize(stream_.get());
+  }
+
+  std::string_view name() const override { return "cuda"; }
+  std::string device() const override { return device_; }
+  const KvLayout& layout() const override { return options_.layout; }
+  int32_t num_pages() const override { return options_.num_pages; }
+  int max_decodes_in_flight() const override { return kMaxInFlight; }
+
+  absl::Status Supports(const AttentionOptions& options, int64_t num_tokens) const override;
+  absl::Status Append(std::span<const KvAppend> appends) override;
+  absl::Status Compare(std::span<const KvAppend> appends, std::span<bool> matches) override;
+  absl::Status CopyPages(std::span<const PageCopy> copies) override;
+  absl::Status Decode(std::span<const DecodeItem> items) override;
+  absl::Status BeginDecode(std::span<const DecodeItem> items) override;
+  absl::Status AwaitDecode(double* device_seconds) override;
+
+ private:
+  // A wave's memory, and which wave has it. Whoever needs it, the thread that begins decodes or the one that awaits
+  // them, waits for the device and delivers.
+  struct Slot {
+    std::mutex mutex;
+    cuda::DecodeWave wave;
+    int64_t number = -1;
+    bool queued = false;
+  };
+  // Waves [first, end) of one call.
+  struct Waves {
+    int64_t first = 0;
+    int64_t end = 0;
+  };
+
+  CudaBackend(const CudaBackendOptions& options, std::string device) : options_(options), device_(std::move(device)) {}
+
+  absl::Status WarmUp();
+  // To be called at the start of every call: the device of this thread, or the error that sticks.
+  absl::Status Enter();
+  // Makes an error stick.
+  absl::Status Keep(absl::Status status);
+  absl::Status Submit(std::span<const DecodeItem> items, Waves* waves);
+  absl::Status Await(const Waves& waves, double* device_seconds);
+  absl::Status Settle(Slot& slot, double* device_seconds);
+
+  const CudaBackendOptions options_;
+  const std::string device_;
+  cuda::Stream stream_;
+  cuda::KvCache cache_;
+  cuda::DecodeScratch scratch_;
+  std::array<Slot, kWaves> slots_;
+  int64_t next_wave_ = 0;
+
+  std::mutex mutex_;
+  std::deque<Waves> begun_;  // and not awaited
+  absl::Status error_;
+};
+
+absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Make(const CudaBackendOptions& options, std::string device) {
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(options, std::move(device)));
+  absl::StatusOr<cuda::Stream> stream = cuda::MakeStream();
+  if (!stream.ok()) return stream.status();
+  backend->stream_ = *std::move(stream);
+  // The small things first: what fails is then the cache, which can be made smaller.
+  const auto limits = cuda::WaveLimits::For(options.layout, options.num_pages);
+  absl::StatusOr<cuda::DecodeScratch> scratch =
+      cuda::DecodeScratch::Allocate(options.layout, limits, backend->stream_.get());
+  if (!scratch.ok()) return scratch.status();
+  backend->scratch_ = *std::move(scratch);
+  for (Slot& slot : backend->slots_) {
+    absl::StatusOr<cuda::DecodeWave> wave = cuda::DecodeWave::Allocate(options.layout, limits);
+    if (!wave.ok()) return wave.status();
+    slot.wave = *std::move(wave);
+  }
+  absl::StatusOr<cuda::KvCache> cache =
+      cuda::KvCache::Allocate(options.layout, options.num_pages, options.scales, backend->stream_.get());
+  if (!cache.ok()) return cache.status();
+  backend->cache_ = *std::move(cache);
+  if (absl::Status status = backend->WarmUp(); !status.ok()) return status;
+  return backend;
+}
+
+// The run time loads a kernel when it is first launched, which allocates and waits: so launch each now, over two tokens
+// of zeros in page 0.
+absl::Status CudaBackend::WarmUp() {
+  const KvLayout& layout = options_.layout;
+  const std::vector<float> zeros(static_cast<size_t>(layout.num_query_heads) * layout.head_dim * 2, 0.0f);
+  std::vector<float> o(zeros.size());
+  std::vector<float> lse(layout.num_query_heads);
+  const int32_t page = 0;
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    const KvAppend append = {
+        .page_table = &page, .num_tokens = 2, .dtype = dtype, .k = zeros.data(), .v = zeros.data()};
+    bool matches = false;
+    if (absl::Status status = Append({&append, 1}); !status.ok()) return status;
+    if (absl::Status status = Compare({&append, 1}, {&matches, 1}); !status.ok()) return status;
+    if (!matches) return absl::InternalError("the device does not hold what was stored in it");
+  }
+  for (const Method method : {Method::kExact, Method::kSanta, Method::kStratified, Method::kSystematic,
+                              Method::kS2antaFlash, Method::kS2antaProp}) {
+    const AttentionOptions attention = {.method = method, .sample_count = method == Method::kExact ? 0u : 1u};
+    if (!Supports(attention, 2).ok()) continue;
+    const DecodeItem item = {.page_table = &page,
+                             .num_tokens = 2,
+                             .options = attention,
+                             .q = zeros.data(),
+                             .o = o.data(),
+                             .lse = lse.data()};
+    if (absl::Status status = Decode({&item, 1}); !status.ok()) return status;
+  }
+  if (options_.num_pages == 1) return absl::OkStatus();
+  const PageCopy copy = {.from = 0, .to = 1};
+  if (absl::Status status = CopyPages({&copy, 1}); !status.ok()) return status;
+  return Keep(ToStatus(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize"));
+}
+
+absl::Status CudaBackend::Enter() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!error_.ok()) return error_;
+  }
+  return Keep(ToStatus(cudaSetDevice(options_.device), "cudaSetDevice"));
+}
+
+absl::Status CudaBackend::Keep(absl::Status status) {
+  if (status.ok()) return status;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (error_.ok()) error_ = std::move(status);
+  return error_;
+}
+
+absl::Status CudaBackend::Supports(const AttentionOptions& options, int64_t num_tokens) const {
+  if (cuda::PlanItem({.num_tokens = num_tokens, .options = options}).kernel != cuda::Kernel::kStoredScores) {
+    return absl::OkStatus();
+  }
+  return absl::UnimplementedError(
+      absl::StrCat("method is ", std::string(Name(options.method)), " with sample_count ", options.sample_count,
+                   " over ", num_tokens,
+                   " tokens; the CUDA backend has EXACT, and S2ANTA_FLASH where a tile has 256 tokens (at least one "
+                   "draw for every 256)"));
+}
+
+absl::Status CudaBackend::Append(std::span<const KvAppend> appends) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  return Keep(cache_.Append(appends));
+}
+
+absl::Status CudaBackend::Compare(std::span<const KvAppend> appends, std::span<bool> matches) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  return Keep(cache_.Compare(appends, matches));
+}
+
+absl::Status CudaBackend::CopyPages(std::span<const PageCopy> copies) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  return Keep(cache_.CopyPages(copies));
+}
+
+absl::Status CudaBackend::Decode(std::span<const DecodeItem> items) {
+  Waves waves;
+  if (absl::Status status = Submit(items, &waves); !status.ok()) return status;
+  double device_seconds = 0;
+  return Await(waves, &device_seconds);
+}
+
+absl::Status CudaBackend::BeginDecode(std::span<const DecodeItem> items) {
+  Waves waves;
+  if (absl::Status status = Submit(items, &waves); !status.ok()) return status;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  begun_.push_back(waves);
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::AwaitDecode(double* device_seconds) {
+  Waves waves;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (begun_.empty()) return absl::FailedPreconditionError("AwaitDecode without a BeginDecode before it");
+    waves = begun_.front();
+    begun_.pop_front();
+  }
+  *device_seconds = 0;
+  return Await(waves, device_seconds);
+}
+
+absl::Status CudaBackend::Submit(std::span<const DecodeItem> items, Waves* waves) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  for (const DecodeItem& item : items) {
+    if (absl::Status status = Supports(item.options, item.num_tokens); !status.ok()) return status;
+  }
+  *waves = {.first = next_wave_, .end = next_wave_};
+  while (!items.empty()) {
+    Slot& slot = slots_[next_wave_ % kWaves];
+    const std::lock_guard<std::mutex> lock(slot.mutex);
+    double seconds_of_another_wave = 0;
+    if (absl::Status status = Settle(slot, &seconds_of_another_wave); !status.ok()) return status;
+    const absl::StatusOr<size_t> count = slot.wave.Fill(items, cache_);
+    if (!count.ok()) return Keep(count.status());
+    if (absl::Status status = Keep(slot.wave.Queue(scratch_, stream_.get())); !status.ok()) return status;
+    slot.number = next_wave_++;
+    slot.queued = true;
+    items = items.subspan(*count);
+  }
+  waves->end = next_wave_;
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::Await(const Waves& waves, double* device_seconds) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  for (int64_t wave = waves.first; wave < waves.end; ++wave) {
+    Slot& slot = slots_[wave % kWaves];
+    const std::lock_guard<std::mutex> lock(slot.mutex);
+    // A later wave may have the slot already: then this one was delivered before that was filled.
+    if (slot.number != wave) continue;
+    if (absl::Status status = Settle(slot, device_seconds); !status.ok()) return status;
+  }
+  return Enter();
+}
+
+// Waits for the slot's wave and delivers it. The slot's mutex is held.
+absl::Status CudaBackend::Settle(Slot& slot, double* device_seconds) {
+  if (!slot.queued) return absl::OkStatus();
+  slot.queued = false;
+  if (absl::Status status = Keep(ToStatus(cudaEventSynchronize(slot.wave.done()), "cudaEventSynchronize"));
+      !status.ok()) {
+    return status;
+  }
+  const absl::StatusOr<double> seconds = slot.wave.Deliver();
+  if (!seconds.ok()) return Keep(seconds.status());
+  *device_seconds += *seconds;
+  return absl::OkStatus();
+}
+
+absl::Status CheckLayout(const KvLayout& layout) {
+  if (absl::Status status = Validate(layout); !status.ok()) return status;
+  if (layout.dtype == DType::kFloat32) {
+    return absl::UnimplementedError("dtype is fp32; the CUDA backend has bf16, fp16 and fp8_e4m3");
+  }
+  if (std::find(std::begin(kHeadDims), std::end(kHeadDims), layout.head_dim) == std::end(kHeadDims)) {
+    return absl::UnimplementedError(
+        absl::StrCat("head_dim is ", layout.head_dim, "; the CUDA backend has 64, 96, 128, 192 and 256"));
+  }
+  if (layout.group_size() > kMaxGroup) {
+    return absl::UnimplementedError(absl::StrCat("num_query_heads / num_kv_heads is ", layout.group_size(),
+                                                 "; the CUDA backend has 1 to ", kMaxGroup));
+  }
+  return absl::OkStatus();
+}
+
+// Makes the device that of this thread, and describes it.
+absl::StatusOr<std::string> UseDevice(int32_t device) {
+  int count = 0;
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess || count == 0) {
+    cudaGetLastError();
+    return absl::UnavailableError(absl::StrCat("this machine has no NVIDIA GPU that CUDA can use",
+                                               error == cudaSuccess ? "" : ": ",
+                                               error == cudaSuccess ? "" : cudaGetErrorString(error)));
+  }
+  if (device < 0 || device >= count) {
+    return absl::InvalidArgumentError(absl::StrCat("device is ", device, "; it must be in [0, ", count - 1, "]"));
+  }
+  cudaDeviceProp properties = {};
+  if (absl::Status status = ToStatus(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+      !status.ok()) {
+    return status;
+  }
+  const std::string name =
+      absl::StrFormat("%s, %.0f GiB, compute capability %d.%d", properties.name,
+                      static_cast<double>(properties.totalGlobalMem) / (1 << 30), properties.major, properties.minor);
+  if (properties.major < 8) {
+    return absl::UnimplementedError(absl::StrCat("device ", device, " is ", name, "; the CUDA backend needs 8.0"));
+  }
+  if (absl::Status status = ToStatus(cudaSetDevice(device), "cudaSetDevice"); !status.ok()) return status;
+  return name;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& options) {
+  if (absl::Status status = CheckLayout(options.layout); !status.ok()) return status;
+  if (absl::Status status = Validate(options.scales, options.layout); !status.ok()) return status;
+  if (options.num_pages < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("num_pages is ", options.num_pages, "; it must be at least 1"));
+  }
+  absl::StatusOr<std::string> device = UseDevice(options.device);
+  if (!device.ok()) return device.status();
+  absl::StatusOr<std::unique_ptr<CudaBackend>> backend = CudaBackend::Make(options, *std::move(device));
+  if (!backend.ok()) return backend.status();
+  return *std::move(backend);
+}
+
+absl::StatusOr<CudaMemory> CudaDeviceMemory(int32_t device) {
+  const absl::StatusOr<std::string> name = UseDevice(device);
+  if (!name.ok()) return name.status();
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  if (absl::Status status = ToStatus(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo"); !status.ok()) {
+    return status;
+  }
+  return CudaMemory{.free_bytes = static_cast<int64_t>(free_bytes), .total_bytes = static_cast<int64_t>(total_bytes)};
+}
+
+int64_t CudaOverheadBytes(const KvLayout& layout) {
+  // Scratch, kWaves buffers, staging, and what the context and the kernels' code take.
+  const auto limits = cuda::WaveLimits::For(layout, 1);
+  const int64_t numbers = int64_t{layout.num_query_heads} * layout.head_dim;
+  return limits.splits * (numbers * 4 + layout.num_query_heads * 8) + limits.items * numbers * (2 + 8 * kWaves) +
+         (int64_t{512} << 20);
+}
+
+}  // namespace santa

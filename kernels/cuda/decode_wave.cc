@@ -1,0 +1,290 @@
+#include "kernels/cuda/decode_wave.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/exact.h"
+#include "kernels/cuda/query_convert.h"
+#include "kernels/cuda/s2anta_flash.h"
+#include "kernels/sampling/score.h"
+
+namespace santa::cuda {
+namespace {
+
+static_assert(sizeof(WorkUnit) == sizeof(int2));
+
+constexpr int64_t kMaxItems = 256;
+constexpr int64_t kQueryBytes = int64_t{64} << 20;     // of a wave's queries
+constexpr int64_t kPartialBytes = int64_t{128} << 20;  // of a wave's partial results
+constexpr int64_t kTableEntries = int64_t{1} << 18;
+
+// Pages [first, first + count) of an item's table are what the kernels look at.
+struct TableSlice {
+  int64_t first;
+  int64_t count;
+};
+
+TableSlice SliceOf(const ItemPlan& plan, int32_t page_size) {
+  const int64_t first = plan.begin / page_size;
+  return {first, (plan.end - 1) / page_size - first + 1};
+}
+
+}  // namespace
+
+WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
+  const int64_t numbers = static_cast<int64_t>(layout.num_query_heads) * layout.head_dim;
+  const int64_t most_tokens =
+      std::min<int64_t>(static_cast<int64_t>(num_pages) * layout.page_size, std::numeric_limits<int32_t>::max());
+  // The shortest splits that so many tokens can have, and those of the shorter items whose splits are shorter still.
+  const int64_t one_item = std::max<int64_t>(most_tokens / 2048, 131072 / 1024) + 2;
+  const int64_t affordable = kPartialBytes / (numbers * 4 + layout.num_query_heads * 8);
+  const int64_t items = std::clamp<int64_t>(kQueryBytes / (numbers * 4), 1, kMaxItems);
+  return {.items = static_cast<int32_t>(items),
+          .splits = static_cast<int32_t>(std::clamp(affordable, one_item, one_item * items)),
+          .table_entries = std::max<int64_t>(kTableEntries, num_pages)};
+}
+
+absl::StatusOr<DecodeScratch> DecodeScratch::Allocate(const KvLayout& layout, const WaveLimits& limits,
+                                                      cudaStream_t stream) {
+  const size_t numbers = static_cast<size_t>(layout.num_query_heads) * layout.head_dim;
+  const size_t ticket_bytes = sizeof(unsigned) * limits.items * layout.num_kv_heads;
+  const std::string purpose = "partial results";
+  DecodeScratch scratch;
+  for (const auto& [memory, bytes] :
+       {std::pair{&scratch.partial_o_, numbers * sizeof(float) * limits.splits},
+        std::pair{&scratch.partial_max_sum_, sizeof(float2) * layout.num_query_heads * limits.splits},
+        std::pair{&scratch.tickets_, ticket_bytes}, std::pair{&scratch.queries_, numbers * 2 * limits.items}}) {
+    absl::StatusOr<DeviceMemory> allocated = AllocateDevice(bytes, purpose);
+    if (!allocated.ok()) return allocated.status();
+    *memory = *std::move(allocated);
+  }
+  if (absl::Status status =
+          ToStatus(cudaMemsetAsync(scratch.tickets_.get(), 0, ticket_bytes, stream), "cudaMemsetAsync");
+      !status.ok()) {
+    return status;
+  }
+  return scratch;
+}
+
+DecodeLaunch DecodeScratch::launch(const KvLayout& layout) const {
+  return {.partial_o = static_cast<float*>(partial_o_.get()),
+          .partial_max_sum = static_cast<float2*>(partial_max_sum_.get()),
+          .tickets = static_cast<unsigned*>(tickets_.get()),
+          .num_kv_heads = layout.num_kv_heads,
+          .group_size = layout.group_size(),
+          .head_dim = layout.head_dim,
+          .page_shift = std::countr_zero(static_cast<uint32_t>(layout.page_size)),
+          .dtype = layout.dtype};
+}
+
+absl::StatusOr<DecodeWave> DecodeWave::Allocate(const KvLayout& layout, const WaveLimits& limits) {
+  DecodeWave wave;
+  wave.layout_ = layout;
+  wave.limits_ = limits;
+  const size_t numbers_bytes = wave.query_bytes(DType::kFloat32);
+  const size_t heads_bytes = sizeof(float) * layout.num_query_heads;
+  Regions regions;
+  regions.Add(sizeof(DeviceItem) * limits.items);
+  regions.Add(sizeof(WorkUnit) * limits.splits);
+  // Each table begins on 16 bytes.
+  regions.Add(sizeof(int32_t) * (limits.table_entries + 4 * static_cast<size_t>(limits.items)));
+  regions.Add(heads_bytes * limits.items);
+  regions.Add((numbers_bytes + 16) * limits.items);
+  regions.Add(sizeof(unsigned long long) * limits.items);
+  regions.Add(heads_bytes * limits.items);
+  regions.Add((numbers_bytes + 16) * limits.items);
+  absl::StatusOr<PinnedMemory> pinned = AllocatePinned(regions.bytes(), "queries and answers");
+  if (!pinned.ok()) return pinned.status();
+  wave.pinned_ = *std::move(pinned);
+  absl::StatusOr<DeviceMemory> device = AllocateDevice(regions.bytes(), "queries and answers");
+  if (!device.ok()) return device.status();
+  wave.device_ = *std::move(device);
+  for (Event* event : {&wave.start_, &wave.done_}) {
+    absl::StatusOr<Event> made = MakeEvent();
+    if (!made.ok()) return made.status();
+    *event = *std::move(made);
+  }
+  wave.plans_.reserve(limits.items);
+  wave.outputs_.reserve(limits.items);
+  wave.order_.reserve(limits.items);
+  return wave;
+}
+
+size_t DecodeWave::PlanItems(std::span<const DecodeItem> items) {
+  plans_.clear();
+  int64_t splits = 0;
+  int64_t entries = 0;
+  for (const DecodeItem& item : items) {
+    if (plans_.size() == static_cast<size_t>(limits_.items)) break;
+    const ItemPlan plan = PlanItem(item);
+    splits += plan.num_splits;
+    entries += SliceOf(plan, layout_.page_size).count;
+    if (splits > limits_.splits || entries > limits_.table_entries) break;
+    plans_.push_back(plan);
+  }
+  return plans_.size();
+}
+
+// Decides where each region lies, and each item's answer.
+void DecodeWave::Place(std::span<const DecodeItem> items) {
+  size_t splits = 0;
+  size_t entries = 0;
+  size_t query_total = 0;
+  outputs_.clear();
+  converts_queries_ = false;
+  for (size_t i = 0; i < items.size(); ++i) {
+    const DecodeItem& item = items[i];
+    splits += plans_[i].num_splits;
+    entries += (SliceOf(plans_[i], layout_.page_size).count + 3) / 4 * 4;
+    const size_t bytes = query_bytes(item.io_dtype);
+    converts_queries_ |= item.io_dtype != QueryType(layout_.dtype);
+    outputs_.push_back(
+        {.o = item.o, .o_bytes = bytes, .o_at = query_total, .lse = item.lse, .statistics = item.statistics});
+    query_total += (bytes + 15) / 16 * 16;
+  }
+  Regions regions;
+  items_at_ = regions.Add(sizeof(DeviceItem) * items.size());
+  work_at_ = regions.Add(sizeof(WorkUnit) * splits);
+  tables_at_ = regions.Add(sizeof(int32_t) * entries);
+  sinks_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
+  queries_at_ = regions.Add(query_total);
+  rows_at_ = regions.Add(sizeof(unsigned long long) * items.size());
+  upload_bytes_ = rows_at_ + sizeof(unsigned long long) * items.size();
+  lse_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
+  const size_t o_at = regions.Add(query_total);
+  for (Output& output : outputs_) output.o_at += o_at;
+  bytes_ = o_at + query_total;
+}
+
+void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
+  const size_t heads_bytes = sizeof(float) * layout_.num_query_heads;
+  size_t table_at = tables_at_;
+  size_t query_at = queries_at_;
+  int32_t first_split = 0;
+  std::memset(host_at(rows_at_), 0, sizeof(unsigned long long) * items.size());
+  for (size_t i = 0; i < items.size(); ++i) {
+    const DecodeItem& item = items[i];
+    const ItemPlan& plan = plans_[i];
+    const TableSlice slice = SliceOf(plan, layout_.page_size);
+    std::memcpy(host_at(table_at), item.page_table + slice.first, sizeof(int32_t) * slice.count);
+    std::memcpy(host_at(query_at), item.q, query_bytes(item.io_dtype));
+    if (item.sink_logits != nullptr) std::memcpy(host_at(sinks_at_ + heads_bytes * i), item.sink_logits, heads_bytes);
+    const bool counts = item.statistics != nullptr && plan.kernel != Kernel::kExact;
+    const DeviceItem packed = {
+        .layer = cache.layer(item.layer),
+        // Of the table only the slice is there; the kernels count pages from the sequence's start.
+        .page_table = reinterpret_cast<const int32_t*>(device_at(table_at)) - slice.first,
+        .q = device_at(query_at),
+        .o = device_at(outputs_[i].o_at),
+        .lse = reinterpret_cast<float*>(device_at(lse_at_ + heads_bytes * i)),
+        .sinks = item.sink_logits == nullptr ? nullptr
+                                             : reinterpret_cast<const float*>(device_at(sinks_at_ + heads_bytes * i)),
+        .kv_scales = cache.scales(item.layer),
+        .rows_read = counts ? reinterpret_cast<unsigned long long*>(device_at(rows_at_)) + i : nullptr,
+        .seed = item.options.seed,
+        .sampling_key = item.sampling_key,
+        .position = plan.end - 1,
+        .begin = plan.begin,
+        .end = plan.end,
+        .first_split = first_split,
+        .num_splits = plan.num_splits,
+        .split_tokens = plan.split_tokens,
+        .layer_index = item.layer,
+        .sample_count = plan.sample_count,
+        .scale = sampling::EffectiveScale(item.options.scale, layout_.head_dim),
+        .soft_cap = item.options.soft_cap,
+        .io_dtype = item.io_dtype};
+    std::memcpy(host_at(items_at_ + sizeof(DeviceItem) * i), &packed, sizeof(packed));
+    if (item.statistics != nullptr) {
+      const int64_t rows = int64_t{plan.visible()} * layout_.num_kv_heads;
+      const auto row_bytes = static_cast<int64_t>(layout_.row_bytes());
+      *item.statistics = {.visible_tokens = plan.visible(),
+                          .value_rows_read = counts ? 0 : rows,  // Deliver adds the kernel's count
+                          .kv_bytes_read = (counts ? 1 : 2) * rows * row_bytes,
+                          .dense_kv_bytes = 2 * rows * row_bytes};
+    }
+    first_split += plan.num_splits;
+    table_at += (slice.count + 3) / 4 * 4 * sizeof(int32_t);
+    query_at += (query_bytes(item.io_dtype) + 15) / 16 * 16;
+  }
+  OrderWork(plans_, order_, reinterpret_cast<WorkUnit*>(host_at(work_at_)), ranges_);
+}
+
+absl::StatusOr<size_t> DecodeWave::Fill(std::span<const DecodeItem> items, const KvCache& cache) {
+  const size_t count = PlanItems(items);
+  if (count == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_tokens is ", items[0].num_tokens, "; it must fit the cache's pages"));
+  }
+  Place(items.first(count));
+  Pack(items.first(count), cache);
+  return count;
+}
+
+absl::Status DecodeWave::Queue(const DecodeScratch& scratch, cudaStream_t stream) {
+  const auto queue = [](cudaError_t error, const char* call) { return ToStatus(error, call); };
+  absl::Status status = queue(cudaEventRecord(start_.get(), stream), "cudaEventRecord");
+  if (status.ok()) {
+    status = queue(cudaMemcpyAsync(device_.get(), pinned_.get(), upload_bytes_, cudaMemcpyHostToDevice, stream),
+                   "cudaMemcpyAsync");
+  }
+  auto* items = reinterpret_cast<DeviceItem*>(device_at(items_at_));
+  if (status.ok() && converts_queries_) {
+    status = queue(LaunchQueryConvert({.items = items,
+                                       .num_items = static_cast<int32_t>(plans_.size()),
+                                       .converted = scratch.queries(),
+                                       .num_numbers = layout_.num_query_heads * layout_.head_dim,
+                                       .type = QueryType(layout_.dtype)},
+                                      stream),
+                   "LaunchQueryConvert");
+  }
+  DecodeLaunch launch = scratch.launch(layout_);
+  launch.items = items;
+  const auto of = [&](Kernel kernel) {
+    const WorkRange range = ranges_[static_cast<size_t>(kernel)];
+    launch.work = reinterpret_cast<const int2*>(device_at(work_at_)) + range.first;
+    launch.num_work = range.count;
+    return range.count > 0;
+  };
+  if (status.ok() && of(Kernel::kExact)) status = queue(LaunchExact(launch, stream), "LaunchExact");
+  if (status.ok() && of(Kernel::kS2antaFlash)) status = queue(LaunchS2antaFlash(launch, stream), "LaunchS2antaFlash");
+  if (status.ok() && of(Kernel::kStoredScores)) {
+    // kernels/cuda/stored_scores.h goes here: its launch, and its scratch beside that of DecodeScratch.
+    status = absl::UnimplementedError("no kernel for methods that store scores");
+  }
+  if (status.ok()) {
+    status = queue(
+        cudaMemcpyAsync(host_at(rows_at_), device_at(rows_at_), bytes_ - rows_at_, cudaMemcpyDeviceToHost, stream),
+        "cudaMemcpyAsync");
+  }
+  if (status.ok()) status = queue(cudaEventRecord(done_.get(), stream), "cudaEventRecord");
+  return status;
+}
+
+absl::StatusOr<double> DecodeWave::Deliver() {
+  const size_t heads_bytes = sizeof(float) * layout_.num_query_heads;
+  for (size_t i = 0; i < outputs_.size(); ++i) {
+    const Output& output = outputs_[i];
+    std::memcpy(output.o, host_at(output.o_at), output.o_bytes);
+    std::memcpy(output.lse, host_at(lse_at_ + heads_bytes * i), heads_bytes);
+    if (output.statistics == nullptr || plans_[i].kernel == Kernel::kExact) continue;
+    unsigned long long rows = 0;
+    std::memcpy(&rows, host_at(rows_at_ + sizeof(rows) * i), sizeof(rows));
+    output.statistics->value_rows_read = static_cast<int64_t>(rows);
+    output.statistics->kv_bytes_read += static_cast<int64_t>(rows * layout_.row_bytes());
+  }
+  float milliseconds = 0;
+  if (absl::Status status =
+          ToStatus(cudaEventElapsedTime(&milliseconds, start_.get(), done_.get()), "cudaEventElapsedTime");
+      !status.ok()) {
+    return status;
+  }
+  return milliseconds / 1e3;
+}
+
+}  // namespace santa::cuda

@@ -1,0 +1,101 @@
+// One wave of decode items: everything the kernels need packed into one buffer and one copy up, everything they answer
+// in one copy down.
+#ifndef SANTA_KERNELS_CUDA_DECODE_WAVE_H_
+#define SANTA_KERNELS_CUDA_DECODE_WAVE_H_
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/attention.h"
+#include "kernels/cuda/decode_launch.h"
+#include "kernels/cuda/decode_plan.h"
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/kv_cache.h"
+
+namespace santa::cuda {
+
+// What one wave can hold. A single item always fits.
+struct WaveLimits {
+  int32_t items = 0;
+  int32_t splits = 0;         // of all items
+  int64_t table_entries = 0;  // of all page tables
+
+  static WaveLimits For(const KvLayout& layout, int32_t num_pages);
+};
+
+// Device memory in which waves leave what only the kernels see. Waves on one stream share it.
+class DecodeScratch {
+ public:
+  static absl::StatusOr<DecodeScratch> Allocate(const KvLayout& layout, const WaveLimits& limits, cudaStream_t stream);
+
+  // A launch over nothing yet.
+  DecodeLaunch launch(const KvLayout& layout) const;
+  void* queries() const { return queries_.get(); }  // [items][H][D] of 2 bytes
+
+ private:
+  DeviceMemory partial_o_;
+  DeviceMemory partial_max_sum_;
+  DeviceMemory tickets_;
+  DeviceMemory queries_;
+};
+
+// Not thread safe. Fill, Queue, then Deliver once `done` has happened; then again.
+class DecodeWave {
+ public:
+  static absl::StatusOr<DecodeWave> Allocate(const KvLayout& layout, const WaveLimits& limits);
+
+  // Packs as many of the first items as there is room for, at least one; how many. All that their pointers name may
+  // change afterwards but for the outputs. INVALID_ARGUMENT where even the first does not fit.
+  absl::StatusOr<size_t> Fill(std::span<const DecodeItem> items, const KvCache& cache);
+
+  // Queues copy up, kernels, copy down.
+  absl::Status Queue(const DecodeScratch& scratch, cudaStream_t stream);
+  cudaEvent_t done() const { return done_.get(); }
+
+  // Writes the answers where the items wanted them. Returns the seconds from the first copy to the last one's end.
+  absl::StatusOr<double> Deliver();
+
+ private:
+  // Where an item's answers go.
+  struct Output {
+    void* o = nullptr;
+    size_t o_bytes = 0;
+    size_t o_at = 0;  // in the buffer
+    float* lse = nullptr;
+    DecodeStatistics* statistics = nullptr;
+  };
+
+  size_t PlanItems(std::span<const DecodeItem> items);
+  void Place(std::span<const DecodeItem> items);
+  void Pack(std::span<const DecodeItem> items, const KvCache& cache);
+  uint8_t* host_at(size_t offset) const { return static_cast<uint8_t*>(pinned_.get()) + offset; }
+  uint8_t* device_at(size_t offset) const { return static_cast<uint8_t*>(device_.get()) + offset; }
+  size_t query_bytes(DType dtype) const {
+    return static_cast<size_t>(layout_.num_query_heads) * layout_.head_dim * SizeOf(dtype);
+  }
+
+  KvLayout layout_;
+  WaveLimits limits_;
+  PinnedMemory pinned_;
+  DeviceMemory device_;
+  Event start_;
+  Event done_;
+
+  // Of the wave at hand. Regions of the buffer, in this order; the copy up ends after `rows`, where the counts are 0,
+  // and the copy down begins there.
+  size_t items_at_ = 0, work_at_ = 0, tables_at_ = 0, sinks_at_ = 0, queries_at_ = 0, rows_at_ = 0, lse_at_ = 0;
+  size_t upload_bytes_ = 0, bytes_ = 0;
+  bool converts_queries_ = false;
+  std::vector<ItemPlan> plans_;
+  std::vector<Output> outputs_;
+  std::vector<int32_t> order_;
+  std::array<WorkRange, kNumKernels> ranges_;
+};
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_DECODE_WAVE_H_

@@ -1,0 +1,225 @@
+#include "kernels/cuda/kv_cache.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/page_copy.h"
+
+namespace santa::cuda {
+namespace {
+
+constexpr size_t kStagingBytes = size_t{8} << 20;
+constexpr size_t kMaxCopies = 65535;  // of one launch
+
+absl::StatusOr<DeviceMemory> UploadScales(const KvLayout& layout, const KvScales& scales) {
+  std::vector<float> all;
+  const size_t heads = layout.num_kv_heads;
+  for (int32_t layer = 0; layer < layout.num_layers; ++layer) {
+    for (const std::vector<float>* values : {&scales.k, &scales.v}) {
+      all.insert(all.end(), values->begin() + heads * layer, values->begin() + heads * (layer + 1));
+    }
+  }
+  const size_t bytes = all.size() * sizeof(float);
+  absl::StatusOr<DeviceMemory> memory = AllocateDevice(bytes, "the scales of K and V");
+  if (!memory.ok()) return memory.status();
+  if (absl::Status status =
+          ToStatus(cudaMemcpy(memory->get(), all.data(), bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+      !status.ok()) {
+    return status;
+  }
+  return memory;
+}
+
+}  // namespace
+
+// Pieces of appends of one source type, on their way to the device.
+struct KvCache::Wave {
+  Staging::Slot* slot = nullptr;
+  size_t flags = 0;  // of a comparison: offset of one unsigned for each piece, all 0
+  KvAppendLaunch launch;
+};
+
+absl::StatusOr<KvCache> KvCache::Allocate(const KvLayout& layout, int32_t num_pages, const KvScales& scales,
+                                          cudaStream_t stream) {
+  size_t layer_bytes = 0;
+  size_t bytes = 0;
+  if (__builtin_mul_overflow(layout.layer_page_bytes(), static_cast<size_t>(num_pages), &layer_bytes) ||
+      __builtin_mul_overflow(layer_bytes, static_cast<size_t>(layout.num_layers), &bytes) ||
+      bytes > std::numeric_limits<size_t>::max() / 4) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("a KV cache of ", num_pages, " pages of ", layout.page_bytes(), " bytes has no address"));
+  }
+  KvCache cache;
+  cache.layout_ = layout;
+  cache.num_pages_ = num_pages;
+  cache.stream_ = stream;
+  absl::StatusOr<DeviceMemory> pool =
+      AllocateDevice(bytes, absl::StrCat("a KV cache of ", num_pages, " pages of ", layout.page_bytes(), " bytes"));
+  if (!pool.ok()) return pool.status();
+  cache.pool_ = *std::move(pool);
+  if (!scales.empty()) {
+    absl::StatusOr<DeviceMemory> device_scales = UploadScales(layout, scales);
+    if (!device_scales.ok()) return device_scales.status();
+    cache.scales_ = *std::move(device_scales);
+  }
+  // Two tokens at least, with their places and flags.
+  absl::StatusOr<Staging> staging =
+      Staging::Make(std::max(kStagingBytes, 4 * cache.token_bytes(DType::kFloat32) + 4096));
+  if (!staging.ok()) return staging.status();
+  cache.staging_ = *std::move(staging);
+  return cache;
+}
+
+// Fills pieces_ with the next tokens of one source type that a slot has room for; false when there are none left.
+bool KvCache::TakePieces(std::span<const KvAppend> appends, Cursor& cursor) {
+  pieces_.clear();
+  int64_t room = 0;
+  for (; cursor.append < appends.size(); cursor = {cursor.append + 1, 0}) {
+    const KvAppend& append = appends[cursor.append];
+    if (append.num_tokens == cursor.first) continue;
+    if (pieces_.empty()) {
+      // Regions begin on multiples of 256 bytes: four of them.
+      const size_t each = sizeof(TokenPlace) + sizeof(unsigned) + 2 * token_bytes(append.dtype);
+      room = static_cast<int64_t>((staging_.slot_bytes() - 1024) / each);
+    } else if (room == 0 || append.dtype != appends[pieces_[0].append].dtype) {
+      break;
+    }
+    const int64_t count = std::min(append.num_tokens - cursor.first, room);
+    pieces_.push_back({cursor.append, cursor.first, count});
+    room -= count;
+    if (cursor.first + count < append.num_tokens) {
+      cursor.first += count;
+      break;
+    }
+  }
+  return !pieces_.empty();
+}
+
+absl::StatusOr<KvCache::Wave> KvCache::FillWave(std::span<const KvAppend> appends) {
+  absl::StatusOr<Staging::Slot*> slot = staging_.Next();
+  if (!slot.ok()) return slot.status();
+  int64_t tokens = 0;
+  for (const Piece& piece : pieces_) tokens += piece.count;
+  const DType source = appends[pieces_[0].append].dtype;
+  const size_t each = token_bytes(source);
+  Regions regions;
+  const size_t flags = regions.Add(pieces_.size() * sizeof(unsigned));
+  const size_t places = regions.Add(tokens * sizeof(TokenPlace));
+  const size_t k = regions.Add(tokens * each);
+  const size_t v = regions.Add(tokens * each);
+
+  std::memset((*slot)->host_at(flags), 0, pieces_.size() * sizeof(unsigned));
+  auto* place = reinterpret_cast<TokenPlace*>((*slot)->host_at(places));
+  size_t filled = 0;
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    const Piece& piece = pieces_[i];
+    const KvAppend& append = appends[piece.append];
+    const size_t from = piece.first * each;
+    std::memcpy((*slot)->host_at(k + filled), static_cast<const uint8_t*>(append.k) + from, piece.count * each);
+    std::memcpy((*slot)->host_at(v + filled), static_cast<const uint8_t*>(append.v) + from, piece.count * each);
+    filled += piece.count * each;
+    for (int64_t t = append.position + piece.first; t < append.position + piece.first + piece.count; ++t) {
+      const int64_t page = static_cast<int64_t>(append.layer) * num_pages_ + append.page_table[t / layout_.page_size];
+      *place++ = {.row = page * 2 * layout_.num_kv_heads * layout_.page_size + t % layout_.page_size,
+                  .layer = append.layer,
+                  .append = static_cast<int32_t>(i)};
+    }
+  }
+  if (absl::Status status = Staging::Upload(**slot, regions.bytes(), stream_); !status.ok()) return status;
+  return Wave{.slot = *slot,
+              .flags = flags,
+              .launch = {.pool = pool_.get(),
+                         .places = reinterpret_cast<const TokenPlace*>((*slot)->device_at(places)),
+                         .k = (*slot)->device_at(k),
+                         .v = (*slot)->device_at(v),
+                         .scales = static_cast<const float*>(scales_.get()),
+                         .differs = reinterpret_cast<unsigned*>((*slot)->device_at(flags)),
+                         .num_tokens = tokens,
+                         .num_kv_heads = layout_.num_kv_heads,
+                         .head_dim = layout_.head_dim,
+                         .page_size = layout_.page_size,
+                         .source = source,
+                         .stored = layout_.dtype}};
+}
+
+absl::Status KvCache::Append(std::span<const KvAppend> appends) {
+  for (Cursor cursor; TakePieces(appends, cursor);) {
+    absl::StatusOr<Wave> wave = FillWave(appends);
+    if (!wave.ok()) return wave.status();
+    if (absl::Status status = ToStatus(LaunchKvAppend(wave->launch, stream_), "LaunchKvAppend"); !status.ok()) {
+      return status;
+    }
+    if (absl::Status status = Staging::Release(*wave->slot, stream_); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KvCache::Compare(std::span<const KvAppend> appends, std::span<bool> matches) {
+  std::fill(matches.begin(), matches.end(), true);
+  for (Cursor cursor; TakePieces(appends, cursor);) {
+    absl::StatusOr<Wave> wave = FillWave(appends);
+    if (!wave.ok()) return wave.status();
+    if (absl::Status status = ToStatus(LaunchKvCompare(wave->launch, stream_), "LaunchKvCompare"); !status.ok()) {
+      return status;
+    }
+    uint8_t* flags = wave->slot->host_at(wave->flags);
+    if (absl::Status status = ToStatus(cudaMemcpyAsync(flags, wave->launch.differs, pieces_.size() * sizeof(unsigned),
+                                                       cudaMemcpyDeviceToHost, stream_),
+                                       "cudaMemcpyAsync");
+        !status.ok()) {
+      return status;
+    }
+    if (absl::Status status = Staging::Release(*wave->slot, stream_); !status.ok()) return status;
+    if (absl::Status status = ToStatus(cudaEventSynchronize(wave->slot->released.get()), "cudaEventSynchronize");
+        !status.ok()) {
+      return status;
+    }
+    for (size_t i = 0; i < pieces_.size(); ++i) {
+      unsigned differs = 0;
+      std::memcpy(&differs, flags + i * sizeof(differs), sizeof(differs));
+      if (differs != 0) matches[pieces_[i].append] = false;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KvCache::CopyPages(std::span<const PageCopy> copies) {
+  // One launch copies in any order: a copy that depends on one before it starts the next.
+  size_t begin = 0;
+  read_.clear();
+  written_.clear();
+  const size_t most = std::min(kMaxCopies, staging_.slot_bytes() / sizeof(PageCopy));
+  for (size_t i = 0; i < copies.size(); ++i) {
+    const PageCopy& copy = copies[i];
+    if (i - begin == most || written_.contains(copy.from) || written_.contains(copy.to) || read_.contains(copy.to)) {
+      if (absl::Status status = QueueCopies(copies.subspan(begin, i - begin)); !status.ok()) return status;
+      begin = i;
+      read_.clear();
+      written_.clear();
+    }
+    read_.insert(copy.from);
+    written_.insert(copy.to);
+  }
+  return QueueCopies(copies.subspan(begin));
+}
+
+absl::Status KvCache::QueueCopies(std::span<const PageCopy> copies) {
+  if (copies.empty()) return absl::OkStatus();
+  absl::StatusOr<Staging::Slot*> slot = staging_.Next();
+  if (!slot.ok()) return slot.status();
+  std::memcpy((*slot)->host_at(0), copies.data(), copies.size_bytes());
+  if (absl::Status status = Staging::Upload(**slot, copies.size_bytes(), stream_); !status.ok()) return status;
+  const PageCopyLaunch launch = {.pool = pool_.get(),
+                                 .copies = static_cast<const PageCopy*>((*slot)->device.get()),
+                                 .num_copies = static_cast<int32_t>(copies.size()),
+                                 .num_layers = layout_.num_layers,
+                                 .num_pages = num_pages_,
+                                 .layer_page_bytes = layout_.layer_page_bytes()};
+  if (absl::Status status = ToStatus(LaunchPageCopy(launch, stream_), "LaunchPageCopy"); !status.ok()) return status;
+  return Staging::Release(**slot, stream_);
+}
+
+}  // namespace santa::cuda

@@ -1,0 +1,76 @@
+// The paged KV cache in device memory: [layer][page][K|V][kv_head][token][D].
+#ifndef SANTA_KERNELS_CUDA_KV_CACHE_H_
+#define SANTA_KERNELS_CUDA_KV_CACHE_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/attention.h"
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/kv_append.h"
+#include "kernels/cuda/staging.h"
+
+namespace santa::cuda {
+
+// Storage, as kernels/attention.h defines it for a Backend; work is queued on one stream. Not thread safe.
+class KvCache {
+ public:
+  // Layout and scales must be valid. RESOURCE_EXHAUSTED where the device has not got the memory.
+  static absl::StatusOr<KvCache> Allocate(const KvLayout& layout, int32_t num_pages, const KvScales& scales,
+                                          cudaStream_t stream);
+
+  // Device memory: a layer's pool, and its scales, [2][H_kv] (null: all 1).
+  const void* layer(int32_t layer) const {
+    return static_cast<const uint8_t*>(pool_.get()) + layout_.layer_page_bytes() * num_pages_ * layer;
+  }
+  const float* scales(int32_t layer) const {
+    if (scales_ == nullptr) return nullptr;
+    return static_cast<const float*>(scales_.get()) + static_cast<size_t>(2) * layout_.num_kv_heads * layer;
+  }
+
+  // Returns once the tokens are in pinned memory and their way into the cache is queued.
+  absl::Status Append(std::span<const KvAppend> appends);
+  // Waits for the answer.
+  absl::Status Compare(std::span<const KvAppend> appends, std::span<bool> matches);
+  absl::Status CopyPages(std::span<const PageCopy> copies);
+
+ private:
+  // Tokens [first, first + count) of one append.
+  struct Piece {
+    size_t append = 0;
+    int64_t first = 0;
+    int64_t count = 0;
+  };
+  struct Wave;
+
+  // Where the next piece starts: token `first` of append `append`.
+  struct Cursor {
+    size_t append = 0;
+    int64_t first = 0;
+  };
+  bool TakePieces(std::span<const KvAppend> appends, Cursor& cursor);
+  absl::StatusOr<Wave> FillWave(std::span<const KvAppend> appends);
+  absl::Status QueueCopies(std::span<const PageCopy> copies);
+  size_t token_bytes(DType source) const {
+    return static_cast<size_t>(layout_.num_kv_heads) * layout_.head_dim * SizeOf(source);
+  }
+
+  KvLayout layout_;
+  int32_t num_pages_ = 0;
+  cudaStream_t stream_ = nullptr;
+  DeviceMemory pool_;
+  DeviceMemory scales_;  // [layer][2][H_kv], or null
+  Staging staging_;
+
+  // Kept from call to call for their memory.
+  std::vector<Piece> pieces_;
+  absl::flat_hash_set<int32_t> read_, written_;
+};
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_KV_CACHE_H_
