@@ -31,12 +31,31 @@ struct BackendUnderTest {
   // The same backend with other numbers of threads (or anything else that must not change an answer): every answer must
   // be bit-identical to make's.
   std::vector<BackendFactory> variants = {};
-  // Error of an exact output before it is rounded to the io type, relative to the largest |v|; and of lse, relative to
-  // the largest |score| or 1. The default suits scores and sums in fp32.
+  // Error of an exact output before it is rounded to the io type, relative to the largest |v|. The default suits sums
+  // in fp32; a backend that rounds softmax weights before it multiplies them with v adds that rounding.
   double exact_tolerance = 2e-5;
+  // Error of lse, relative to the largest |score| or 1. The default suits scores and sums in fp32.
+  double lse_tolerance = 2e-5;
+  // The layout that the backend has nearest to one that a test asks for; null: it has them all.
+  std::function<KvLayout(KvLayout)> nearest_layout = nullptr;
+  // The type that the backend rounds queries to before it multiplies them with a cache of type `stored`; null: none.
+  std::function<DType(DType stored)> query_type = nullptr;
+  // The estimators that it has.
+  std::vector<Method> methods = {Method::kSanta, Method::kStratified, Method::kSystematic, Method::kS2antaFlash,
+                                 Method::kS2antaProp};
+
+  // Why it cannot run on this machine; empty: it can. The tests then skip themselves.
+  std::string missing = "";
+
+  KvLayout Nearest(const KvLayout& layout) const { return nearest_layout ? nearest_layout(layout) : layout; }
 };
 
-class BackendSuite : public ::testing::TestWithParam<BackendUnderTest> {};
+class BackendSuite : public ::testing::TestWithParam<BackendUnderTest> {
+ protected:
+  void SetUp() override {
+    if (!GetParam().missing.empty()) GTEST_SKIP() << GetParam().missing;
+  }
+};
 
 inline std::string NameOf(const ::testing::TestParamInfo<BackendUnderTest>& info) { return info.param.name; }
 

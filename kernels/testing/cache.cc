@@ -65,7 +65,7 @@ void ExpectLse(const std::string& what, const BackendUnderTest& backend, const r
                const Answer& answer) {
   std::vector<double> allowed;
   allowed.reserve(exact.lse.size());
-  for (const double lse : exact.lse) allowed.push_back(backend.exact_tolerance * std::max(1.0, std::abs(lse)));
+  for (const double lse : exact.lse) allowed.push_back(backend.lse_tolerance * std::max(1.0, std::abs(lse)));
   ExpectClose(what + ", lse", {answer.lse.begin(), answer.lse.end()}, exact.lse, allowed);
 }
 
@@ -99,6 +99,13 @@ std::unique_ptr<Cache> Cache::Make(const BackendFactory& make, const KvLayout& l
     return nullptr;
   }
   return std::unique_ptr<Cache>(new Cache(*std::move(backend), seed));
+}
+
+std::unique_ptr<Cache> Cache::Make(const BackendUnderTest& backend, const KvLayout& layout, int32_t num_pages,
+                                   uint64_t seed) {
+  std::unique_ptr<Cache> cache = Make(backend.make, layout, num_pages, seed);
+  if (cache != nullptr) cache->query_type_ = backend.query_type;
+  return cache;
 }
 
 Cache::Cache(std::unique_ptr<Backend> backend, uint64_t seed)
@@ -187,6 +194,7 @@ reference::Step Cache::StepOf(const Query& query) const {
   step.head_dim = layout_.head_dim;
   step.num_tokens = query.num_tokens > 0 ? query.num_tokens : query.sequence->tokens.count;
   step.q = reference::RoundAll(query.io_dtype, query.q);
+  if (query_type_) step.q = reference::RoundAll(query_type_(layout_.dtype), step.q);
   step.k = query.sequence->tokens.k;
   step.v = query.sequence->tokens.v;
   step.sink_logits.assign(query.sink_logits.begin(), query.sink_logits.end());
@@ -276,14 +284,14 @@ void ExpectIdentical(const std::string& what, const Answer& found, const Answer&
   EXPECT_EQ(found.statistics.kv_bytes_read, expected.statistics.kv_bytes_read) << what;
 }
 
-std::vector<AttentionOptions> SampledMethods(uint32_t sample_count, uint64_t seed) {
+std::vector<AttentionOptions> SampledMethods(const BackendUnderTest& backend, uint32_t sample_count, uint64_t seed) {
   std::vector<AttentionOptions> all;
-  for (const Method method :
-       {Method::kSanta, Method::kStratified, Method::kSystematic, Method::kS2antaFlash, Method::kS2antaProp}) {
+  for (const Method method : backend.methods) {
     all.push_back({.method = method, .sample_count = sample_count, .seed = seed});
+    if (method != Method::kS2antaProp) continue;
+    all.push_back(all.back());
+    all.back().budget_rounding = BudgetRounding::kLargestRemainder;
   }
-  all.push_back(all.back());
-  all.back().budget_rounding = BudgetRounding::kLargestRemainder;
   return all;
 }
 

@@ -4,6 +4,7 @@
 #define SANTA_KERNELS_TESTING_CACHE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -56,6 +57,9 @@ class Cache {
   // Null (and a test failure) where the backend cannot be made. `seed` shuffles the pages.
   static std::unique_ptr<Cache> Make(const BackendFactory& make, const KvLayout& layout, int32_t num_pages,
                                      uint64_t seed = 1);
+  // Likewise. The layout must be one that the backend has (BackendUnderTest::Nearest).
+  static std::unique_ptr<Cache> Make(const BackendUnderTest& backend, const KvLayout& layout, int32_t num_pages,
+                                     uint64_t seed = 1);
 
   const KvLayout& layout() const { return layout_; }
   Backend& backend() { return *backend_; }
@@ -69,7 +73,7 @@ class Cache {
   // One Decode call. `with_statistics` false passes null.
   std::vector<Answer> Decode(const std::vector<Query>& queries, bool with_statistics = true);
 
-  // The same step for the reference.
+  // The same step for the reference, queries rounded as the backend rounds them.
   reference::Step StepOf(const Query& query) const;
 
  private:
@@ -77,6 +81,7 @@ class Cache {
 
   KvLayout layout_;
   std::unique_ptr<Backend> backend_;
+  std::function<DType(DType stored)> query_type_;
   std::vector<int32_t> free_pages_;
 };
 
@@ -103,8 +108,8 @@ void ExpectIdentical(const std::string& what, const Answer& found, const Answer&
 std::vector<double> RoundingAllowance(const BackendUnderTest& backend, const reference::Step& step, DType io_dtype,
                                       const std::vector<double>& o);
 
-// Every estimator, S2ANTA_PROP with both roundings.
-std::vector<AttentionOptions> SampledMethods(uint32_t sample_count, uint64_t seed = 0);
+// Every estimator that the backend has, S2ANTA_PROP with both roundings.
+std::vector<AttentionOptions> SampledMethods(const BackendUnderTest& backend, uint32_t sample_count, uint64_t seed = 0);
 
 std::string Describe(const KvLayout& layout);
 std::string Describe(const Query& query);

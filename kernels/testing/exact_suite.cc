@@ -17,8 +17,8 @@ namespace {
 
 TEST_P(BackendSuite, ExactMatchesTheReferenceInEveryShape) {
   std::mt19937_64 random(1);
-  for (const KvLayout& layout : Layouts()) {
-    const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 160);
+  for (const KvLayout& layout : Layouts(GetParam())) {
+    const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 160);
     ASSERT_NE(cache, nullptr);
     // A ragged batch: one token, around a page, around a tile, and more.
     const int64_t page = layout.page_size;
@@ -43,8 +43,9 @@ TEST_P(BackendSuite, ExactMatchesTheReferenceInEveryShape) {
 TEST_P(BackendSuite, EveryCombinationOfTypesAndOptions) {
   std::mt19937_64 random(2);
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
-    const KvLayout layout{.num_layers = 1, .num_query_heads = 8, .num_kv_heads = 2, .head_dim = 128, .dtype = dtype};
-    const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 16);
+    const KvLayout layout =
+        GetParam().Nearest({.num_layers = 1, .num_query_heads = 8, .num_kv_heads = 2, .head_dim = 128, .dtype = dtype});
+    const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 16);
     ASSERT_NE(cache, nullptr);
     const Sequence sequence = cache->Add(RandomTokens(layout, 500, random));
     std::vector<Query> queries;
@@ -61,18 +62,18 @@ TEST_P(BackendSuite, EveryHeadDimension) {
   std::mt19937_64 random(6);
   constexpr DType kTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
   for (int32_t dim = 8; dim <= 256; dim += 8) {
-    const KvLayout layout{.num_layers = 1,
-                          .num_query_heads = 3,
-                          .num_kv_heads = 1,
-                          .head_dim = dim,
-                          .page_size = 16,
-                          .dtype = kTypes[dim / 8 % 3]};
-    const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 6);
+    const KvLayout layout = GetParam().Nearest({.num_layers = 1,
+                                                .num_query_heads = 3,
+                                                .num_kv_heads = 1,
+                                                .head_dim = dim,
+                                                .page_size = 16,
+                                                .dtype = kTypes[dim / 8 % 3]});
+    const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 6);
     ASSERT_NE(cache, nullptr);
     const Sequence sequence = cache->Add(RandomTokens(layout, 70, random));
     const Query query = WithOptions(layout, sequence, {}, dim / 8, random);
     ExpectExact(Describe(layout) + ", " + Describe(query), GetParam(), *cache, query, cache->Decode({query})[0]);
-    for (const AttentionOptions& method : SampledMethods(20)) {
+    for (const AttentionOptions& method : SampledMethods(GetParam(), 20)) {
       const Query sampled = WithOptions(layout, sequence, method, 0, random);
       ExpectEstimate(Describe(layout) + ", " + Describe(sampled), GetParam(), *cache, sampled,
                      cache->Decode({sampled})[0], 40);
@@ -82,8 +83,9 @@ TEST_P(BackendSuite, EveryHeadDimension) {
 
 TEST_P(BackendSuite, LongSequence) {
   std::mt19937_64 random(3);
-  const KvLayout layout{.num_layers = 1, .num_query_heads = 4, .num_kv_heads = 1, .head_dim = 64};
-  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 160);
+  const KvLayout layout =
+      GetParam().Nearest({.num_layers = 1, .num_query_heads = 4, .num_kv_heads = 1, .head_dim = 64});
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 160);
   ASSERT_NE(cache, nullptr);
   const Sequence sequence = cache->Add(RandomTokens(layout, 10001, random));
   for (int index = 0; index < 2; ++index) {
@@ -94,8 +96,9 @@ TEST_P(BackendSuite, LongSequence) {
 
 TEST_P(BackendSuite, LayersAreApart) {
   std::mt19937_64 random(4);
-  const KvLayout layout{.num_layers = 3, .num_query_heads = 6, .num_kv_heads = 2, .head_dim = 16, .page_size = 16};
-  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 20);
+  const KvLayout layout =
+      GetParam().Nearest({.num_layers = 3, .num_query_heads = 6, .num_kv_heads = 2, .head_dim = 16, .page_size = 16});
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 20);
   ASSERT_NE(cache, nullptr);
   // The same pages in every layer, other tokens.
   std::vector<Sequence> sequences = {cache->Add(RandomTokens(layout, 40, random))};
@@ -113,8 +116,9 @@ TEST_P(BackendSuite, LayersAreApart) {
 
 TEST_P(BackendSuite, AnEarlierPositionSeesOnlyItsOwnTokens) {
   std::mt19937_64 random(5);
-  const KvLayout layout{.num_layers = 1, .num_query_heads = 4, .num_kv_heads = 2, .head_dim = 24, .page_size = 32};
-  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 20);
+  const KvLayout layout =
+      GetParam().Nearest({.num_layers = 1, .num_query_heads = 4, .num_kv_heads = 2, .head_dim = 24, .page_size = 32});
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 20);
   ASSERT_NE(cache, nullptr);
   const Sequence sequence = cache->Add(RandomTokens(layout, 300, random));
   for (const int64_t tokens : {1, 32, 33, 299}) {
@@ -125,8 +129,8 @@ TEST_P(BackendSuite, AnEarlierPositionSeesOnlyItsOwnTokens) {
 }
 
 TEST_P(BackendSuite, AnEmptyBatchIsNothing) {
-  const KvLayout layout{.num_layers = 1, .num_query_heads = 1, .num_kv_heads = 1, .head_dim = 8};
-  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 1);
+  const KvLayout layout = GetParam().Nearest({.num_layers = 1, .num_query_heads = 1, .num_kv_heads = 1, .head_dim = 8});
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 1);
   ASSERT_NE(cache, nullptr);
   EXPECT_TRUE(cache->backend().Decode({}).ok());
   EXPECT_TRUE(cache->backend().Append({}).ok());

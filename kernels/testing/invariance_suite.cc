@@ -24,14 +24,14 @@ struct Work {
 };
 
 // Equal but for the pages, which `page_seed` shuffles.
-Work MakeWork(const BackendFactory& make, const KvLayout& layout, uint64_t page_seed) {
+Work MakeWork(const BackendUnderTest& backend, const BackendFactory& make, const KvLayout& layout, uint64_t page_seed) {
   Work work{.cache = Cache::Make(make, layout, 400, page_seed), .sequences = {}, .queries = {}};
   if (work.cache == nullptr) return work;
   std::mt19937_64 random(60);
   for (const int64_t tokens : {5, 4321, 64, 300, 1000}) {
     work.sequences.push_back(work.cache->Add(RandomTokens(layout, tokens, random)));
   }
-  std::vector<AttentionOptions> methods = SampledMethods(50, 7);
+  std::vector<AttentionOptions> methods = SampledMethods(backend, 50, 7);
   methods.push_back({});
   int index = 0;
   for (const Sequence& sequence : work.sequences) {
@@ -42,19 +42,19 @@ Work MakeWork(const BackendFactory& make, const KvLayout& layout, uint64_t page_
   return work;
 }
 
-std::vector<KvLayout> InvarianceLayouts() {
-  return {{.num_layers = 1, .num_query_heads = 8, .num_kv_heads = 2, .head_dim = 64, .page_size = 32},
-          {.num_layers = 1,
-           .num_query_heads = 3,
-           .num_kv_heads = 1,
-           .head_dim = 72,
-           .page_size = 16,
-           .dtype = DType::kFloat32}};
+std::vector<KvLayout> InvarianceLayouts(const BackendUnderTest& backend) {
+  return {backend.Nearest({.num_layers = 1, .num_query_heads = 8, .num_kv_heads = 2, .head_dim = 64, .page_size = 32}),
+          backend.Nearest({.num_layers = 1,
+                           .num_query_heads = 3,
+                           .num_kv_heads = 1,
+                           .head_dim = 72,
+                           .page_size = 16,
+                           .dtype = DType::kFloat32})};
 }
 
 TEST_P(BackendSuite, BatchOrderAndRepetitionChangeNothing) {
-  for (const KvLayout& layout : InvarianceLayouts()) {
-    const Work work = MakeWork(GetParam().make, layout, 1);
+  for (const KvLayout& layout : InvarianceLayouts(GetParam())) {
+    const Work work = MakeWork(GetParam(), GetParam().make, layout, 1);
     ASSERT_NE(work.cache, nullptr);
     const std::vector<Answer> expected = work.cache->Decode(work.queries);
     const std::vector<Answer> again = work.cache->Decode(work.queries);
@@ -70,9 +70,9 @@ TEST_P(BackendSuite, BatchOrderAndRepetitionChangeNothing) {
 }
 
 TEST_P(BackendSuite, PagesChangeNothing) {
-  for (const KvLayout& layout : InvarianceLayouts()) {
-    const Work work = MakeWork(GetParam().make, layout, 1);
-    const Work elsewhere = MakeWork(GetParam().make, layout, 2);
+  for (const KvLayout& layout : InvarianceLayouts(GetParam())) {
+    const Work work = MakeWork(GetParam(), GetParam().make, layout, 1);
+    const Work elsewhere = MakeWork(GetParam(), GetParam().make, layout, 2);
     ASSERT_NE(work.cache, nullptr);
     ASSERT_NE(elsewhere.cache, nullptr);
     const std::vector<Answer> expected = work.cache->Decode(work.queries);
@@ -84,12 +84,12 @@ TEST_P(BackendSuite, PagesChangeNothing) {
 }
 
 TEST_P(BackendSuite, VariantsAnswerAlike) {
-  for (const KvLayout& layout : InvarianceLayouts()) {
-    const Work work = MakeWork(GetParam().make, layout, 1);
+  for (const KvLayout& layout : InvarianceLayouts(GetParam())) {
+    const Work work = MakeWork(GetParam(), GetParam().make, layout, 1);
     ASSERT_NE(work.cache, nullptr);
     const std::vector<Answer> expected = work.cache->Decode(work.queries);
     for (size_t variant = 0; variant < GetParam().variants.size(); ++variant) {
-      const Work other = MakeWork(GetParam().variants[variant], layout, 1);
+      const Work other = MakeWork(GetParam(), GetParam().variants[variant], layout, 1);
       ASSERT_NE(other.cache, nullptr);
       const std::vector<Answer> found = other.cache->Decode(other.queries);
       for (size_t i = 0; i < expected.size(); ++i) {
@@ -102,7 +102,7 @@ TEST_P(BackendSuite, VariantsAnswerAlike) {
 }
 
 TEST_P(BackendSuite, StatisticsAreOptional) {
-  const Work work = MakeWork(GetParam().make, InvarianceLayouts()[0], 1);
+  const Work work = MakeWork(GetParam(), GetParam().make, InvarianceLayouts(GetParam())[0], 1);
   ASSERT_NE(work.cache, nullptr);
   const std::vector<Answer> expected = work.cache->Decode(work.queries);
   std::vector<Answer> found = work.cache->Decode(work.queries, /*with_statistics=*/false);

@@ -77,18 +77,19 @@ TEST_P(BackendSuite, EstimatesHaveTheirMeanAndVariance) {
     int options;
   };
   std::mt19937_64 random(20);
-  const KvLayout layout{
-      .num_layers = 1, .num_query_heads = 4, .num_kv_heads = 2, .head_dim = 8, .dtype = DType::kFloat32};
-  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 40);
+  const KvLayout layout = GetParam().Nearest(
+      {.num_layers = 1, .num_query_heads = 4, .num_kv_heads = 2, .head_dim = 8, .dtype = DType::kFloat32});
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 40);
   ASSERT_NE(cache, nullptr);
   for (const Case& c : {Case{650, 40, 0}, Case{1100, 6, 1 | 2 | 4}}) {
     Tokens tokens = RandomTokens(layout, c.tokens, random);
-    for (size_t at = 0; at < tokens.v.size(); ++at) tokens.v[at] += at / (2 * 8) / 256 % 2 == 0 ? 1 : -1;
+    const auto row = static_cast<size_t>(layout.num_kv_heads) * layout.head_dim;
+    for (size_t at = 0; at < tokens.v.size(); ++at) tokens.v[at] += at / row / 256 % 2 == 0 ? 1 : -1;
     const Sequence sequence = cache->Add(tokens);
     Query query = WithOptions(layout, sequence, {}, c.options, random);
     query.io_dtype = DType::kFloat32;
     const AttentionOptions base = query.options;
-    for (const AttentionOptions& method : SampledMethods(c.draws)) {
+    for (const AttentionOptions& method : SampledMethods(GetParam(), c.draws)) {
       query.options = base;
       query.options.method = method.method;
       query.options.sample_count = method.sample_count;
@@ -106,16 +107,18 @@ TEST_P(BackendSuite, EstimatesHaveTheirMeanAndVariance) {
 // For values without order among the rows, as here, a row's count varies least when systematic: f (1 - f), f the
 // fraction of S p_i; stratified, a row across two strata varies as both parts do; independent, as S p_i (1 - p_i).
 TEST_P(BackendSuite, SystematicErrsLessThanStratifiedAndStratifiedLessThanSanta) {
+  if (GetParam().methods.size() < 5) GTEST_SKIP() << "the backend has not got every estimator yet";
   std::mt19937_64 random(24);
-  const KvLayout layout{.num_layers = 1, .num_query_heads = 4, .num_kv_heads = 2, .head_dim = 64};
-  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 50);
+  const KvLayout layout =
+      GetParam().Nearest({.num_layers = 1, .num_query_heads = 4, .num_kv_heads = 2, .head_dim = 64});
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 50);
   ASSERT_NE(cache, nullptr);
   std::map<Method, double> error;
   for (int trial = 0; trial < 4; ++trial) {
     const Sequence sequence = cache->Add(RandomTokens(layout, 600, random));
     Query query = WithOptions(layout, sequence, {}, 0, random);
     const std::vector<double> exact = reference::Exact(cache->StepOf(query)).o;
-    for (const AttentionOptions& method : SampledMethods(150)) {
+    for (const AttentionOptions& method : SampledMethods(GetParam(), 150)) {
       if (method.budget_rounding != BudgetRounding::kSystematic) continue;
       query.options = method;
       error[method.method] += Summarise(DecodeManySeeds(*cache, query, 128), exact).squared_error;
@@ -135,11 +138,11 @@ TEST_P(BackendSuite, EstimatesHaveTheirMeanInEveryShape) {
   std::mt19937_64 random(21);
   int index = 0;
   int64_t tokens = 300;
-  for (const KvLayout& layout : Layouts()) {
-    const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 40);
+  for (const KvLayout& layout : Layouts(GetParam())) {
+    const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 40);
     ASSERT_NE(cache, nullptr);
     const Sequence sequence = cache->Add(RandomTokens(layout, tokens += 11, random));
-    for (const AttentionOptions& method : SampledMethods(60)) {
+    for (const AttentionOptions& method : SampledMethods(GetParam(), 60)) {
       const Query query = WithOptions(layout, sequence, method, index++, random);
       const std::string what = Describe(layout) + ", " + Describe(query);
       const std::vector<Answer> answers = DecodeManySeeds(*cache, query, kSeeds);
@@ -153,20 +156,21 @@ TEST_P(BackendSuite, EstimatesHaveTheirMeanInEveryShape) {
 TEST_P(BackendSuite, HeadsDrawIndependently) {
   constexpr int kSeeds = 2048;
   std::mt19937_64 random(22);
-  const KvLayout layout{
-      .num_layers = 1, .num_query_heads = 2, .num_kv_heads = 1, .head_dim = 16, .dtype = DType::kFloat32};
-  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 8);
+  const KvLayout layout = GetParam().Nearest(
+      {.num_layers = 1, .num_query_heads = 2, .num_kv_heads = 1, .head_dim = 16, .dtype = DType::kFloat32});
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 8);
   ASSERT_NE(cache, nullptr);
   const Sequence sequence = cache->Add(RandomTokens(layout, 400, random));
-  const std::vector<double> q = RandomNumbers(16, 1.5, random);
-  for (const AttentionOptions& method : SampledMethods(24)) {
+  const int32_t dims = layout.head_dim;
+  const std::vector<double> q = RandomNumbers(dims, 1.5, random);
+  for (const AttentionOptions& method : SampledMethods(GetParam(), 24)) {
     Query query{.sequence = &sequence, .options = method, .q = q};
     query.q.insert(query.q.end(), q.begin(), q.end());
     const reference::Moments moments = reference::MomentsOf(cache->StepOf(query));
     double squared_error = 0;
     for (const Answer& answer : DecodeManySeeds(*cache, query, kSeeds)) {
-      for (int d = 0; d < 16; ++d) {
-        squared_error += std::pow((answer.o[d] + answer.o[16 + d]) / 2 - moments.mean[d], 2) / kSeeds;
+      for (int32_t d = 0; d < dims; ++d) {
+        squared_error += std::pow((answer.o[d] + answer.o[dims + d]) / 2 - moments.mean[d], 2) / kSeeds;
       }
     }
     // Sum(variance) counts both heads: a quarter of it is the variance of their mean.
@@ -178,9 +182,9 @@ TEST_P(BackendSuite, HeadsDrawIndependently) {
 TEST_P(BackendSuite, TilesDrawIndependently) {
   constexpr int kSeeds = 1024;
   std::mt19937_64 random(25);
-  const KvLayout layout{
-      .num_layers = 1, .num_query_heads = 1, .num_kv_heads = 1, .head_dim = 16, .dtype = DType::kFloat32};
-  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 16);
+  const KvLayout layout = GetParam().Nearest(
+      {.num_layers = 1, .num_query_heads = 1, .num_kv_heads = 1, .head_dim = 16, .dtype = DType::kFloat32});
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 16);
   ASSERT_NE(cache, nullptr);
   const Tokens tile = RandomTokens(layout, 256, random);
   Tokens tokens{.count = 1024, .k = {}, .v = {}};
@@ -190,7 +194,7 @@ TEST_P(BackendSuite, TilesDrawIndependently) {
   }
   const Sequence sequence = cache->Add(tokens);
   const Query query = WithOptions(layout, sequence, {}, 0, random);
-  for (const AttentionOptions& method : SampledMethods(40)) {
+  for (const AttentionOptions& method : SampledMethods(GetParam(), 40)) {
     if (method.method != Method::kS2antaFlash && method.method != Method::kS2antaProp) continue;
     Query sampled = query;
     sampled.options = method;
@@ -202,9 +206,9 @@ TEST_P(BackendSuite, TilesDrawIndependently) {
 
 TEST_P(BackendSuite, EveryPartOfThePlaceChangesTheDraw) {
   std::mt19937_64 random(23);
-  const KvLayout layout{
-      .num_layers = 2, .num_query_heads = 1, .num_kv_heads = 1, .head_dim = 16, .dtype = DType::kFloat32};
-  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 64);
+  const KvLayout layout = GetParam().Nearest(
+      {.num_layers = 2, .num_query_heads = 1, .num_kv_heads = 1, .head_dim = 16, .dtype = DType::kFloat32});
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 64);
   ASSERT_NE(cache, nullptr);
   Tokens tokens = RandomTokens(layout, 501, random);
   const Sequence sequence = cache->Add(tokens);
@@ -213,10 +217,10 @@ TEST_P(BackendSuite, EveryPartOfThePlaceChangesTheDraw) {
   other_key.sampling_key = 2;
   // The same 500 visible tokens under a later position, so that nothing but the position differs.
   Tokens shifted = tokens;
-  std::rotate(shifted.k.begin(), shifted.k.end() - 16, shifted.k.end());
-  std::rotate(shifted.v.begin(), shifted.v.end() - 16, shifted.v.end());
+  std::rotate(shifted.k.begin(), shifted.k.end() - layout.head_dim, shifted.k.end());
+  std::rotate(shifted.v.begin(), shifted.v.end() - layout.head_dim, shifted.v.end());
   const Sequence other_position = cache->Add(shifted);
-  for (const AttentionOptions& method : SampledMethods(20)) {
+  for (const AttentionOptions& method : SampledMethods(GetParam(), 20)) {
     std::vector<Query> queries(5, WithOptions(layout, sequence, method, 0, random));
     for (Query& query : queries) query.num_tokens = 500;
     queries[1].options.seed = 1;

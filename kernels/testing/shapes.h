@@ -12,8 +12,8 @@
 namespace santa::testing {
 
 // Layouts in which every G of {1, 3, 4, 5, 7, 8, 16} meets several head dimensions (8 to 256), page sizes (16 to 256)
-// and storage types.
-inline std::vector<KvLayout> Layouts() {
+// and storage types, or what the backend has nearest to them.
+inline std::vector<KvLayout> Layouts(const BackendUnderTest& backend) {
   constexpr int32_t kGroups[] = {1, 3, 4, 5, 7, 8, 16};
   constexpr int32_t kHeadDims[] = {64, 8, 256, 72, 128, 96};
   constexpr int32_t kPageSizes[] = {16, 32, 64, 128, 256};
@@ -21,12 +21,12 @@ inline std::vector<KvLayout> Layouts() {
   std::vector<KvLayout> layouts;
   for (int i = 0; i < 21; ++i) {
     const int32_t kv_heads = i % 2 + 1;
-    layouts.push_back({.num_layers = 1,
-                       .num_query_heads = kGroups[i % 7] * kv_heads,
-                       .num_kv_heads = kv_heads,
-                       .head_dim = kHeadDims[i % 6],
-                       .page_size = kPageSizes[i % 5],
-                       .dtype = kTypes[(i + i / 7) % 3]});
+    layouts.push_back(backend.Nearest({.num_layers = 1,
+                                       .num_query_heads = kGroups[i % 7] * kv_heads,
+                                       .num_kv_heads = kv_heads,
+                                       .head_dim = kHeadDims[i % 6],
+                                       .page_size = kPageSizes[i % 5],
+                                       .dtype = kTypes[(i + i / 7) % 3]}));
   }
   return layouts;
 }

@@ -48,9 +48,13 @@ bool Matches(Cache& cache, const Chunk& chunk) {
   return match;
 }
 
-KvLayout SmallLayout(DType dtype) {
-  return {.num_layers = 2, .num_query_heads = 2, .num_kv_heads = 2, .head_dim = 8, .page_size = 16, .dtype = dtype};
+KvLayout SmallLayout(const BackendUnderTest& backend, DType dtype) {
+  return backend.Nearest(
+      {.num_layers = 2, .num_query_heads = 2, .num_kv_heads = 2, .head_dim = 8, .page_size = 16, .dtype = dtype});
 }
+
+// Numbers of one token's K (or V).
+int64_t RowOf(const KvLayout& layout) { return static_cast<int64_t>(layout.num_kv_heads) * layout.head_dim; }
 
 // Numbers where rounding matters: random ones of all sizes, ties, the ends of the ranges, subnormal ones.
 std::vector<double> AwkwardNumbers(size_t count, std::mt19937_64& random) {
@@ -71,15 +75,16 @@ std::vector<double> AwkwardNumbers(size_t count, std::mt19937_64& random) {
 // What Append made of fp32 numbers is, bit for bit, what the reference rounds them to.
 TEST_P(BackendSuite, AppendRoundsToNearestEven) {
   std::mt19937_64 random(50);
-  for (const DType stored : kTypes) {
-    const KvLayout layout = SmallLayout(stored);
-    const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 20);
+  for (const DType asked : kTypes) {
+    const KvLayout layout = SmallLayout(GetParam(), asked);
+    const DType stored = layout.dtype;
+    const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 20);
     ASSERT_NE(cache, nullptr);
     for (const DType sent : kTypes) {
       const Sequence pages{.layer = 1, .pages = {3, 7}, .sampling_key = 0, .tokens = {}};
       // Among them finite numbers beyond fp16, which round to infinity.
-      std::vector<double> k = reference::RoundAll(sent, AwkwardNumbers(30 * 16, random));
-      std::vector<double> v = reference::RoundAll(sent, AwkwardNumbers(30 * 16, random));
+      std::vector<double> k = reference::RoundAll(sent, AwkwardNumbers(30 * RowOf(layout), random));
+      std::vector<double> v = reference::RoundAll(sent, AwkwardNumbers(30 * RowOf(layout), random));
       const Chunk chunk = MakeChunk(pages, 1, sent, k, v, 30);
       ASSERT_TRUE(cache->backend().Append({&chunk.append, 1}).ok());
       const Chunk rounded =
@@ -92,13 +97,15 @@ TEST_P(BackendSuite, AppendRoundsToNearestEven) {
 
 TEST_P(BackendSuite, CompareSeesEverySingleBit) {
   std::mt19937_64 random(51);
-  for (const DType dtype : kTypes) {
-    const KvLayout layout = SmallLayout(dtype);
-    const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 8);
+  for (const DType asked : kTypes) {
+    const KvLayout layout = SmallLayout(GetParam(), asked);
+    const DType dtype = layout.dtype;
+    const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 8);
     ASSERT_NE(cache, nullptr);
     const Sequence sequence = cache->Add(RandomTokens(layout, 40, random), 1);
-    Chunk chunk = MakeChunk(sequence, 13, dtype, {sequence.tokens.k.begin() + 13 * 16, sequence.tokens.k.end()},
-                            {sequence.tokens.v.begin() + 13 * 16, sequence.tokens.v.end()}, 27);
+    Chunk chunk =
+        MakeChunk(sequence, 13, dtype, {sequence.tokens.k.begin() + 13 * RowOf(layout), sequence.tokens.k.end()},
+                  {sequence.tokens.v.begin() + 13 * RowOf(layout), sequence.tokens.v.end()}, 27);
     EXPECT_TRUE(Matches(*cache, chunk));
     for (std::vector<uint8_t>* bytes : {&chunk.k, &chunk.v}) {
       for (int trial = 0; trial < 100; ++trial) {
@@ -123,9 +130,10 @@ TEST_P(BackendSuite, CompareSeesEverySingleBit) {
 // Chunks of any length, across page boundaries, of any type, in one call or many, store the same.
 TEST_P(BackendSuite, AppendInPiecesIsAppendAtOnce) {
   std::mt19937_64 random(52);
-  for (const DType dtype : kTypes) {
-    const KvLayout layout = SmallLayout(dtype);
-    const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 32);
+  for (const DType asked : kTypes) {
+    const KvLayout layout = SmallLayout(GetParam(), asked);
+    const DType dtype = layout.dtype;
+    const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 32);
     ASSERT_NE(cache, nullptr);
     constexpr int64_t kTokens = 100;
     const Tokens tokens = RandomTokens(layout, kTokens, random);
@@ -135,7 +143,8 @@ TEST_P(BackendSuite, AppendInPiecesIsAppendAtOnce) {
     int64_t position = 0;
     for (const int64_t size : {1, 14, 2, 0, 47, 16, 20}) {
       const auto part = [&](const std::vector<double>& all) {
-        return std::vector<double>(all.begin() + position * 16, all.begin() + (position + size) * 16);
+        return std::vector<double>(all.begin() + position * RowOf(layout),
+                                   all.begin() + (position + size) * RowOf(layout));
       };
       // The stored values: every type that is at least as wide carries them exactly.
       const DType sent = chunks.size() % 2 == 0 ? dtype : DType::kFloat32;
@@ -159,8 +168,8 @@ TEST_P(BackendSuite, AppendInPiecesIsAppendAtOnce) {
 
 TEST_P(BackendSuite, AppendTouchesNothingElse) {
   std::mt19937_64 random(53);
-  const KvLayout layout = SmallLayout(DType::kBFloat16);
-  const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 8);
+  const KvLayout layout = SmallLayout(GetParam(), DType::kBFloat16);
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 8);
   ASSERT_NE(cache, nullptr);
   const Sequence sequence = cache->Add(RandomTokens(layout, 50, random));
   const Sequence other_layer{.layer = 1, .pages = sequence.pages, .sampling_key = 0, .tokens = {}};
@@ -168,8 +177,9 @@ TEST_P(BackendSuite, AppendTouchesNothingElse) {
   cache->Overwrite(other_layer, 0, RandomTokens(layout, 50, random));
   cache->Overwrite(sequence, 20, RandomTokens(layout, 10, random));
   const auto part = [&](const Sequence& of, int64_t from, int64_t to) {
-    return MakeChunk(of, from, layout.dtype, {of.tokens.k.begin() + from * 16, of.tokens.k.begin() + to * 16},
-                     {of.tokens.v.begin() + from * 16, of.tokens.v.begin() + to * 16}, to - from);
+    return MakeChunk(of, from, layout.dtype,
+                     {of.tokens.k.begin() + from * RowOf(layout), of.tokens.k.begin() + to * RowOf(layout)},
+                     {of.tokens.v.begin() + from * RowOf(layout), of.tokens.v.begin() + to * RowOf(layout)}, to - from);
   };
   EXPECT_TRUE(Matches(*cache, part(sequence, 0, 20)));
   EXPECT_TRUE(Matches(*cache, part(sequence, 30, 50)));
@@ -180,9 +190,10 @@ TEST_P(BackendSuite, AppendTouchesNothingElse) {
 
 TEST_P(BackendSuite, CopyPagesCopiesEveryLayerInOrder) {
   std::mt19937_64 random(54);
-  for (const DType dtype : kTypes) {
-    const KvLayout layout = SmallLayout(dtype);
-    const std::unique_ptr<Cache> cache = Cache::Make(GetParam().make, layout, 8);
+  for (const DType asked : kTypes) {
+    const KvLayout layout = SmallLayout(GetParam(), asked);
+    const DType dtype = layout.dtype;
+    const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 8);
     ASSERT_NE(cache, nullptr);
     std::vector<Tokens> by_layer;
     for (int32_t layer = 0; layer < 2; ++layer) {

@@ -221,8 +221,10 @@ class Simulation {
       batch_.push_back(&work);
       for (Expectation& item : work.items) item.before = Predict(work, item, true);
     }
-    absl::Duration device_time;
-    ASSERT_TRUE(runner_.Run(batch, now_, &device_time).ok());
+    BatchRunner::Run run;
+    run.steps = batch;
+    runner_.Begin(now_, &run);
+    ASSERT_TRUE(runner_.Finish(&run).ok());
     Settle();
     running_ = false;
     for (const TestWork* work : batch_) {

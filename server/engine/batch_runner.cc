@@ -31,7 +31,7 @@ struct BatchRunner::Work {
 namespace {
 
 // What the store cannot know of an item.
-absl::Status CheckItem(const StepItem& item) {
+absl::Status CheckItem(const Backend& backend, const StepItem& item) {
   const NewTokens& tokens = item.tokens;
   if (tokens.count > 0 && (tokens.k == nullptr || tokens.v == nullptr)) {
     return absl::InvalidArgumentError("tokens without k or v");
@@ -46,7 +46,7 @@ absl::Status CheckItem(const StepItem& item) {
                                                    ", past its own tokens, which are ", tokens.count, " from position ",
                                                    tokens.position));
   }
-  return absl::OkStatus();
+  return backend.Supports(item.options, item.position + 1);
 }
 
 // `count` of the tokens, from the one at index `first`.
@@ -70,30 +70,41 @@ BatchRunner::BatchRunner(Backend* backend, SequenceStore* store, PagePool* pool)
 
 BatchRunner::~BatchRunner() = default;
 
-absl::Status BatchRunner::Run(const std::vector<Step*>& steps, absl::Time now, absl::Duration* device_time) {
-  Collect(steps);
-  // From before the first page table is taken until the last one was used.
+void BatchRunner::Begin(absl::Time now, Run* run) {
+  Collect(run->steps);
+  run->num_items = static_cast<int32_t>(num_works_);
+  run->decoding = false;
+  // From before the first page table is taken until the device has its copies: from then on its own order keeps later
+  // writes behind.
   const PagePool::Hold hold(pool_);
   FindRepeats(now);
   absl::Time started = absl::Now();
-  absl::Status status = CompareRepeats();
-  *device_time = absl::Now() - started;
-  if (status.ok()) {
-    Plan(now);
-    started = absl::Now();
-    status = Execute();
-    *device_time += absl::Now() - started;
+  run->status = CompareRepeats();
+  run->device_time = absl::Now() - started;
+  if (!run->status.ok()) return;
+  Plan(now);
+  started = absl::Now();
+  run->status = Execute(&run->decoding);
+  run->device_time += absl::Now() - started;
+}
+
+absl::Status BatchRunner::Finish(Run* run) {
+  if (run->decoding) {
+    double device_seconds = -1;
+    run->status = backend_->AwaitDecode(&device_seconds);
+    if (device_seconds >= 0) run->device_time = absl::Seconds(device_seconds);
   }
-  if (!status.ok()) {
-    status = absl::UnavailableError(absl::StrCat("the device failed: ", status.ToString()));
-    for (size_t i = 0; i < num_works_; ++i) {
+  absl::Status status;
+  if (!run->status.ok()) {
+    status = absl::UnavailableError(absl::StrCat("the device failed: ", run->status.ToString()));
+  }
+  for (Step* step : run->steps) {
+    for (StepItem& item : step->items) {
       // One for each item: the steps go to different threads, which should share nothing.
-      if (works_[i]->ok()) works_[i]->item->status = absl::UnavailableError(status.message());
+      if (!status.ok() && item.status.ok()) item.status = absl::UnavailableError(status.message());
     }
-  }
-  for (Step* step : steps) {
-    step->device_time = *device_time;
-    step->batch_items = static_cast<int32_t>(num_works_);
+    step->device_time = run->device_time;
+    step->batch_items = run->num_items;
   }
   return status;
 }
@@ -105,7 +116,7 @@ void BatchRunner::Collect(const std::vector<Step*>& steps) {
     for (StepItem& item : step->items) {
       item.tokens_appended = 0;
       item.statistics = {};
-      item.status = CheckItem(item);
+      item.status = CheckItem(*backend_, item);
       // The batch former keeps steps apart, so this can only be within a step.
       if (!seen_.insert({item.sequence, step->layer}).second) {
         item.status = absl::InvalidArgumentError(
@@ -192,7 +203,7 @@ void BatchRunner::PlanItem(SequenceStore::Batch* batch, Work* work) {
   }
 }
 
-absl::Status BatchRunner::Execute() {
+absl::Status BatchRunner::Execute(bool* decoding) {
   copies_.clear();
   appends_.clear();
   decodes_.clear();
@@ -224,7 +235,10 @@ absl::Status BatchRunner::Execute() {
   if (!appends_.empty()) {
     if (absl::Status status = backend_->Append(appends_); !status.ok()) return status;
   }
-  return decodes_.empty() ? absl::OkStatus() : backend_->Decode(decodes_);
+  if (decodes_.empty()) return absl::OkStatus();
+  absl::Status status = backend_->BeginDecode(decodes_);
+  *decoding = status.ok();
+  return status;
 }
 
 }  // namespace santa

@@ -33,11 +33,10 @@ class BatchRunnerTest : public testing::Test {
   TestStep NewStep(int32_t layer = 0) { return {backend_.layout(), "a", layer}; }
 
   absl::Status Run(const std::vector<TestStep*>& steps) {
-    std::vector<Step*> batch;
-    batch.reserve(steps.size());
-    for (TestStep* step : steps) batch.push_back(&step->step());
-    absl::Duration device_time;
-    return runner_.Run(batch, now_, &device_time);
+    BatchRunner::Run run;
+    for (TestStep* step : steps) run.steps.push_back(&step->step());
+    runner_.Begin(now_, &run);
+    return runner_.Finish(&run);
   }
 
   // Appends to both layers.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <deque>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -19,14 +20,19 @@ struct Engine::State {
         std::function<void(const BatchReport&)> report)
       : options(engine_options),
         on_batch(std::move(report)),
+        max_in_flight(backend->max_decodes_in_flight()),
         former(std::max(engine_options.max_batch_items, 1)),
         runner(backend, store, pool) {}
 
   const EngineOptions options;
   const std::function<void(const BatchReport&)> on_batch;
+  const int max_in_flight;
 
   mutable std::mutex mutex;
-  std::condition_variable work_arrived;
+  std::condition_variable work_arrived;     // or room for another batch, or the end
+  std::condition_variable batch_began;      // or no other will
+  std::deque<BatchRunner::Run*> in_flight;  // begun; the first is being finished
+  bool no_more_batches = false;
   std::vector<Step*> arrived;  // in order; the device thread takes all of it at once
   int64_t queued_items = 0;    // of `arrived` and `waiting`
   int64_t running_items = 0;
@@ -36,26 +42,32 @@ struct Engine::State {
 
   std::mutex join_mutex;
   std::thread thread;
+  std::thread finisher;  // where several batches may be in flight
 
-  // The device thread's own.
+  std::mutex hand_back_mutex;  // one `done` at a time
+
+  // The device thread's own, but for runner.Finish.
   BatchFormer former;
   BatchRunner runner;
   std::vector<Step*> waiting;  // in order of arrival
   std::vector<Step*> batch;
   std::vector<Step*> dropped;
-  BatchReport report;
 
   void Loop();
   bool TakeWork();
   void FormBatch();
   void RunBatch();
-  void Finish(std::vector<Step*>* steps);
+  void FinishInOrder();
+  void FinishBatch(BatchRunner::Run* run);
+  void HandBack(std::vector<Step*>* steps);
 };
 
 Engine::Engine(Backend* backend, SequenceStore* store, PagePool* pool, const EngineOptions& options,
                std::function<void(const BatchReport&)> on_batch)
     : state_(std::make_unique<State>(backend, store, pool, options, std::move(on_batch))) {
-  state_->thread = std::thread([state = state_.get()] { state->Loop(); });
+  State* const state = state_.get();
+  if (state->max_in_flight > 1) state->finisher = std::thread([state] { state->FinishInOrder(); });
+  state->thread = std::thread([state] { state->Loop(); });
 }
 
 Engine::~Engine() { Shutdown(); }
@@ -85,6 +97,7 @@ void Engine::Shutdown() {
   }
   std::lock_guard<std::mutex> lock(state_->join_mutex);  // a second caller waits here too until the thread has ended
   if (state_->thread.joinable()) state_->thread.join();
+  if (state_->finisher.joinable()) state_->finisher.join();
 }
 
 int64_t Engine::queued_items() const {
@@ -105,15 +118,21 @@ absl::Status Engine::device_status() const {
 void Engine::State::Loop() {
   while (TakeWork()) {
     FormBatch();
-    Finish(&dropped);
+    HandBack(&dropped);
     if (!batch.empty()) RunBatch();
   }
+  std::lock_guard<std::mutex> lock(mutex);
+  no_more_batches = true;
+  batch_began.notify_one();
 }
 
-// Waits until there is work; false when there is none left and none will come.
+// Waits until there is work, and room for it on the device; false when there is none left and none will come.
 bool Engine::State::TakeWork() {
   std::unique_lock<std::mutex> lock(mutex);
-  work_arrived.wait(lock, [this] { return stopping || !arrived.empty() || !waiting.empty(); });
+  work_arrived.wait(lock, [this] {
+    const bool work = !arrived.empty() || !waiting.empty();
+    return work ? static_cast<int>(in_flight.size()) < max_in_flight : stopping;
+  });
   waiting.insert(waiting.end(), arrived.begin(), arrived.end());
   arrived.clear();
   return !waiting.empty();
@@ -123,9 +142,13 @@ void Engine::State::FormBatch() {
   batch.clear();
   dropped.clear();
   const absl::Time now = absl::Now();
-  // Only this thread sets device_failed and device_error.
-  if (device_failed) {
-    for (Step* step : waiting) FailStep(absl::UnavailableError(device_error), step);
+  std::string error;
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    if (device_failed) error = device_error;
+  }
+  if (!error.empty()) {
+    for (Step* step : waiting) FailStep(absl::UnavailableError(error), step);
     dropped.swap(waiting);
   } else {
     former.Form(now, &waiting, &batch, &dropped);
@@ -141,28 +164,54 @@ void Engine::State::FormBatch() {
   }
   std::lock_guard<std::mutex> lock(mutex);
   queued_items -= taken;
-  running_items = running;
+  running_items += running;
 }
 
 void Engine::State::RunBatch() {
-  const absl::Status status = runner.Run(batch, absl::Now(), &report.device_time);
+  auto run = std::make_unique<BatchRunner::Run>();
+  run->steps.swap(batch);
+  runner.Begin(absl::Now(), run.get());
+  if (max_in_flight == 1) return FinishBatch(run.get());
+  std::lock_guard<std::mutex> lock(mutex);
+  in_flight.push_back(run.release());
+  batch_began.notify_one();
+}
+
+// The finisher thread.
+void Engine::State::FinishInOrder() {
+  std::unique_lock<std::mutex> lock(mutex);
+  while (true) {
+    batch_began.wait(lock, [this] { return !in_flight.empty() || no_more_batches; });
+    if (in_flight.empty()) return;
+    const std::unique_ptr<BatchRunner::Run> run(in_flight.front());
+    lock.unlock();
+    FinishBatch(run.get());
+    lock.lock();
+  }
+}
+
+void Engine::State::FinishBatch(BatchRunner::Run* run) {
+  const absl::Status status = runner.Finish(run);
   {
     std::lock_guard<std::mutex> lock(mutex);
-    running_items = 0;
-    if (!status.ok()) {
+    for (const Step* step : run->steps) running_items -= static_cast<int64_t>(step->items.size());
+    if (!status.ok() && !device_failed) {
       device_error = std::string(status.message());
       device_failed = true;
     }
+    if (max_in_flight > 1) {
+      in_flight.pop_front();
+      work_arrived.notify_one();
+    }
   }
-  if (on_batch) {
-    report.steps.assign(batch.begin(), batch.end());
-    on_batch(report);
-  }
-  Finish(&batch);
+  if (on_batch) on_batch({.device_time = run->device_time, .steps = {run->steps.begin(), run->steps.end()}});
+  HandBack(&run->steps);
 }
 
-// Hands the steps back; from its `done` on, a step may be gone.
-void Engine::State::Finish(std::vector<Step*>* steps) {
+// From its `done` on, a step may be gone.
+void Engine::State::HandBack(std::vector<Step*>* steps) {
+  if (steps->empty()) return;
+  std::lock_guard<std::mutex> lock(hand_back_mutex);
   for (Step* step : *steps) {
     // Moved out, as the step may delete itself while it is called.
     const std::function<void()> done = std::move(step->done);

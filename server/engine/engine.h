@@ -3,6 +3,9 @@
 //
 // Work that arrives while the device is busy forms the next batch, whatever its caller, layer, method or length
 // (batch_former.h has the rules of order). A caller's items fail alone.
+//
+// A device that takes several batches at a time (Backend::max_decodes_in_flight) gets the next one while it works on
+// the last: then a second thread waits for answers and hands them back, in the order in which the batches began.
 #ifndef SANTA_SERVER_ENGINE_ENGINE_H_
 #define SANTA_SERVER_ENGINE_ENGINE_H_
 
@@ -25,7 +28,7 @@ struct EngineOptions {
   int32_t max_batch_items = 256;    // a step that has more is a batch of its own
 };
 
-// What one batch did, for metrics. Called on the device thread after each batch and before the `done` of its steps;
+// What one batch did, for metrics. Called after each batch and before the `done` of its steps, one batch at a time;
 // must not block. Steps that were dropped before they ran are not among them.
 struct BatchReport {
   absl::Duration device_time;
@@ -34,7 +37,8 @@ struct BatchReport {
 
 class Engine {
  public:
-  // Backend, store and pool outlive the engine. Starts the device thread, which alone calls the backend. `on_batch` may
+  // Backend, store and pool outlive the engine. Starts the device thread, which alone calls the backend (but for
+  // AwaitDecode, as above). `on_batch` may
   // be empty.
   Engine(Backend* backend, SequenceStore* store, PagePool* pool, const EngineOptions& options,
          std::function<void(const BatchReport&)> on_batch);

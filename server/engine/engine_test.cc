@@ -90,6 +90,8 @@ class EngineTest : public testing::Test {
     return step;
   }
 
+  void RunCrowd();
+
   FakeBackend backend_{TestLayout(2), 64};
   PagePool pool_{64};
   SequenceStore store_{2, 4, kLimits, &pool_};
@@ -349,7 +351,7 @@ class Crowd {
   const KvLayout layout_;
 };
 
-TEST_F(EngineTest, ManyThreadsGetTheirOwnAnswers) {
+void EngineTest::RunCrowd() {
   Start({.max_queued_items = 100, .max_batch_items = 3});
   Crowd crowd(engine_.get(), &store_, backend_.layout());
   std::vector<SequenceHandle> handles;
@@ -367,6 +369,75 @@ TEST_F(EngineTest, ManyThreadsGetTheirOwnAnswers) {
   EXPECT_EQ(pool_.free_pages(), 64);
   std::vector<PageRef> all;
   EXPECT_TRUE(pool_.Allocate(64, &all).ok());
+}
+
+TEST_F(EngineTest, ManyThreadsGetTheirOwnAnswers) { RunCrowd(); }
+
+TEST_F(EngineTest, ManyThreadsGetTheirOwnAnswersWithTwoBatchesInFlight) {
+  backend_.set_max_decodes_in_flight(2);
+  RunCrowd();
+}
+
+// The device holds its answer to the first batch until it has begun the second.
+TEST_F(EngineTest, ASecondBatchBeginsWhileTheFirstIsOnTheDevice) {
+  backend_.set_max_decodes_in_flight(2);
+  Counter decodes;
+  Counter awaits;
+  backend_.set_hook([&](FakeBackend::Call call) {
+    if (call == FakeBackend::Call::kDecode) decodes.Add();
+    if (call == FakeBackend::Call::kAwaitDecode) {
+      awaits.Add();
+      gate_.WaitFor(1);
+    }
+    return absl::OkStatus();
+  });
+  Start();
+  const SequenceHandle one = Create();
+  TestStep* first = Submit(&NewStep()->AppendAndAttend(one, 0, {1}));
+  awaits.WaitFor(1);
+  TestStep* second = Submit(&NewStep()->AppendAndAttend(one, 1, {2}));  // behind the first on the device
+  decodes.WaitFor(2);
+  EXPECT_EQ(engine_->running_items(), 2);
+  TestStep* third = Submit(&NewStep()->AppendAndAttend(one, 2, {3}));  // a third does not begin
+  TestStep* repeated = Submit(&NewStep(1)->Append(one, 0, {9}));
+  EXPECT_EQ(engine_->queued_items(), 2);
+  EXPECT_EQ(done_count_.count(), 0);
+  EXPECT_EQ(decodes.count(), 2);
+  LetGo();
+  done_count_.WaitFor(4);
+  EXPECT_THAT(done_, ElementsAre(first, second, third, repeated));
+  EXPECT_EQ(first->o(0), MeanOfTokens(backend_.layout(), {1}));
+  EXPECT_EQ(second->o(0), MeanOfTokens(backend_.layout(), {1, 2}));
+  EXPECT_EQ(third->o(0), MeanOfTokens(backend_.layout(), {1, 2, 3}));
+  EXPECT_EQ(first->step().device_time, absl::Milliseconds(250));  // as the device says
+  EXPECT_EQ(engine_->running_items(), 0);
+}
+
+TEST_F(EngineTest, ADeviceThatFailsBehindItsCallFailsWhatIsInFlight) {
+  backend_.set_max_decodes_in_flight(2);
+  Counter decodes;
+  backend_.set_hook([&](FakeBackend::Call call) {
+    if (call == FakeBackend::Call::kDecode) decodes.Add();
+    if (call != FakeBackend::Call::kAwaitDecode) return absl::OkStatus();
+    gate_.WaitFor(1);
+    return absl::InternalError("it burns");
+  });
+  Start();
+  const SequenceHandle one = Create();
+  TestStep* first = Submit(&NewStep()->AppendAndAttend(one, 0, {1}).Attend(Create(), 0));
+  decodes.WaitFor(1);
+  TestStep* second = Submit(&NewStep()->AppendAndAttend(one, 1, {2}));
+  decodes.WaitFor(2);
+  TestStep* queued = Submit(&NewStep()->AppendAndAttend(one, 2, {3}));
+  LetGo();
+  done_count_.WaitFor(3);
+  for (const absl::Status& status :
+       {first->item(0).status, second->item(0).status, queued->item(0).status, engine_->device_status()}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("it burns"));
+  }
+  EXPECT_EQ(first->code(1), absl::StatusCode::kOutOfRange);  // it had failed before
+  EXPECT_EQ(decodes.count(), 2);
 }
 
 }  // namespace

@@ -42,7 +42,8 @@ struct StepItem {
   // NOT_FOUND: no such sequence. INVALID_ARGUMENT: no such layer, a negative number, a missing pointer, or the sequence
   // comes twice in the step. OUT_OF_RANGE: position (of the query or of the tokens) above what the layer holds (named
   // in the message), or past max_tokens_per_sequence. FAILED_PRECONDITION: a token is stored at that position already
-  // and differs. RESOURCE_EXHAUSTED: no free page. CANCELLED, DEADLINE_EXCEEDED: see Step. UNAVAILABLE: the device
+  // and differs. RESOURCE_EXHAUSTED: no free page. UNIMPLEMENTED: options that the backend has not
+  // got. CANCELLED, DEADLINE_EXCEEDED: see Step. UNAVAILABLE: the device
   // failed. Unless it was the device that failed, an item that is not OK has stored nothing.
   absl::Status status;
   int64_t tokens_appended = 0;
@@ -56,8 +57,8 @@ struct Step {
   absl::Time deadline = absl::InfiniteFuture();  // a step still queued then gets DEADLINE_EXCEEDED on every item
   std::atomic<bool> cancelled{false};            // a step still queued gets CANCELLED on every item
 
-  // Called exactly once for each step that Submit took, on the device thread, after every item has its status. May
-  // delete the step. Must not block nor call Shutdown; Submit is fine.
+  // Called exactly once for each step that Submit took, on a thread of the engine's and never two at a time, after
+  // every item has its status. May delete the step. Must not block nor call Shutdown; Submit is fine.
   std::function<void()> done;
 
   // Filled by the engine.

@@ -128,4 +128,44 @@ absl::Status FakeBackend::Decode(std::span<const DecodeItem> items) {
   return absl::OkStatus();
 }
 
+absl::Status FakeBackend::BeginDecode(std::span<const DecodeItem> items) {
+  if (max_decodes_in_flight_ == 1) return Decode(items);
+  auto begun = std::make_unique<Begun>();
+  begun->items.assign(items.begin(), items.end());
+  begun->o.resize(items.size());
+  begun->lse.resize(items.size());
+  begun->statistics.resize(items.size());
+  std::vector<DecodeItem> now(items.begin(), items.end());
+  for (size_t i = 0; i < now.size(); ++i) {
+    begun->o[i].resize(static_cast<size_t>(layout_.num_query_heads) * layout_.head_dim);
+    begun->lse[i].resize(layout_.num_query_heads);
+    now[i].o = begun->o[i].data();
+    now[i].lse = begun->lse[i].data();
+    now[i].statistics = &begun->statistics[i];
+  }
+  if (absl::Status status = Decode(now); !status.ok()) return status;
+  const std::lock_guard<std::mutex> lock(begun_mutex_);
+  begun_.push_back(std::move(begun));
+  return absl::OkStatus();
+}
+
+absl::Status FakeBackend::AwaitDecode(double* device_seconds) {
+  if (max_decodes_in_flight_ == 1) return absl::OkStatus();
+  std::unique_ptr<Begun> begun;
+  {
+    const std::lock_guard<std::mutex> lock(begun_mutex_);
+    begun = std::move(begun_.front());
+    begun_.pop_front();
+  }
+  if (absl::Status status = Meet(Call::kAwaitDecode); !status.ok()) return status;
+  *device_seconds = 0.25;
+  for (size_t i = 0; i < begun->items.size(); ++i) {
+    const DecodeItem& item = begun->items[i];
+    std::copy(begun->o[i].begin(), begun->o[i].end(), static_cast<float*>(item.o));
+    std::copy(begun->lse[i].begin(), begun->lse[i].end(), item.lse);
+    if (item.statistics != nullptr) *item.statistics = begun->statistics[i];
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace santa

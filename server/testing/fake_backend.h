@@ -3,7 +3,10 @@
 #define SANTA_SERVER_TESTING_FAKE_BACKEND_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -20,15 +23,19 @@ namespace santa {
 // natural log of their number, whatever q and the other options are. o is written as fp32 whatever io_dtype says, which
 // must therefore be kFloat32. Pages start out as NaN.
 //
-// As single threaded as any backend; but the hook may be used to meet the device thread at a call.
+// As single threaded as any backend, AwaitDecode apart; but the hook may be used to meet the device thread at a call.
 class FakeBackend : public Backend {
  public:
-  enum class Call { kAppend, kCompare, kCopyPages, kDecode };
+  enum class Call { kAppend, kCompare, kCopyPages, kDecode, kAwaitDecode };
 
   FakeBackend(const KvLayout& layout, int32_t num_pages);
 
   // Runs at the start of every call, before it touches the cache; when it returns an error, so does the call.
   void set_hook(std::function<absl::Status(Call)> hook) { hook_ = std::move(hook); }
+
+  // More than 1: BeginDecode computes, and AwaitDecode, which meets the hook too, writes the outputs. Not later than
+  // the first call.
+  void set_max_decodes_in_flight(int number) { max_decodes_in_flight_ = number; }
 
   // K row, or V row, of a token: D values.
   std::span<const float> Row(int32_t layer, int32_t page, bool value, int32_t kv_head, int32_t slot) const;
@@ -41,8 +48,17 @@ class FakeBackend : public Backend {
   absl::Status Compare(std::span<const KvAppend> appends, std::span<bool> matches) override;
   absl::Status CopyPages(std::span<const PageCopy> copies) override;
   absl::Status Decode(std::span<const DecodeItem> items) override;
+  absl::Status BeginDecode(std::span<const DecodeItem> items) override;
+  absl::Status AwaitDecode(double* device_seconds) override;
+  int max_decodes_in_flight() const override { return max_decodes_in_flight_; }
 
  private:
+  // A decode that was begun: its outputs, and where they are to go.
+  struct Begun {
+    std::vector<DecodeItem> items;
+    std::vector<std::vector<float>> o, lse;
+    std::vector<DecodeStatistics> statistics;
+  };
   size_t Offset(int32_t layer, int32_t page, bool value, int32_t kv_head, int32_t slot) const;
   // Calls visit(offset in the cache, source row, its dtype) for each row of an append.
   template <typename Visit>
@@ -53,6 +69,9 @@ class FakeBackend : public Backend {
   const int32_t num_pages_;
   std::vector<float> cache_;  // [layer][page][K|V][kv_head][slot][D]
   std::function<absl::Status(Call)> hook_;
+  int max_decodes_in_flight_ = 1;
+  std::mutex begun_mutex_;
+  std::deque<std::unique_ptr<Begun>> begun_;
 };
 
 }  // namespace santa
