@@ -45,6 +45,7 @@ const RowKernels* TableOf(DType dtype) {
     case DType::kBFloat16:
       return Table<Bf16Row>();
     case DType::kFloat16:
+    case DType::kFloat8E4M3:  // MakeCpuBackend refuses it
       break;
   }
   return Table<Fp16Row>();
