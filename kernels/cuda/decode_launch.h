@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/cuda/work_unit.h"
 
 namespace santa::cuda {
 
@@ -27,7 +28,6 @@ struct DeviceItem {
   int32_t begin = 0, end = 0;  // visible tokens
   int32_t first_split = 0;     // index of the item's first split in the launch's partial results
   int32_t num_splits = 0;
-  int32_t split_tokens = 0;  // tokens of a split, a multiple of 256; splits lie at absolute multiples of it
   int32_t layer_index = 0;
   uint32_t sample_count = 0;      // 0: EXACT
   float scale = 0, soft_cap = 0;  // in natural units; soft_cap 0: none
@@ -37,7 +37,7 @@ struct DeviceItem {
 // One launch over any number of items of one cache.
 struct DecodeLaunch {
   const DeviceItem* items = nullptr;
-  const int2* work = nullptr;  // [num_work]: (item, split counted from the item's first)
+  const WorkUnit* work = nullptr;  // [num_work]
   int32_t num_work = 0;
   float* partial_o = nullptr;         // [splits][H_kv][G][D]
   float2* partial_max_sum = nullptr;  // [splits][H_kv][G]: largest score (log2 units), sum of exp2(score - largest)

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/cuda/work_unit.h"
 
 namespace santa::cuda {
 
@@ -18,21 +19,33 @@ enum class Kernel : uint8_t {
 };
 inline constexpr int kNumKernels = 3;
 
-// One item, cut. Splits lie at absolute multiples of split_tokens.
+// Where an item's visible tokens are cut: long splits, then short ones, at absolute multiples of their lengths. Long
+// ones cost least; the short ones, taken up last, let all multiprocessors end at about the same time.
+struct Splits {
+  int32_t begin = 0, end = 0;  // visible tokens
+  int32_t long_tokens = 0, short_tokens = 0;
+  int32_t num_long = 0;
+  int32_t count = 0;
+
+  // Tokens of split i in [0, count).
+  int32_t BeginOf(int32_t i) const;
+  int32_t EndOf(int32_t i) const;
+};
+
+// Splits depend on the kernel and the visible tokens [begin, end) alone, so that an item's answer is the same bit for
+// bit in every batch. A short item is cut finely, or one head of one item would keep one multiprocessor busy while the
+// others wait.
+Splits CutSplits(Kernel kernel, int32_t begin, int32_t end);
+
+// One item, cut.
 struct ItemPlan {
   Kernel kernel = Kernel::kExact;
   int32_t begin = 0, end = 0;  // visible tokens
-  int32_t split_tokens = 0;
-  int32_t num_splits = 0;
+  Splits splits;
   uint32_t sample_count = 0;  // 0: exact
 
   int32_t visible() const { return end - begin; }
 };
-
-// Tokens of a split: a multiple of 256 that depends on the item's visible tokens [begin, end) alone, so that its answer
-// is the same bit for bit in every batch. A short item is cut finely, or one head of one item would keep one
-// multiprocessor busy while the others wait; a long one coarsely, for fewer partial results to merge.
-int32_t SplitTokens(int64_t visible);
 
 // The plan of a valid item.
 ItemPlan PlanItem(const DecodeItem& item);
@@ -43,14 +56,8 @@ struct WorkRange {
   int32_t count = 0;
 };
 
-// One split of one item; laid out as int2.
-struct WorkUnit {
-  int32_t item = 0;
-  int32_t split = 0;  // counted from the item's first
-};
-
 // Writes every split of every item to `work`, which has room for them: the kernels one after another, and for each the
-// longest splits, then the longest items, first, so that no long split starts when the others have ended. Reuses
+// long splits, then the longest items, first, so that no long split starts when the others have ended. Reuses
 // `order`. ranges: [kNumKernels].
 void OrderWork(std::span<const ItemPlan> plans, std::vector<int32_t>& order, WorkUnit* work,
                std::span<WorkRange, kNumKernels> ranges);

@@ -11,23 +11,36 @@ namespace santa::cuda {
 namespace {
 
 TEST(DecodePlanTest, SplitsGrowWithTheVisibleTokens) {
-  const std::pair<int64_t, int32_t> cases[] = {{1, 256},       {512, 256},      {4096, 256},    {4097, 512},
-                                               {8192, 512},    {8193, 1024},    {32768, 1024},  {131072, 1024},
-                                               {131073, 2048}, {1 << 20, 2048}, {1 << 30, 2048}};
-  for (const auto& [visible, tokens] : cases) EXPECT_EQ(SplitTokens(visible), tokens) << visible;
+  int32_t exact = 0, tiles = 0;
+  for (const int32_t visible : {1, 512, 4096, 4097, 8193, 32768, 131072, 1 << 20, 1 << 30}) {
+    EXPECT_GE(CutSplits(Kernel::kExact, 0, visible).long_tokens, exact);
+    EXPECT_GE(CutSplits(Kernel::kS2antaFlash, 0, visible).long_tokens, tiles);
+    exact = CutSplits(Kernel::kExact, 0, visible).long_tokens;
+    tiles = CutSplits(Kernel::kS2antaFlash, 0, visible).long_tokens;
+  }
 }
 
 TEST(DecodePlanTest, SplitsCoverTheVisibleTokensAndNoMore) {
   for (const int64_t tokens : {1, 255, 256, 257, 4096, 5000, 70000, 200001}) {
     for (const uint32_t window : {0u, 1u, 300u, 4097u, 250000u}) {
-      const ItemPlan plan = PlanItem({.num_tokens = tokens, .options = {.window = window}});
-      EXPECT_EQ(plan.end, tokens);
-      EXPECT_EQ(plan.visible(), window == 0 || window > tokens ? tokens : window);
-      EXPECT_EQ(plan.split_tokens % 256, 0);
-      const int32_t first = plan.begin / plan.split_tokens;
-      EXPECT_GT((first + 1) * plan.split_tokens, plan.begin);
-      EXPECT_GE((first + plan.num_splits) * plan.split_tokens, plan.end);
-      EXPECT_LT((first + plan.num_splits - 1) * plan.split_tokens, plan.end);
+      for (const Kernel kernel : {Kernel::kExact, Kernel::kS2antaFlash, Kernel::kStoredScores}) {
+        const ItemPlan plan = PlanItem({.num_tokens = tokens, .options = {.window = window}});
+        EXPECT_EQ(plan.end, tokens);
+        EXPECT_EQ(plan.visible(), window == 0 || window > tokens ? tokens : window);
+        const Splits splits = CutSplits(kernel, plan.begin, plan.end);
+        EXPECT_EQ(splits.BeginOf(0), plan.begin);
+        EXPECT_EQ(splits.EndOf(splits.count - 1), plan.end);
+        EXPECT_LE(splits.num_long, splits.count);
+        for (int32_t i = 0; i < splits.count; ++i) {
+          EXPECT_LT(splits.BeginOf(i), splits.EndOf(i));
+          EXPECT_LE(splits.EndOf(i) - splits.BeginOf(i),
+                    i < splits.num_long ? splits.long_tokens : splits.short_tokens);
+          if (i > 0) {
+            EXPECT_EQ(splits.EndOf(i - 1), splits.BeginOf(i));
+            EXPECT_EQ(splits.BeginOf(i) % (kernel == Kernel::kExact ? 16 : 256), 0);
+          }
+        }
+      }
     }
   }
 }
@@ -55,7 +68,7 @@ TEST(DecodePlanTest, WorkHasEverySplitOnceLongItemsFirst) {
     plans.push_back(PlanItem({.num_tokens = tokens, .options = flash}));
   }
   int32_t splits = 0;
-  for (const ItemPlan& plan : plans) splits += plan.num_splits;
+  for (const ItemPlan& plan : plans) splits += plan.splits.count;
   std::vector<WorkUnit> work(splits);
   std::vector<int32_t> order;
   std::array<WorkRange, kNumKernels> ranges;
@@ -68,9 +81,11 @@ TEST(DecodePlanTest, WorkHasEverySplitOnceLongItemsFirst) {
     for (int32_t i = range.first; i < range.first + range.count; ++i) {
       const ItemPlan& plan = plans[work[i].item];
       EXPECT_EQ(static_cast<int>(plan.kernel), kernel);
-      EXPECT_LT(work[i].split, plan.num_splits);
+      EXPECT_LT(work[i].split, plan.splits.count);
+      EXPECT_EQ(work[i].begin, plan.splits.BeginOf(work[i].split));
+      EXPECT_EQ(work[i].end, plan.splits.EndOf(work[i].split));
       EXPECT_TRUE(seen.insert({work[i].item, work[i].split}).second);
-      if (i > range.first) {
+      if (i > range.first && work[i].split < plan.splits.num_long) {
         EXPECT_GE(plans[work[i - 1].item].visible(), plan.visible());
       }
     }

@@ -122,7 +122,7 @@ std::vector<Answer> RunStep(const Problem& problem, LaunchFunction launch_functi
   DeviceVector<float2> partial_max_sum(std::vector<float2>(items * num_splits * heads, float2{NAN, NAN}));
   DeviceVector<unsigned> tickets(std::vector<unsigned>(items * step.num_kv_heads, 0));
   std::vector<DeviceItem> host_items;
-  std::vector<int2> work;
+  std::vector<WorkUnit> work;
   for (size_t i = 0; i < items; ++i) {
     host_items.push_back({.layer = pool.get(),
                           .page_table = page_table.get(),
@@ -138,16 +138,19 @@ std::vector<Answer> RunStep(const Problem& problem, LaunchFunction launch_functi
                           .end = static_cast<int32_t>(step.num_tokens),
                           .first_split = static_cast<int32_t>(i) * num_splits,
                           .num_splits = num_splits,
-                          .split_tokens = kSplitTokens,
                           .layer_index = 0,
                           .sample_count = step.options.sample_count,
                           .scale = step.options.scale,
                           .soft_cap = step.options.soft_cap,
                           .io_dtype = DType::kFloat32});
-    for (int split = 0; split < num_splits; ++split) work.push_back({static_cast<int>(i), split});
+    for (int split = 0; split < num_splits; ++split) {
+      const auto from = std::max<int64_t>(begin, (first_split + split) * kSplitTokens);
+      const auto to = std::min<int64_t>(step.num_tokens, (first_split + split + 1) * kSplitTokens);
+      work.push_back({static_cast<int>(i), split, static_cast<int>(from), static_cast<int>(to)});
+    }
   }
   DeviceVector<DeviceItem> device_items(host_items);
-  DeviceVector<int2> device_work(work);
+  DeviceVector<WorkUnit> device_work(work);
   const DecodeLaunch launch{.items = device_items.get(),
                             .work = device_work.get(),
                             .num_work = static_cast<int32_t>(work.size()),
@@ -246,8 +249,8 @@ TEST_F(DecodeTest, S2antaFlashHasTheEstimatorsMeanAndVariance) {
 TEST_F(DecodeTest, UnsupportedShapesAreRefused) {
   EXPECT_EQ(LaunchExact({.group_size = 17, .head_dim = 128, .dtype = DType::kBFloat16}, nullptr),
             cudaErrorNotSupported);
-  EXPECT_EQ(LaunchExact({.group_size = 4, .head_dim = 96, .dtype = DType::kBFloat16}, nullptr), cudaErrorNotSupported);
-  EXPECT_EQ(LaunchS2antaFlash({.group_size = 9, .head_dim = 128, .dtype = DType::kFloat16}, nullptr),
+  EXPECT_EQ(LaunchExact({.group_size = 4, .head_dim = 80, .dtype = DType::kBFloat16}, nullptr), cudaErrorNotSupported);
+  EXPECT_EQ(LaunchS2antaFlash({.group_size = 17, .head_dim = 128, .dtype = DType::kFloat16}, nullptr),
             cudaErrorNotSupported);
 }
 

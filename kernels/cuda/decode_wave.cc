@@ -16,8 +16,6 @@
 namespace santa::cuda {
 namespace {
 
-static_assert(sizeof(WorkUnit) == sizeof(int2));
-
 constexpr int64_t kMaxItems = 256;
 constexpr int64_t kQueryBytes = int64_t{64} << 20;     // of a wave's queries
 constexpr int64_t kPartialBytes = int64_t{128} << 20;  // of a wave's partial results
@@ -40,8 +38,7 @@ WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
   const int64_t numbers = static_cast<int64_t>(layout.num_query_heads) * layout.head_dim;
   const int64_t most_tokens =
       std::min<int64_t>(static_cast<int64_t>(num_pages) * layout.page_size, std::numeric_limits<int32_t>::max());
-  // The shortest splits that so many tokens can have, and those of the shorter items whose splits are shorter still.
-  const int64_t one_item = std::max<int64_t>(most_tokens / 2048, 131072 / 1024) + 2;
+  const int64_t one_item = CutSplits(Kernel::kExact, 0, static_cast<int32_t>(most_tokens)).count + 128;
   const int64_t affordable = kPartialBytes / (numbers * 4 + layout.num_query_heads * 8);
   const int64_t items = std::clamp<int64_t>(kQueryBytes / (numbers * 4), 1, kMaxItems);
   return {.items = static_cast<int32_t>(items),
@@ -122,7 +119,7 @@ size_t DecodeWave::PlanItems(std::span<const DecodeItem> items) {
   for (const DecodeItem& item : items) {
     if (plans_.size() == static_cast<size_t>(limits_.items)) break;
     const ItemPlan plan = PlanItem(item);
-    splits += plan.num_splits;
+    splits += plan.splits.count;
     entries += SliceOf(plan, layout_.page_size).count;
     if (splits > limits_.splits || entries > limits_.table_entries) break;
     plans_.push_back(plan);
@@ -139,7 +136,7 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
   converts_queries_ = false;
   for (size_t i = 0; i < items.size(); ++i) {
     const DecodeItem& item = items[i];
-    splits += plans_[i].num_splits;
+    splits += plans_[i].splits.count;
     entries += (SliceOf(plans_[i], layout_.page_size).count + 3) / 4 * 4;
     const size_t bytes = query_bytes(item.io_dtype);
     converts_queries_ |= item.io_dtype != QueryType(layout_.dtype);
@@ -192,8 +189,7 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
         .begin = plan.begin,
         .end = plan.end,
         .first_split = first_split,
-        .num_splits = plan.num_splits,
-        .split_tokens = plan.split_tokens,
+        .num_splits = plan.splits.count,
         .layer_index = item.layer,
         .sample_count = plan.sample_count,
         .scale = sampling::EffectiveScale(item.options.scale, layout_.head_dim),
@@ -208,7 +204,7 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
                           .kv_bytes_read = (counts ? 1 : 2) * rows * row_bytes,
                           .dense_kv_bytes = 2 * rows * row_bytes};
     }
-    first_split += plan.num_splits;
+    first_split += plan.splits.count;
     table_at += (slice.count + 3) / 4 * 4 * sizeof(int32_t);
     query_at += (query_bytes(item.io_dtype) + 15) / 16 * 16;
   }
@@ -247,7 +243,7 @@ absl::Status DecodeWave::Queue(const DecodeScratch& scratch, cudaStream_t stream
   launch.items = items;
   const auto of = [&](Kernel kernel) {
     const WorkRange range = ranges_[static_cast<size_t>(kernel)];
-    launch.work = reinterpret_cast<const int2*>(device_at(work_at_)) + range.first;
+    launch.work = reinterpret_cast<const WorkUnit*>(device_at(work_at_)) + range.first;
     launch.num_work = range.count;
     return range.count > 0;
   };

@@ -1,20 +1,34 @@
 // EXACT: paged split-KV decode attention (flash-decoding with a log-sum-exp merge), reading each byte of K and V once.
 //
-// Grid: (work, key/value head): one block for each split of each item. A split is a run of tokens whose bounds depend
-// on the item's own visible tokens alone. Each warp takes every kWarps-th group of 16 tokens, with the next K and V
-// rows on their way into registers while it computes.
+// Grid: (key/value head, work): one block for each split of each item. A split is a run of tokens whose bounds depend
+// on the item's own visible tokens alone. Each warp takes every kWarps-th slab of 16 tokens and has a ring of slabs of
+// its own, K and V in turn, that asynchronous copies fill ahead of it: no barrier ties the warps together before the
+// merge.
 #include "kernels/cuda/exact.h"
 
+#include <algorithm>
+
 #include "kernels/cuda/cache_view.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/split_merge.cuh"
-#include "kernels/cuda/warp_attention.cuh"
 
 namespace santa::cuda {
 namespace {
 
 constexpr int kWarps = 4;
+constexpr int kStride = kWarps * kSlabRows;  // tokens between a warp's slabs
 
-// Turns scores into weights exp2(s - max), after raising max (and scaling what was summed) where a score exceeds it.
+#ifndef SANTA_RING_BYTES
+#define SANTA_RING_BYTES 16384
+#endif
+// Slabs of a warp's ring: 16 KiB in flight, so that three blocks fill a multiprocessor's shared memory.
+template <typename Kv, int D>
+constexpr int kSlabs = std::max(3, std::min(12, SANTA_RING_BYTES / Slab<Kv, D>::kBytes));
+
+template <typename Kv, int D>
+constexpr int kSharedBytes = std::max<int>(kWarps* kSlabs<Kv, D>* Slab<Kv, D>::kBytes, sizeof(WarpResults<D, kWarps>));
+
+// Turns scores into weights 2^(s - max), after raising max (and scaling what was summed) where a score exceeds it.
 template <int D>
 __device__ __forceinline__ void Weigh(float (&s)[4], RunningSoftmax& softmax, OutputFragment<D>& out) {
   float raised[2] = {fmaxf(s[0], s[2]), fmaxf(s[1], s[3])};
@@ -28,95 +42,143 @@ __device__ __forceinline__ void Weigh(float (&s)[4], RunningSoftmax& softmax, Ou
       softmax.max[h] = raised[h];
       softmax.sum[h] *= factor;
 #pragma unroll
-      for (int j = 0; j < ValueFragment<D>::kSteps; ++j) {
-#pragma unroll
-        for (int b = 0; b < 4; ++b) {
-          out.o[j][b][h] *= factor;
-          out.o[j][b][h + 2] *= factor;
-        }
+      for (int j = 0; j < D / 16; ++j) {
+        out.o[j][h] *= factor;
+        out.o[j][h + 2] *= factor;
       }
     }
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    s[i] = Rescale(s[i], softmax.max[i & 1]);
+    s[i] = Exp2(s[i] - softmax.max[i & 1]);
     softmax.sum[i & 1] += s[i];
   }
 }
 
-template <typename T, int D, int kHeadBlocks>
-__global__ void __launch_bounds__(32 * kWarps) ExactKernel(const __grid_constant__ DecodeLaunch launch) {
-  __shared__ WarpResults<D, kWarps> shared;
-  const int2 work = launch.work[blockIdx.x];
-  const DeviceItem& item = launch.items[work.x];
-  const int kv_head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4;
-  constexpr int kStride = kWarps * kWarpTokens;
+// A warp's loads, ahead of its products: slab after slab, K and V of a group of 16 tokens in turn.
+template <typename Kv, int D>
+struct Loader {
+  const CacheView<Kv, D>& view;
+  uint32_t ring;
+  int lane;
+  int token;  // of the next slab
+  int32_t page;
+  const uint8_t* rows = nullptr;  // K of the group whose V comes next
+  int slot = 0;
 
-  const CacheView<D> view(launch, item, work.y, kv_head);
-  RowFragment<D> q[kHeadBlocks];
+  __device__ __forceinline__ void Keys() {
+    if (token < view.end) {
+      rows = view.Row(page, token);
+      page = view.PageOf(token + kStride);
+      CopySlab(ring + slot, view, rows, token, lane);
+    }
+    Close();
+  }
+  __device__ __forceinline__ void Values() {
+    if (token < view.end) CopySlab(ring + slot, view, rows + view.value_offset, token, lane);
+    token += kStride;
+    Close();
+  }
+
+ private:
+  __device__ __forceinline__ void Close() {
+    CommitCopies();
+    slot += Slab<Kv, D>::kBytes;
+    if (slot == kSlabs<Kv, D> * Slab<Kv, D>::kBytes) slot = 0;
+  }
+};
+
+template <typename Kv, int D, int kBlocks>
+__global__ void __launch_bounds__(32 * kWarps, 2) ExactKernel(const __grid_constant__ DecodeLaunch launch) {
+  extern __shared__ __align__(1024) unsigned char bytes[];
+  constexpr int kRing = kSlabs<Kv, D> * Slab<Kv, D>::kBytes;
+  constexpr int kWait = kSlabs<Kv, D> - 1;
+  const WorkUnit work = launch.work[blockIdx.y];
+  const DeviceItem& item = launch.items[work.item];
+  const int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4;
+
+  const CacheView<Kv, D> view(launch, item, work, kv_head);
+  const uint32_t ring = SharedAddress(bytes) + warp * kRing;
+  const int first = view.begin / kSlabRows * kSlabRows + warp * kSlabRows;
+  Loader<Kv, D> loader{view, ring, lane, first, view.PageOf(first)};
+  WaitForEarlierKernel();  // what was read up to here came from the host
 #pragma unroll
-  for (int block = 0; block < kHeadBlocks; ++block) LoadQueries<D>(q[block], launch, item, kv_head, block, lane);
+  for (int i = 0; i < kSlabs<Kv, D>; ++i) {
+    if (i % 2 == 0) {
+      loader.Keys();
+    } else {
+      loader.Values();
+    }
+  }
+  QueryFragment<D> q[kBlocks];
+  LoadQueries<Kv, D, kBlocks>(q, launch, item, kv_head, lane);
+  const Scorer scorer(item, kv_head);
 
-  RunningSoftmax softmax[kHeadBlocks];
-  OutputFragment<D> out[kHeadBlocks] = {};
-  RowFragment<D> k[2];
-  ValueFragment<D> v;
-  int token = view.begin / kWarpTokens * kWarpTokens + warp * kWarpTokens;
-  const uint16_t* group = view.Group(token);
-  LoadKeys<D>(k, view, group, token, lane);
-  LoadValues<D>(v, view, group, token, lane);
-  group = view.Group(token + kStride);
+  RunningSoftmax softmax[kBlocks];
+  OutputFragment<D> out[kBlocks] = {};
+  int slot = 0;
+  const auto next_slot = [&] {
+    slot += Slab<Kv, D>::kBytes;
+    if (slot == kRing) slot = 0;
+  };
 #pragma unroll 1
-  for (; token < view.end; token += kStride) {
-    float s[kHeadBlocks][4];
+  for (int token = first; token < view.end; token += kStride) {
+    float s[kBlocks][4];
+    WaitCopies<kWait>();
+    Scores<Kv, D, kBlocks>(s, ring + slot, q, lane);
+    next_slot();
+    __syncwarp();
+    if constexpr (kSlabs<Kv, D> % 2 == 0) {
+      loader.Keys();
+    } else {
+      loader.Values();
+    }
+    WeightFragment p[kBlocks];
 #pragma unroll
-    for (int block = 0; block < kHeadBlocks; ++block) Scores<T, D>(s[block], k[0], k[1], q[block]);
-    LoadKeys<D>(k, view, group, token + kStride, lane);
-#pragma unroll
-    for (int block = 0; block < kHeadBlocks; ++block) {
+    for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        s[block][i] = view.visible(token + r + 4 * (i & 2)) ? Log2Score(s[block][i], item) : kNegativeInfinity;
+        s[block][i] = view.visible(token + r + 4 * (i & 2)) ? scorer(s[block][i]) : kNegativeInfinity;
       }
       Weigh<D>(s[block], softmax[block], out[block]);
-      Accumulate<T, D>(out[block], v, Transpose8x8(Pack<T>(s[block][0], s[block][1])),
-                       Transpose8x8(Pack<T>(s[block][2], s[block][3])));
+      p[block] = {Transpose8x8(Pack<Compute<Kv>>(s[block][0], s[block][1])),
+                  Transpose8x8(Pack<Compute<Kv>>(s[block][2], s[block][3]))};
     }
-    LoadValues<D>(v, view, group, token + kStride, lane);
-    group = view.Group(token + 2 * kStride);
+    WaitCopies<kWait>();
+    Accumulate<Kv, D, kBlocks>(out, ring + slot, p, lane);
+    next_slot();
+    __syncwarp();
+    if constexpr (kSlabs<Kv, D> % 2 == 0) {
+      loader.Values();
+    } else {
+      loader.Keys();
+    }
   }
 
-  const size_t partial = static_cast<size_t>(item.first_split + work.y) * launch.num_kv_heads + kv_head;
+  WaitCopies<0>();
+  LetLaterKernelStart();
+  auto& results = *reinterpret_cast<WarpResults<D, kWarps>*>(bytes);
 #pragma unroll
-  for (int block = 0; block < kHeadBlocks; ++block) {
-    MergeWarps<D, kWarps>(shared, out[block], softmax[block], launch, partial, block);
+  for (int block = 0; block < kBlocks; ++block) {
+    MergeWarps<Kv, D, kWarps>(results, out[block], softmax[block], launch, item, work.split, kv_head, block);
   }
-  MergeSplits<D>(launch, item, work.x, kv_head);
+  MergeSplits<D, kSharedBytes<Kv, D>>(bytes, launch, item, work.item, kv_head);
 }
 
-template <typename T, int D>
-cudaError_t Launch(const DecodeLaunch& launch, cudaStream_t stream) {
-  const dim3 grid(launch.num_work, launch.num_kv_heads);
-  if (launch.group_size <= 8) {
-    ExactKernel<T, D, 1><<<grid, 32 * kWarps, 0, stream>>>(launch);
-  } else {
-    ExactKernel<T, D, 2><<<grid, 32 * kWarps, 0, stream>>>(launch);
+struct Launcher {
+  const DecodeLaunch& launch;
+  cudaStream_t stream;
+
+  template <typename Kv, int D, int kBlocks>
+  cudaError_t Run() const {
+    return LaunchDecode(ExactKernel<Kv, D, kBlocks>, launch, 32 * kWarps, kSharedBytes<Kv, D>, stream);
   }
-  return cudaGetLastError();
-}
+};
 
 }  // namespace
 
 cudaError_t LaunchExact(const DecodeLaunch& launch, cudaStream_t stream) {
-  if (launch.head_dim != 128 || launch.group_size > kMaxGroup) return cudaErrorNotSupported;
-  switch (launch.dtype) {
-    case DType::kBFloat16:
-      return Launch<__nv_bfloat16, 128>(launch, stream);
-    case DType::kFloat16:
-      return Launch<__half, 128>(launch, stream);
-    default:
-      return cudaErrorNotSupported;
-  }
+  return Dispatch(launch, Launcher{launch, stream});
 }
 
 }  // namespace santa::cuda

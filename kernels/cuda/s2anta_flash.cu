@@ -1,264 +1,172 @@
 // S2ANTA_FLASH (arXiv 2605.01910): one pass; each tile of 256 tokens has a fixed budget of draws, systematic on the
 // tile's own softmax.
 //
-// Grid: (work, key/value head), as for EXACT. One warp does a whole tile by itself: the scores of its 256 tokens for
+// Grid: (key/value head, work), as for EXACT. One warp does a whole tile by itself: the scores of its 256 tokens for
 // every head of the group, the draws, and the gather of the union of the drawn value rows, each read once for the
-// group. No barrier ties the warps together, so that while one draws, the others keep the memory busy.
-#include "kernels/cuda/cache_view.cuh"
+// group. No barrier ties the warps together, and the K of a warp's next tile is on its way while it draws.
 #include "kernels/cuda/s2anta_flash.h"
+
+#include "kernels/cuda/cache_view.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/split_merge.cuh"
-#include "kernels/cuda/warp_attention.cuh"
-#include "kernels/sampling/draws.h"
-#include "kernels/sampling/mass.h"
+#include "kernels/cuda/tile_draws.cuh"
+#include "kernels/cuda/tile_gather.cuh"
+#include "kernels/cuda/tile_scores.cuh"
 #include "kernels/sampling/tile_budgets.h"
-#include "kernels/sampling/uniform.h"
 
 namespace santa::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kTile = sampling::kMinTileSize;
 
-// Column of a token in the tile's rows: a pad every 32 tokens keeps the lanes of one head in different banks.
-__device__ __forceinline__ int Column(int token) { return token + token / 32; }
+#ifndef SANTA_KEY_BYTES
+#define SANTA_KEY_BYTES 8192
+#define SANTA_VALUE_BYTES 4096
+#endif
+// Slabs of a warp's rings.
+template <typename Kv, int D>
+constexpr int kKeySlabs = SANTA_KEY_BYTES / Slab<Kv, D>::kBytes > 2 ? SANTA_KEY_BYTES / Slab<Kv, D>::kBytes : 2;
+template <typename Kv, int D>
+constexpr int kValueSlabs = SANTA_VALUE_BYTES / Slab<Kv, D>::kBytes > 1 ? SANTA_VALUE_BYTES / Slab<Kv, D>::kBytes : 1;
 
-// A warp's memory, for a group padded to kHeads = 1, 2, 4, 8 or 16 heads.
-template <int kHeads>
-struct TileMemory {
-  uint32_t value[kHeads][kTile + kTile / 32];  // scores (float bits, log2 units), then masses, then draw counts
-  uint8_t list[kTile];                         // tokens with a draw, ascending
-  float factor[kHeads];                        // the tile's mass against its own largest score, over its budget
-  float max[kHeads];                           // that largest score
+template <typename Kv, int D, int kHeads>
+struct alignas(128) WarpMemory {
+  uint8_t keys[kKeySlabs<Kv, D> * Slab<Kv, D>::kBytes];
+  uint8_t values[kValueSlabs<Kv, D> * Slab<Kv, D>::kBytes];
+  TileMemory<kHeads> tile;
 };
 
-// Scores of the tile's tokens; -inf where a token is invisible.
-template <typename T, int D, int kHeads, int kHeadBlocks>
-__device__ __forceinline__ void ScoreTile(TileMemory<kHeads>& memory, const CacheView<D>& view, const DeviceItem& item,
-                                          const RowFragment<D> (&q)[kHeadBlocks], int tile_begin, int lane) {
-  RowFragment<D> k[2];
-  LoadKeys<D>(k, view, view.Group(tile_begin), tile_begin, lane);
-  const uint16_t* group = view.Group(tile_begin + kWarpTokens);
-#pragma unroll 1
-  for (int offset = 0; offset < kTile; offset += kWarpTokens) {
-    float s[kHeadBlocks][4];
+template <typename Kv, int D, int kHeads>
+union Shared {
+  WarpMemory<Kv, D, kHeads> warp[kWarps];
+  WarpResults<D, kWarps> results;
+};
+
+// What a warp has summed: draw counts times value rows, in units that follow the tiles' weights.
+template <int D, int kBlocks>
+struct TileSums {
+  // A tile whose weight is below this part of what was summed before it is taken for that part: in fp32 it makes no
+  // difference, and no unit under- or overflows.
+  static constexpr float kLeastUnit = 0x1p-60f;
+
+  OutputFragment<D> out[kBlocks] = {};
+  RunningSoftmax softmax[kBlocks];
+  float unit[kBlocks][2];
+
+  // Makes room for a tile's counts: from here on one draw of a head counts mass / budget, in weights against `max`.
+  template <int kHeads>
+  __device__ __forceinline__ void Open(const TileMemory<kHeads>& memory, uint32_t budget, int lane) {
 #pragma unroll
-    for (int block = 0; block < kHeadBlocks; ++block) Scores<T, D>(s[block], k[0], k[1], q[block]);
-    if (offset + kWarpTokens < kTile) {
-      LoadKeys<D>(k, view, group, tile_begin + offset + kWarpTokens, lane);
-      group = view.Group(tile_begin + offset + 2 * kWarpTokens);
-    }
+    for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
-    for (int block = 0; block < kHeadBlocks; ++block) {
+      for (int h = 0; h < 2; ++h) {
+        const int head = min(8 * block + 2 * (lane % 4) + h, kHeads - 1);
+        float& max = softmax[block].max[h];
+        const float raised = fmaxf(max, memory.max[head]);
+        const float keep = Rescale(max, raised), mass = Exp2(memory.max[head] - raised) * memory.mass[head];
+        const float old_unit = keep == 0 ? 0.0f : keep * unit[block][h];
+        const float new_unit = fmaxf(mass / static_cast<float>(budget), old_unit * kLeastUnit);
+        const float factor = old_unit / new_unit;
+        max = raised;
+        unit[block][h] = new_unit;
+        softmax[block].sum[h] = softmax[block].sum[h] * keep + (lane / 4 == 0 ? mass : 0.0f);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int head = 8 * block + 2 * (lane % 4) + (i & 1), token = offset + lane / 4 + 4 * (i & 2);
-        if (head < kHeads) {
-          memory.value[head][Column(token)] =
-              __float_as_uint(view.visible(tile_begin + token) ? Log2Score(s[block][i], item) : kNegativeInfinity);
+        for (int j = 0; j < D / 16; ++j) {
+          out[block].o[j][h] *= factor;
+          out[block].o[j][h + 2] *= factor;
         }
       }
     }
   }
-  __syncwarp();
-}
 
-// Turns scores into draw counts. Each head has 32 / kHeads lanes, each with a run of the tile's tokens.
-template <int kHeads>
-__device__ __forceinline__ void DrawTile(TileMemory<kHeads>& memory, const DeviceItem& item, int first_head,
-                                         int group_size, uint32_t budget, int tile, int lane) {
-  constexpr int kLanes = 32 / kHeads, kRun = kTile / kLanes;
-  const int head = lane / kLanes, part = lane % kLanes;
-  uint32_t* row = memory.value[head] + Column(part * kRun);
-  float max = kNegativeInfinity;
-#pragma unroll 8
-  for (int i = 0; i < kRun; ++i) max = fmaxf(max, __uint_as_float(row[Column(i)]));
+  // Brings the sums to weights against softmax.max.
+  __device__ __forceinline__ void Close() {
 #pragma unroll
-  for (int step = 1; step < kLanes; step *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
-
-  uint64_t sum = 0;
-#pragma unroll 8
-  for (int i = 0; i < kRun; ++i) {
-    const uint32_t mass = sampling::RowMass(exp2f(__uint_as_float(row[Column(i)]) - max));
-    row[Column(i)] = mass;
-    sum += mass;
-  }
-  uint64_t through = sum;  // of this lane's run and those before it
+    for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
-  for (int step = 1; step < kLanes; step *= 2) {
-    const uint64_t other = __shfl_up_sync(~0u, through, step, kLanes);
-    if (part >= step) through += other;
-  }
-  const uint64_t total = __shfl_sync(~0u, through, kLanes - 1, kLanes);
-
-  const sampling::DrawGrid grid = sampling::MakeDrawGrid(total, budget);
-  const sampling::RandomStream stream =
-      sampling::MakeRandomStream(item.seed, item.sampling_key, item.layer_index, item.position, first_head + head);
-  const uint64_t offset = sampling::UniformBelow(sampling::Random64(stream, sampling::Purpose::kTile, tile), total);
-  uint64_t cumulative = through - sum;
-  sampling::SystematicCursor cursor(grid, offset, sampling::SystematicDrawsBelow(grid, cumulative, offset));
-  const bool real = head < group_size;
-#pragma unroll 4
-  for (int i = 0; i < kRun; ++i) {
-    cumulative += row[Column(i)];
-    uint32_t count = 0;
-    for (; cursor.position() < cumulative; cursor.Advance()) ++count;
-    row[Column(i)] = real ? count : 0;
-  }
-  if (part == 0) {
-    memory.max[head] = max;
-    memory.factor[head] = static_cast<float>(static_cast<double>(total) / sampling::kMassOne / budget);
-  }
-  __syncwarp();
-}
-
-// Lists the tokens that some head drew; how many.
-template <int kHeads>
-__device__ __forceinline__ int ListDrawn(TileMemory<kHeads>& memory, int lane) {
-  int listed = 0;
+      for (int j = 0; j < D / 16; ++j) {
 #pragma unroll
-  for (int block = 0; block < kTile; block += 32) {
-    uint32_t drawn = 0;
-#pragma unroll
-    for (int head = 0; head < kHeads; ++head) drawn |= memory.value[head][Column(block + lane)];
-    const uint32_t ballot = __ballot_sync(~0u, drawn != 0);
-    if (drawn) memory.list[listed + __popc(ballot & ((1u << lane) - 1))] = block + lane;
-    listed += __popc(ballot);
-  }
-  __syncwarp();
-  return listed;
-}
-
-template <int D>
-__device__ __forceinline__ void LoadListed(ValueFragment<D>& v, const CacheView<D>& view, const uint8_t* list,
-                                           int listed, int at, int tile_begin, int lane) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int index = at + ValueToken(lane, i);
-    LoadValueRow<D>(v, i, index < listed ? view.Row(tile_begin + list[index]) + view.value_offset : nullptr, lane);
-  }
-}
-
-// Sums the listed value rows by their draw counts and adds the tile to the warp's running result.
-template <typename T, int D, int kHeads>
-__device__ __forceinline__ void GatherTile(const TileMemory<kHeads>& memory, const CacheView<D>& view, int listed,
-                                           int tile_begin, int block, OutputFragment<D>& out, RunningSoftmax& softmax,
-                                           uint32_t budget, int lane) {
-  const int r = lane / 4, c = lane % 4, head = 8 * block + r;
-  OutputFragment<D> tile = {};
-  ValueFragment<D> v;
-  LoadListed<D>(v, view, memory.list, listed, 0, tile_begin, lane);
-#pragma unroll 1
-  for (int at = 0; at < listed; at += kWarpTokens) {
-    ValueFragment<D> next;
-    LoadListed<D>(next, view, memory.list, listed, at + kWarpTokens, tile_begin, lane);
-    float count[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int index = at + ValueToken(lane, i);
-      count[i] = index < listed && head < kHeads ? memory.value[head][Column(memory.list[index])] : 0;
-    }
-    Accumulate<T, D>(tile, v, Pack<T>(count[0], count[1]), Pack<T>(count[2], count[3]));  // counts to 256 are exact
-    v = next;
-  }
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int column_head = 8 * block + 2 * c + h;
-    const float tile_max = column_head < kHeads ? memory.max[column_head] : 0;
-    const float factor = column_head < kHeads ? memory.factor[column_head] : 0;
-    const float max = fmaxf(softmax.max[h], tile_max);
-    const float keep = Rescale(softmax.max[h], max), add = Rescale(tile_max, max) * factor;
-    softmax.max[h] = max;
-    softmax.sum[h] = softmax.sum[h] * keep + (r == 0 ? add * budget : 0);
-#pragma unroll
-    for (int j = 0; j < ValueFragment<D>::kSteps; ++j) {
-#pragma unroll
-      for (int b = 0; b < 4; ++b) {
-        out.o[j][b][h] = out.o[j][b][h] * keep + tile.o[j][b][h] * add;
-        out.o[j][b][h + 2] = out.o[j][b][h + 2] * keep + tile.o[j][b][h + 2] * add;
+        for (int i = 0; i < 4; ++i) {
+          const bool any = softmax[block].max[i & 1] != kNegativeInfinity;
+          out[block].o[j][i] = any ? out[block].o[j][i] * unit[block][i & 1] : 0.0f;
+        }
       }
     }
   }
-}
+};
 
-template <typename T, int D, int kHeads>
-__global__ void __launch_bounds__(32 * kWarps, 3) S2antaFlashKernel(const __grid_constant__ DecodeLaunch launch) {
-  constexpr int kHeadBlocks = kHeads > 8 ? 2 : 1;
-  union Shared {
-    TileMemory<kHeads> tile[kWarps];
-    WarpResults<D, kWarps> results;
-  };
-  extern __shared__ __align__(16) unsigned char bytes[];
-  Shared& shared = *reinterpret_cast<Shared*>(bytes);
-  const int2 work = launch.work[blockIdx.x];
-  const DeviceItem& item = launch.items[work.x];
-  const int kv_head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  TileMemory<kHeads>& memory = shared.tile[warp];
+template <typename Kv, int D, int kHeads>
+__global__ void __launch_bounds__(32 * kWarps, 2) S2antaFlashKernel(const __grid_constant__ DecodeLaunch launch) {
+  constexpr int kBlocks = kHeads > 8 ? 2 : 1;
+  extern __shared__ __align__(1024) unsigned char bytes[];
+  Shared<Kv, D, kHeads>& shared = *reinterpret_cast<Shared<Kv, D, kHeads>*>(bytes);
+  const WorkUnit work = launch.work[blockIdx.y];
+  const DeviceItem& item = launch.items[work.item];
+  const int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  WarpMemory<Kv, D, kHeads>& mine = shared.warp[warp];
 
-  const CacheView<D> view(launch, item, work.y, kv_head);
+  const CacheView<Kv, D> view(launch, item, work, kv_head);
+  int tile = view.begin / kTileTokens + warp;
+  const int32_t first_page = view.PageOf(tile * kTileTokens);
+  WaitForEarlierKernel();  // what was read up to here came from the host
+  KeyStream<Kv, D, kWarps, kKeySlabs<Kv, D>> keys(view, SharedAddress(mine.keys), tile, first_page, lane);
+  QueryFragment<D> q[kBlocks];
+  LoadQueries<Kv, D, kBlocks>(q, launch, item, kv_head, lane);
+  const Scorer scorer(item, kv_head);
   const sampling::Tiling tiling = sampling::MakeTiling(item.begin, item.end, item.sample_count);
-  RowFragment<D> q[kHeadBlocks];
-#pragma unroll
-  for (int block = 0; block < kHeadBlocks; ++block) LoadQueries<D>(q[block], launch, item, kv_head, block, lane);
+  const int head = lane / TileMemory<kHeads>::kLanes;
+  TileDraws draws{.stream = sampling::MakeRandomStream(item.seed, item.sampling_key, item.layer_index, item.position,
+                                                       kv_head * launch.group_size + head)};
 
-  RunningSoftmax softmax[kHeadBlocks];
-  OutputFragment<D> out[kHeadBlocks] = {};
+  TileSums<D, kBlocks> sums;
   unsigned rows_read = 0;
 #pragma unroll 1
-  for (int tile = view.begin / kTile + warp; tile * kTile < view.end; tile += kWarps) {
-    const int tile_begin = tile * kTile;
-    const uint32_t budget = sampling::FlashBudget(tiling, tile - tiling.first, item.sample_count);
-    ScoreTile<T, D, kHeads, kHeadBlocks>(memory, view, item, q, tile_begin, lane);
-    DrawTile<kHeads>(memory, item, kv_head * launch.group_size, launch.group_size, budget, tile, lane);
-    const int listed = ListDrawn<kHeads>(memory, lane);
+  for (; tile * kTileTokens < view.end; tile += kWarps) {
+    const int tile_begin = tile * kTileTokens;
+    draws.tile = tile;
+    draws.budget = sampling::FlashBudget(tiling, tile - tiling.first, item.sample_count);
+    ScoreTile<Kv, D, kHeads, kBlocks>(mine.tile, keys, view, q, scorer, tile_begin, lane);
+    const DrawnMask<kHeads> drawn = DrawTile<kHeads>(mine.tile, draws, head < launch.group_size, lane);
+    const int listed = ListDrawn<kHeads>(mine.tile, drawn, lane);
     rows_read += listed;
-#pragma unroll
-    for (int block = 0; block < kHeadBlocks; ++block) {
-      GatherTile<T, D, kHeads>(memory, view, listed, tile_begin, block, out[block], softmax[block], budget, lane);
-    }
+    sums.Open(mine.tile, draws.budget, lane);
+    GatherTile<Kv, D, kHeads, kBlocks, kValueSlabs<Kv, D>>(sums.out, mine.tile, SharedAddress(mine.values), view,
+                                                           listed, tile_begin, lane);
     __syncwarp();
   }
   if (item.rows_read && lane == 0 && rows_read) atomicAdd(item.rows_read, static_cast<unsigned long long>(rows_read));
 
-  const size_t partial = static_cast<size_t>(item.first_split + work.y) * launch.num_kv_heads + kv_head;
+  sums.Close();
+  WaitCopies<0>();
+  LetLaterKernelStart();
 #pragma unroll
-  for (int block = 0; block < kHeadBlocks; ++block) {
-    MergeWarps<D, kWarps>(shared.results, out[block], softmax[block], launch, partial, block);
+  for (int block = 0; block < kBlocks; ++block) {
+    MergeWarps<Kv, D, kWarps>(shared.results, sums.out[block], sums.softmax[block], launch, item, work.split, kv_head,
+                              block);
   }
-  MergeSplits<D>(launch, item, work.x, kv_head);
+  MergeSplits<D, sizeof(shared)>(bytes, launch, item, work.item, kv_head);
 }
 
-template <typename T, int D, int kHeads>
-cudaError_t Launch(const DecodeLaunch& launch, cudaStream_t stream) {
-  constexpr size_t kBytes = sizeof(TileMemory<kHeads>) * kWarps > sizeof(WarpResults<D, kWarps>)
-                                ? sizeof(TileMemory<kHeads>) * kWarps
-                                : sizeof(WarpResults<D, kWarps>);
-  const auto kernel = S2antaFlashKernel<T, D, kHeads>;
-  if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes)) {
-    return error;
-  }
-  kernel<<<dim3(launch.num_work, launch.num_kv_heads), 32 * kWarps, kBytes, stream>>>(launch);
-  return cudaGetLastError();
-}
+struct Launcher {
+  const DecodeLaunch& launch;
+  cudaStream_t stream;
 
-template <typename T>
-cudaError_t LaunchGroup(const DecodeLaunch& launch, cudaStream_t stream) {
-  if (launch.group_size <= 4) return Launch<T, 128, 4>(launch, stream);
-  if (launch.group_size <= 8) return Launch<T, 128, 8>(launch, stream);
-  return cudaErrorNotSupported;
-}
+  template <typename Kv, int D, int kBlocks>
+  cudaError_t Run() const {
+    if constexpr (kBlocks == 2) return RunHeads<Kv, D, 16>();
+    return launch.group_size <= 4 ? RunHeads<Kv, D, 4>() : RunHeads<Kv, D, 8>();
+  }
+
+  template <typename Kv, int D, int kHeads>
+  cudaError_t RunHeads() const {
+    return LaunchDecode(S2antaFlashKernel<Kv, D, kHeads>, launch, 32 * kWarps, sizeof(Shared<Kv, D, kHeads>), stream);
+  }
+};
 
 }  // namespace
 
 cudaError_t LaunchS2antaFlash(const DecodeLaunch& launch, cudaStream_t stream) {
-  if (launch.head_dim != 128) return cudaErrorNotSupported;
-  switch (launch.dtype) {
-    case DType::kBFloat16:
-      return LaunchGroup<__nv_bfloat16>(launch, stream);
-    case DType::kFloat16:
-      return LaunchGroup<__half>(launch, stream);
-    default:
-      return cudaErrorNotSupported;
-  }
+  return Dispatch(launch, Launcher{launch, stream});
 }
 
 }  // namespace santa::cuda

@@ -5,8 +5,9 @@
 
 #include <cmath>
 
+#include "kernels/cuda/cache_view.cuh"
 #include "kernels/cuda/decode_launch.h"
-#include "kernels/cuda/warp_attention.cuh"
+#include "kernels/cuda/slab.cuh"
 
 namespace santa::cuda {
 
@@ -19,10 +20,60 @@ struct RunningSoftmax {
   float sum[2] = {0, 0};  // this lane's share: the sum over r is the head's
 };
 
-// exp2(from - to) where -inf stands for "nothing yet".
-__device__ __forceinline__ float Rescale(float from, float to) {
-  return from == kNegativeInfinity ? 0.0f : exp2f(from - to);
+// 2^x, for x <= 0 within 2 ulp; -inf gives 0.
+__device__ __forceinline__ float Exp2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
 }
+
+// 2^(from - to) where -inf stands for "nothing yet".
+__device__ __forceinline__ float Rescale(float from, float to) {
+  return from == kNegativeInfinity ? 0.0f : Exp2(from - to);
+}
+
+__device__ __forceinline__ float4 operator*(float factor, float4 v) {
+  return {factor * v.x, factor * v.y, factor * v.z, factor * v.w};
+}
+__device__ __forceinline__ float4& operator+=(float4& sum, float4 v) {
+  sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+  return sum;
+}
+
+__device__ __forceinline__ void StoreOutput(const DeviceItem& item, int index, float4 value) {
+  if (item.io_dtype == DType::kFloat32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(item.o) + index) = value;
+    return;
+  }
+  const bool bf16 = item.io_dtype == DType::kBFloat16;
+  const uint2 packed = bf16 ? uint2{Pack<__nv_bfloat16>(value.x, value.y), Pack<__nv_bfloat16>(value.z, value.w)}
+                            : uint2{Pack<__half>(value.x, value.y), Pack<__half>(value.z, value.w)};
+  *reinterpret_cast<uint2*>(static_cast<uint16_t*>(item.o) + index) = packed;
+}
+
+// One (item, key/value head) on its way to the answer.
+struct AnswerWriter {
+  const DeviceItem& item;
+  int first_head;  // of the group, in [0, H)
+  float value_scale;
+
+  __device__ AnswerWriter(const DecodeLaunch& launch, const DeviceItem& item, int kv_head)
+      : item(item),
+        first_head(kv_head * launch.group_size),
+        value_scale(item.kv_scales ? item.kv_scales[launch.num_kv_heads + kv_head] : 1.0f) {}
+
+  __device__ float Sink(int head) const {
+    return item.sinks ? item.sinks[first_head + head] * kLog2E : kNegativeInfinity;
+  }
+  // max and sum: of all tokens and the sink.
+  __device__ void WriteLse(int head, float max, float sum) const {
+    item.lse[first_head + head] = (max + log2f(sum)) / kLog2E;
+  }
+  template <int D>
+  __device__ void WriteOutput(int head, int dim, float4 o, float sum) const {
+    StoreOutput(item, (first_head + head) * D + dim, value_scale / sum * o);
+  }
+};
 
 template <int D, int kWarps>
 struct alignas(16) WarpResults {
@@ -31,12 +82,13 @@ struct alignas(16) WarpResults {
   float sum[kWarps][8];
 };
 
-// Merges the block's warps for heads 8 * block .. + 7 and writes the split's partial result. All threads call it.
-template <int D, int kWarps>
+// Merges the block's warps for heads 8 * block .. + 7. The only split of an item becomes the answer, another one a
+// partial result. All threads call it.
+template <typename Kv, int D, int kWarps>
 __device__ void MergeWarps(WarpResults<D, kWarps>& shared, const OutputFragment<D>& out, const RunningSoftmax& softmax,
-                           const DecodeLaunch& launch, size_t partial, int block) {
+                           const DecodeLaunch& launch, const DeviceItem& item, int split, int kv_head, int block) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
-  __syncthreads();  // the memory may have been something else
+  __syncthreads();  // the memory was something else
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float sum = softmax.sum[h];
@@ -47,110 +99,164 @@ __device__ void MergeWarps(WarpResults<D, kWarps>& shared, const OutputFragment<
       shared.sum[warp][2 * c + h] = sum;
     }
 #pragma unroll
-    for (int j = 0; j < ValueFragment<D>::kSteps; ++j) {
-#pragma unroll
-      for (int b = 0; b < 4; ++b) {
-        const int dim = 64 * j + 8 * r + 2 * b;
-        if (D % 64 == 0 || dim < D) {
-          *reinterpret_cast<float2*>(&shared.o[warp][2 * c + h][dim]) = make_float2(out.o[j][b][h], out.o[j][b][h + 2]);
-        }
-      }
+    for (int j = 0; j < D / 16; ++j) {
+      shared.o[warp][2 * c + h][OutputDim<Kv>(j, lane, 0)] = out.o[j][h];
+      shared.o[warp][2 * c + h][OutputDim<Kv>(j, lane, 1)] = out.o[j][h + 2];
     }
   }
   __syncthreads();
+  const AnswerWriter answer(launch, item, kv_head);
   const int heads = min(8, launch.group_size - 8 * block);
-  for (int i = threadIdx.x; i < heads * D; i += 32 * kWarps) {
-    const int head = i / D, dim = i % D;
-    float max = kNegativeInfinity, sum = 0, o = 0;
+  for (int i = 4 * threadIdx.x; i < heads * D; i += 4 * 32 * kWarps) {
+    const int in_block = i / D, dim = i % D, head = 8 * block + in_block;
+    const bool only = item.num_splits == 1;
+    float max = only ? answer.Sink(head) : kNegativeInfinity;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) max = fmaxf(max, shared.max[w][head]);
+    for (int w = 0; w < kWarps; ++w) max = fmaxf(max, shared.max[w][in_block]);
+    float sum = only ? Rescale(answer.Sink(head), max) : 0.0f;
+    float4 o = {};
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      const float factor = Rescale(shared.max[w][head], max);
-      sum += factor * shared.sum[w][head];
-      o += factor * shared.o[w][head][dim];
+      const float factor = Rescale(shared.max[w][in_block], max);
+      sum += factor * shared.sum[w][in_block];
+      o += factor * *reinterpret_cast<const float4*>(&shared.o[w][in_block][dim]);
     }
-    const size_t to = partial * launch.group_size + 8 * block + head;
-    launch.partial_o[to * D + dim] = o;
-    if (dim == 0) launch.partial_max_sum[to] = make_float2(max, sum);
+    if (only) {
+      answer.WriteOutput<D>(head, dim, o, sum);
+      if (dim == 0) answer.WriteLse(head, max, sum);
+    } else {
+      const size_t to =
+          (static_cast<size_t>(item.first_split + split) * launch.num_kv_heads + kv_head) * launch.group_size + head;
+      *reinterpret_cast<float4*>(launch.partial_o + to * D + dim) = o;
+      if (dim == 0) launch.partial_max_sum[to] = make_float2(max, sum);
+    }
   }
 }
 
-__device__ __forceinline__ void StoreOutput(const DeviceItem& item, int index, float value) {
-  switch (item.io_dtype) {
-    case DType::kFloat32:
-      static_cast<float*>(item.o)[index] = value;
-      break;
-    case DType::kBFloat16:
-      static_cast<__nv_bfloat16*>(item.o)[index] = __float2bfloat16(value);
-      break;
-    case DType::kFloat16:
-      static_cast<__half*>(item.o)[index] = __float2half(value);
-      break;
-  }
-}
+inline constexpr int kFactorSplits = 128;  // splits that are merged at a time, at most
 
-// Counts the block in; the last one of the (item, head) merges the splits and writes the answer. All threads call it.
-template <int D>
-__device__ void MergeSplits(const DecodeLaunch& launch, const DeviceItem& item, int item_index, int kv_head) {
-  __shared__ bool last;
+struct SplitFactors {
+  float max[kMaxGroup], sum[kMaxGroup];  // of all splits and the sink
+  float factor[kFactorSplits][kMaxGroup];
+};
+
+// The block whose split was the last of its (item, head) merges them all. Its shared memory: kBytes from `bytes` on.
+template <int D, int kBytes>
+class SplitMerger {
+ public:
+  static_assert(kBytes >= static_cast<int>(sizeof(SplitFactors)) + kMaxGroup * D * 4);
+
+  __device__ SplitMerger(unsigned char* bytes, const DecodeLaunch& launch, const DeviceItem& item, int kv_head)
+      : shared_(*reinterpret_cast<SplitFactors*>(bytes)),
+        parts_(reinterpret_cast<float4*>(bytes + sizeof(SplitFactors))),
+        answer_(launch, item, kv_head),
+        group_size_(launch.group_size),
+        num_splits_(item.num_splits),
+        quads_(launch.group_size * D / 4),
+        at_once_(min(kFactorSplits, (kBytes - static_cast<int>(sizeof(SplitFactors))) / (16 * quads_))),
+        stride_(static_cast<size_t>(launch.num_kv_heads) * launch.group_size) {
+    const size_t first = item.first_split * stride_ + kv_head * launch.group_size;
+    max_sums_ = launch.partial_max_sum + first;
+    partial_o_ = reinterpret_cast<const float4*>(launch.partial_o + first * D);
+  }
+
+  __device__ void Run() {
+    StartCopies(0);
+    MergeSums();
+    constexpr int kPasses = kMaxGroup * D / 4 / 128;
+    float4 o[kPasses] = {};
+    for (int from = 0; from < num_splits_; from += at_once_) {
+      const int count = min(at_once_, num_splits_ - from);
+      for (int i = threadIdx.x; i < count * group_size_; i += blockDim.x) {
+        const int split = i / group_size_, head = i % group_size_;
+        shared_.factor[split][head] = Rescale(__ldcg(max_sums_ + head + (from + split) * stride_).x, shared_.max[head]);
+      }
+      WaitCopies<0>();
+      __syncthreads();
+#pragma unroll
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const int quad = pass * blockDim.x + threadIdx.x;
+        if (quad >= quads_) break;
+        for (int split = 0; split < count; ++split) {
+          o[pass] += shared_.factor[split][4 * quad / D] * parts_[split * quads_ + quad];
+        }
+      }
+      __syncthreads();
+      StartCopies(from + at_once_);
+    }
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int quad = pass * blockDim.x + threadIdx.x;
+      if (quad >= quads_) break;
+      answer_.template WriteOutput<D>(4 * quad / D, 4 * quad % D, o[pass], shared_.sum[4 * quad / D]);
+    }
+  }
+
+ private:
+  __device__ void StartCopies(int from) {
+    const int count = min(at_once_, num_splits_ - from);
+    for (int quad = threadIdx.x; quad < quads_; quad += blockDim.x) {
+#pragma unroll 4
+      for (int split = 0; split < count; ++split) {
+        CopyAsync16(SharedAddress(parts_ + split * quads_ + quad),
+                    partial_o_ + (from + split) * stride_ * (D / 4) + quad, true);
+      }
+    }
+    CommitCopies();
+  }
+
+  // A warp a head: the largest score of all splits, and the sum against it.
+  __device__ void MergeSums() {
+    const int lane = threadIdx.x % 32;
+    for (int head = threadIdx.x / 32; head < group_size_; head += blockDim.x / 32) {
+      const float sink = answer_.Sink(head);
+      float max = sink;
+      for (int split = lane; split < num_splits_; split += 32) {
+        max = fmaxf(max, __ldcg(max_sums_ + head + split * stride_).x);
+      }
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
+      float sum = lane == 0 ? Rescale(sink, max) : 0.0f;
+      for (int split = lane; split < num_splits_; split += 32) {
+        const float2 part = __ldcg(max_sums_ + head + split * stride_);
+        sum += Rescale(part.x, max) * part.y;
+      }
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+      if (lane == 0) {
+        shared_.max[head] = max;
+        shared_.sum[head] = sum;
+        answer_.WriteLse(head, max, sum);
+      }
+    }
+    __syncthreads();
+  }
+
+  SplitFactors& shared_;
+  float4* const parts_;  // [split][G * D / 4]
+  const AnswerWriter answer_;
+  const int group_size_, num_splits_, quads_, at_once_;
+  const size_t stride_;  // between splits, in heads
+  const float2* max_sums_;
+  const float4* partial_o_;
+};
+
+// Counts the split in; the last one of the (item, head) merges them all and writes the answer. All threads call it.
+template <int D, int kBytes>
+__device__ void MergeSplits(unsigned char* bytes, const DecodeLaunch& launch, const DeviceItem& item, int item_index,
+                            int kv_head) {
+  if (item.num_splits == 1) return;
   __threadfence();
   __syncthreads();
+  bool last = false;
   if (threadIdx.x == 0) {
     unsigned* ticket = launch.tickets + item_index * launch.num_kv_heads + kv_head;
     last = atomicAdd(ticket, 1) + 1 == item.num_splits;
     if (last) *ticket = 0;
   }
-  __syncthreads();
-  if (!last) return;
+  if (!__syncthreads_or(last)) return;
   __threadfence();
-  const int group_size = launch.group_size, lane = threadIdx.x % 32;
-  const size_t stride = static_cast<size_t>(launch.num_kv_heads) * group_size;  // between splits
-  const size_t first = item.first_split * stride + kv_head * group_size;
-
-  // A warp a head: the largest score of all splits, and the sum against it.
-  __shared__ float max_of_head[kMaxGroup], sum_of_head[kMaxGroup];
-  for (int head = threadIdx.x / 32; head < group_size; head += blockDim.x / 32) {
-    const float2* parts = launch.partial_max_sum + first + head;
-    const float sink = item.sinks ? item.sinks[kv_head * group_size + head] * kLog2E : kNegativeInfinity;
-    float max = sink;
-    for (int split = lane; split < item.num_splits; split += 32) max = fmaxf(max, __ldcg(parts + split * stride).x);
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
-    float sum = lane == 0 ? Rescale(sink, max) : 0.0f;
-    for (int split = lane; split < item.num_splits; split += 32) {
-      const float2 part = __ldcg(parts + split * stride);
-      sum += Rescale(part.x, max) * part.y;
-    }
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    if (lane == 0) {
-      max_of_head[head] = max;
-      sum_of_head[head] = sum;
-      item.lse[kv_head * group_size + head] = (max + log2f(sum)) / kLog2E;
-    }
-  }
-  __syncthreads();
-  for (int i = 4 * threadIdx.x; i < group_size * D; i += 4 * blockDim.x) {
-    const int head = i / D;
-    const float max = max_of_head[head];
-    float4 o = {};
-#pragma unroll 8
-    for (int split = 0; split < item.num_splits; ++split) {
-      const float factor = Rescale(__ldcg(launch.partial_max_sum + first + head + split * stride).x, max);
-      const float4 part = __ldcg(reinterpret_cast<const float4*>(launch.partial_o + (first + split * stride) * D + i));
-      o.x += factor * part.x;
-      o.y += factor * part.y;
-      o.z += factor * part.z;
-      o.w += factor * part.w;
-    }
-    const int to = kv_head * group_size * D + i;
-    const float sum = sum_of_head[head];
-    StoreOutput(item, to, o.x / sum);
-    StoreOutput(item, to + 1, o.y / sum);
-    StoreOutput(item, to + 2, o.z / sum);
-    StoreOutput(item, to + 3, o.w / sum);
-  }
+  SplitMerger<D, kBytes>(bytes, launch, item, kv_head).Run();
 }
 
 }  // namespace santa::cuda

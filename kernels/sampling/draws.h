@@ -21,22 +21,47 @@
 
 namespace santa::sampling {
 
+// number / divisor, exactly, given inverse = 1.0 / divisor: where the number is below 2^52, as it is on a tile, without
+// the long division of 64-bit integers.
+struct Quotient {
+  uint64_t whole;
+  uint32_t rest;
+};
+SANTA_HOST_DEVICE Quotient Divide(uint64_t number, uint32_t divisor, double inverse) {
+  if (number >> 52 != 0) return {number / divisor, static_cast<uint32_t>(number % divisor)};
+  // The product is within 1 of the true quotient.
+  auto whole = static_cast<int64_t>(static_cast<double>(number) * inverse);
+  auto rest = static_cast<int64_t>(number) - whole * divisor;
+  if (rest < 0) {
+    --whole;
+    rest += divisor;
+  } else if (rest >= divisor) {
+    ++whole;
+    rest -= divisor;
+  }
+  return {static_cast<uint64_t>(whole), static_cast<uint32_t>(rest)};
+}
+
 // S draws over a total mass W: W = step * S + rest.
 struct DrawGrid {
   uint64_t total;  // W, [1, 2^62]
   uint64_t step;
   uint32_t rest;
   uint32_t draws;  // S, [1, 2^20]
+  double inverse;  // 1 / S
 };
 
 SANTA_HOST_DEVICE DrawGrid MakeDrawGrid(uint64_t total, uint32_t draws) {
-  return {total, total / draws, static_cast<uint32_t>(total % draws), draws};
+  const double inverse = 1.0 / draws;
+  const Quotient quotient = Divide(total, draws, inverse);
+  return {total, quotient.whole, quotient.rest, draws, inverse};
 }
 
 // x_j of a stratified or systematic draw; draw in [0, S), offset in [0, W): UniformBelow(random, W).
 SANTA_HOST_DEVICE uint64_t DrawPosition(const DrawGrid& grid, uint32_t draw, uint64_t offset) {
   // floor((j W + R) / S) with W = step S + rest: no product exceeds 64 bits.
-  return draw * grid.step + (static_cast<uint64_t>(draw) * grid.rest + offset) / grid.draws;
+  const uint64_t numerator = static_cast<uint64_t>(draw) * grid.rest + offset;
+  return draw * grid.step + Divide(numerator, grid.draws, grid.inverse).whole;
 }
 
 // The systematic draws one after another, without a division each. Walk the rows beside it:
@@ -50,9 +75,9 @@ class SystematicCursor {
   // SystematicDrawsBelow(the mass before their first row).
   SANTA_HOST_DEVICE SystematicCursor(const DrawGrid& grid, uint64_t offset, uint32_t draw = 0)
       : step_(grid.step), rest_(grid.rest), draws_(grid.draws) {
-    const uint64_t numerator = static_cast<uint64_t>(draw) * grid.rest + offset;
-    position_ = draw * grid.step + numerator / grid.draws;
-    fraction_ = static_cast<uint32_t>(numerator % grid.draws);
+    const Quotient quotient = Divide(static_cast<uint64_t>(draw) * grid.rest + offset, grid.draws, grid.inverse);
+    position_ = draw * grid.step + quotient.whole;
+    fraction_ = quotient.rest;
   }
 
   SANTA_HOST_DEVICE uint64_t position() const { return position_; }

@@ -1,0 +1,74 @@
+// From a launch's run-time shape to a kernel compiled for it.
+#ifndef SANTA_KERNELS_CUDA_LAUNCH_CUH_
+#define SANTA_KERNELS_CUDA_LAUNCH_CUH_
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include "kernels/cuda/decode_launch.h"
+
+namespace santa::cuda {
+
+// Starts kernel(launch) on a grid of (key/value heads, work), allowed to overlap the end of the kernel before it.
+// Asynchronous.
+inline cudaError_t LaunchDecode(void (*kernel)(DecodeLaunch), const DecodeLaunch& launch, int threads, int shared_bytes,
+                                cudaStream_t stream) {
+  if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
+    return error;
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(launch.num_kv_heads, launch.num_work);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, launch);
+}
+
+template <typename Kv, int D, typename Launcher>
+cudaError_t DispatchGroup(const DecodeLaunch& launch, const Launcher& launcher) {
+  if (launch.group_size < 1 || launch.group_size > 16) return cudaErrorNotSupported;
+  return launch.group_size <= 8 ? launcher.template Run<Kv, D, 1>() : launcher.template Run<Kv, D, 2>();
+}
+
+template <typename Kv, typename Launcher>
+cudaError_t DispatchDim(const DecodeLaunch& launch, const Launcher& launcher) {
+  switch (launch.head_dim) {
+    case 64:
+      return DispatchGroup<Kv, 64>(launch, launcher);
+    case 96:
+      return DispatchGroup<Kv, 96>(launch, launcher);
+    case 128:
+      return DispatchGroup<Kv, 128>(launch, launcher);
+    case 192:
+      return DispatchGroup<Kv, 192>(launch, launcher);
+    case 256:
+      return DispatchGroup<Kv, 256>(launch, launcher);
+    default:
+      return cudaErrorNotSupported;
+  }
+}
+
+// launcher.Run<Kv, D, blocks of 8 heads>() for the launch's cache, or cudaErrorNotSupported.
+template <typename Launcher>
+cudaError_t Dispatch(const DecodeLaunch& launch, const Launcher& launcher) {
+  switch (launch.dtype) {
+    case DType::kBFloat16:
+      return DispatchDim<__nv_bfloat16>(launch, launcher);
+    case DType::kFloat16:
+      return DispatchDim<__half>(launch, launcher);
+    case DType::kFloat8E4M3:
+      return DispatchDim<__nv_fp8_e4m3>(launch, launcher);
+    default:
+      return cudaErrorNotSupported;
+  }
+}
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_LAUNCH_CUH_

@@ -1,0 +1,188 @@
+// A warp's draws on one tile of 256 tokens: from the scores of the group's query heads to how often each token was
+// drawn, and the list of those that some head drew.
+#ifndef SANTA_KERNELS_CUDA_TILE_DRAWS_CUH_
+#define SANTA_KERNELS_CUDA_TILE_DRAWS_CUH_
+
+#include <cstdint>
+
+#include "kernels/cuda/split_merge.cuh"
+#include "kernels/sampling/draws.h"
+#include "kernels/sampling/mass.h"
+#include "kernels/sampling/tiles.h"
+#include "kernels/sampling/uniform.h"
+
+namespace santa::cuda {
+
+inline constexpr int kTileTokens = sampling::kMinTileSize;
+
+// A warp's memory, for a group padded to kHeads = 4, 8 or 16 heads. Each head has kLanes lanes, each with a run of the
+// tile's tokens. The pads keep lanes that read 16 bytes each (and those that write one score each) in different banks.
+template <int kHeads>
+struct alignas(16) TileMemory {
+  static constexpr int kLanes = 32 / kHeads;
+  static constexpr int kRun = kTileTokens / kLanes;  // 32, 64 or 128 tokens
+  static constexpr int kPitch = kTileTokens + kTileTokens / 8 + 4;
+
+  uint32_t value[kHeads][kPitch];  // scores (float bits, log2 units), then masses, then draw counts
+  float max[kHeads];               // the tile's largest score
+  float mass[kHeads];              // the sum of its weights 2^(s - max)
+  uint8_t list[kTileTokens];       // tokens with a draw, ascending
+
+  static __device__ __forceinline__ int Column(int token) { return token + token / 32 * 4; }
+  // The lane's run, 32 tokens at a time.
+  __device__ __forceinline__ uint4* Chunk(int lane, int chunk) {
+    return reinterpret_cast<uint4*>(&value[lane / kLanes][Column(lane % kLanes * kRun + 32 * chunk)]);
+  }
+};
+
+// The systematic draws of one head on one tile, S_t of them.
+struct TileDraws {
+  sampling::RandomStream stream;  // the head's
+  uint32_t budget;                // S_t, at least 1
+  int64_t tile;                   // its absolute number
+};
+
+// What a lane's run of tokens drew: bit i of word w is token 32 w + i.
+template <int kHeads>
+struct DrawnMask {
+  static constexpr int kWords = TileMemory<kHeads>::kRun / 32;
+  uint32_t word[kWords];
+};
+
+// Turns a lane's scores into masses against the tile's largest score; the sum of those of the lane.
+template <int kHeads>
+__device__ __forceinline__ uint64_t WeighRun(TileMemory<kHeads>& memory, float& max, int lane) {
+  using Memory = TileMemory<kHeads>;
+  constexpr int kWords = Memory::kRun / 32;
+  max = kNegativeInfinity;
+#pragma unroll
+  for (int word = 0; word < kWords; ++word) {
+    const uint4* chunk = memory.Chunk(lane, word);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float4 s = *reinterpret_cast<const float4*>(chunk + i);
+      max = fmaxf(max, fmaxf(fmaxf(s.x, s.y), fmaxf(s.z, s.w)));
+    }
+  }
+#pragma unroll
+  for (int step = 1; step < Memory::kLanes; step *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
+  uint64_t sum = 0;
+#pragma unroll
+  for (int word = 0; word < kWords; ++word) {
+    uint4* chunk = memory.Chunk(lane, word);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float4 s = *reinterpret_cast<const float4*>(chunk + i);
+      const uint4 m = {sampling::RowMass(Exp2(s.x - max)), sampling::RowMass(Exp2(s.y - max)),
+                       sampling::RowMass(Exp2(s.z - max)), sampling::RowMass(Exp2(s.w - max))};
+      chunk[i] = m;
+      sum += static_cast<uint64_t>(m.x) + m.y;  // no two masses overflow 32 bits, but four may
+      sum += static_cast<uint64_t>(m.z) + m.w;
+    }
+  }
+  return sum;
+}
+
+// Turns the lane's masses into draw counts: the systematic draws that the cursor has before `through`, the cumulative
+// mass up to and with each token.
+template <int kHeads>
+__device__ __forceinline__ DrawnMask<kHeads> CountRun(TileMemory<kHeads>& memory, sampling::SystematicCursor cursor,
+                                                      uint64_t through, int lane) {
+  DrawnMask<kHeads> drawn = {};
+#pragma unroll
+  for (int word = 0; word < DrawnMask<kHeads>::kWords; ++word) {
+    uint4* chunk = memory.Chunk(lane, word);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const uint4 mass = chunk[i];
+      uint4 count = {};
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        through += (&mass.x)[k];
+        uint32_t here = 0;
+        for (; cursor.position() < through; cursor.Advance()) ++here;
+        (&count.x)[k] = here;
+        drawn.word[word] |= static_cast<uint32_t>(here != 0) << (4 * i + k);
+      }
+      chunk[i] = count;
+    }
+  }
+  return drawn;
+}
+
+// Scores to draw counts for every head, memory.max and memory.mass beside them. draws: of the lane's head, lane /
+// kLanes. Heads that are not `real` draw nothing.
+template <int kHeads>
+__device__ __forceinline__ DrawnMask<kHeads> DrawTile(TileMemory<kHeads>& memory, const TileDraws& draws, bool real,
+                                                      int lane) {
+  constexpr int kLanes = TileMemory<kHeads>::kLanes;
+  const int head = lane / kLanes, part = lane % kLanes;
+  float max;
+  const uint64_t sum = WeighRun<kHeads>(memory, max, lane);
+  uint64_t through = sum;  // of this lane's run and those before it
+#pragma unroll
+  for (int step = 1; step < kLanes; step *= 2) {
+    const uint64_t other = __shfl_up_sync(~0u, through, step, kLanes);
+    if (part >= step) through += other;
+  }
+  const uint64_t total = __shfl_sync(~0u, through, kLanes - 1, kLanes);
+  const sampling::DrawGrid grid = sampling::MakeDrawGrid(total, draws.budget);
+  const uint64_t offset =
+      sampling::UniformBelow(sampling::Random64(draws.stream, sampling::Purpose::kTile, draws.tile), total);
+  const uint64_t before = through - sum;
+  const uint32_t first = real ? sampling::SystematicDrawsBelow(grid, before, offset) : draws.budget;
+  const DrawnMask<kHeads> drawn =
+      CountRun<kHeads>(memory, sampling::SystematicCursor(grid, offset, first), before, lane);
+  if (part == 0) {
+    memory.max[head] = max;
+    memory.mass[head] = static_cast<float>(total) / sampling::kMassOne;
+  }
+  __syncwarp();
+  return drawn;
+}
+
+// Lists the tokens that some head drew; how many.
+template <int kHeads>
+__device__ __forceinline__ int ListDrawn(TileMemory<kHeads>& memory, DrawnMask<kHeads> drawn, int lane) {
+  using Memory = TileMemory<kHeads>;
+  constexpr int kWords = DrawnMask<kHeads>::kWords;
+  const int head = lane / Memory::kLanes, part = lane % Memory::kLanes;
+  int count = 0;
+#pragma unroll
+  for (int word = 0; word < kWords; ++word) {
+#pragma unroll
+    for (int step = Memory::kLanes; step < 32; step *= 2) {
+      drawn.word[word] |= __shfl_xor_sync(~0u, drawn.word[word], step);
+    }
+    count += __popc(drawn.word[word]);
+  }
+  int through = count;
+#pragma unroll
+  for (int step = 1; step < Memory::kLanes; step *= 2) {
+    const int other = __shfl_up_sync(~0u, through, step, Memory::kLanes);
+    if (part >= step) through += other;
+  }
+  const int listed = __shfl_sync(~0u, through, Memory::kLanes - 1, Memory::kLanes);
+  int at = through - count;
+  // The heads' lanes of a run share its bits.
+  constexpr int kBits = 32 / kHeads;
+#pragma unroll
+  for (int word = 0; word < kWords; ++word) {
+    const uint32_t bits = drawn.word[word];
+#pragma unroll
+    for (int i = 0; i < kBits; ++i) {
+      const int bit = head * kBits + i;
+      if (bits >> bit & 1) {
+        memory.list[at + __popc(bits & ((1u << bit) - 1))] =
+            static_cast<uint8_t>(part * Memory::kRun + 32 * word + bit);
+      }
+    }
+    at += __popc(bits);
+  }
+  __syncwarp();
+  return listed;
+}
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_TILE_DRAWS_CUH_
