@@ -85,9 +85,11 @@ def cuda_library(name, deps = [], **kwargs):
 def cuda_test(name, **kwargs):
     """A cc_test of CUDA libraries, declared where CUDA is installed; it skips itself where there is no GPU.
 
+    Linked statically, as the CUDA run time is: a machine with a driver alone runs it.
+
     Args:
       name: of the test.
       **kwargs: as for cc_test.
     """
     if CUDA_AVAILABLE:
-        native.cc_test(name = name, tags = ["gpu"], **kwargs)
+        native.cc_test(name = name, linkstatic = True, tags = ["gpu"], **kwargs)
