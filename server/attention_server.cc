@@ -1,7 +1,8 @@
 // The attention server's binary: flags, signals, exit codes.
 //
-// Exit codes: 0 after a drain, or --help; 2 when a flag or the layout cannot be; 1 when a port or the memory cannot be
-// had.
+// Exit codes: 0 after a drain, or --help; 1 when a port, the memory or the GPU cannot be had; 2 when a flag or the
+// layout cannot be; 3 when the device failed, after a drain that answers UNAVAILABLE: a new process may find it well
+// again, so a supervisor should start one.
 #include <grpc/support/log.h>
 
 #include <csignal>
@@ -23,9 +24,13 @@
 namespace santa {
 namespace {
 
+constexpr int kDeviceFailed = 3;
+
 int Refuse(const absl::Status& status) {
   Log(LogLevel::kError, "cannot start", {{"error", std::string(status.message())}});
-  return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
+  const bool asked_wrong =
+      status.code() == absl::StatusCode::kInvalidArgument || status.code() == absl::StatusCode::kUnimplemented;
+  return asked_wrong ? 2 : 1;
 }
 
 void LogForGrpc(gpr_log_func_args* line) {
@@ -47,6 +52,17 @@ absl::Status WritePortFile(const std::string& path, const AttentionServer& serve
     return absl::UnavailableError("cannot write --port_file " + path);
   }
   return absl::OkStatus();
+}
+
+// The signal, or 0 when the device failed. Health and readiness tell of that at once; the process follows within 200
+// ms.
+int WaitForSignalOrFailure(const sigset_t& signals, const AttentionServer& server) {
+  constexpr timespec kInterval = {.tv_sec = 0, .tv_nsec = 200'000'000};
+  while (server.device_status().ok()) {
+    const int signal = sigtimedwait(&signals, nullptr, &kInterval);
+    if (signal > 0) return signal;
+  }
+  return 0;
 }
 
 int Main(int argc, char** argv) {
@@ -93,14 +109,13 @@ int Main(int argc, char** argv) {
        {"kv_bytes", static_cast<int64_t>(layout.page_bytes()) * pages},
        {"tls", !options->tls_certificate.empty()}});
 
-  int signal = 0;
-  sigwait(&signals, &signal);
+  const int signal = WaitForSignalOrFailure(signals, server);
+  const char* const reason = signal == 0 ? "the device failed" : signal == SIGTERM ? "SIGTERM" : "SIGINT";
   Log(LogLevel::kInfo, "draining",
-      {{"signal", signal == SIGTERM ? "SIGTERM" : "SIGINT"},
-       {"grace_seconds", absl::ToDoubleSeconds(options->drain_grace)}});
+      {{"reason", reason}, {"grace_seconds", absl::ToDoubleSeconds(options->drain_grace)}});
   server.Drain();
   Log(LogLevel::kInfo, "stopped");
-  return 0;
+  return signal == 0 ? kDeviceFailed : 0;
 }
 
 }  // namespace

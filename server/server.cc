@@ -9,6 +9,7 @@
 #include <limits>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -34,6 +35,19 @@ void InstallStandardServices() {
     return true;
   }();
   static_cast<void>(installed);
+}
+
+// Those that it has with many samples over many tokens.
+std::vector<Method> MethodsOf(const Backend& backend) {
+  std::vector<Method> methods;
+  for (const Method method : {Method::kExact, Method::kSanta, Method::kStratified, Method::kSystematic,
+                              Method::kS2antaFlash, Method::kS2antaProp}) {
+    const uint32_t samples = method == Method::kExact ? 0 : kMaxSampleCount;
+    if (backend.Supports({.method = method, .sample_count = samples}, 2 * int64_t{kMaxSampleCount}).ok()) {
+      methods.push_back(method);
+    }
+  }
+  return methods;
 }
 
 std::shared_ptr<grpc::ServerCredentials> Credentials(const ServerOptions& options) {
@@ -108,6 +122,7 @@ struct AttentionServer::State {
                 .backend = std::string(backend->name()),
                 .device = backend->device(),
                 .layout = backend->layout(),
+                .methods = MethodsOf(*backend),
                 .store_limits = options.store,
                 .limits = options.rpc},
         service(&context) {}
@@ -233,6 +248,7 @@ AttentionServer::~AttentionServer() { Drain(); }
 int AttentionServer::port() const { return state_->port; }
 int AttentionServer::http_port() const { return state_->http == nullptr ? -1 : state_->http->port(); }
 absl::Status AttentionServer::readiness() const { return state_->Readiness(); }
+absl::Status AttentionServer::device_status() const { return state_->engine.device_status(); }
 
 void AttentionServer::Drain() {
   State& s = *state_;

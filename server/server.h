@@ -57,6 +57,9 @@ class AttentionServer {
   // OK while it serves; otherwise why it does not, as /readyz says.
   absl::Status readiness() const;
 
+  // OK, or UNAVAILABLE with what the device failed of. Nothing but a new process helps then.
+  absl::Status device_status() const;
+
  private:
   struct State;
   explicit AttentionServer(std::unique_ptr<State> state);

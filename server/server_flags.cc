@@ -1,11 +1,8 @@
 #include "server/server_flags.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <fstream>
-#include <limits>
 #include <map>
 #include <sstream>
 #include <string_view>
@@ -20,7 +17,8 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
-#include "kernels/cpu/cpu_backend.h"
+#include "server/backend_choice.h"
+#include "server/kv_scales.h"
 #include "server/logging/log.h"
 #include "server/version.h"
 
@@ -32,24 +30,35 @@ ABSL_FLAG(int32_t, http_port, 9464,
 ABSL_FLAG(std::string, port_file, "",
           "File to write the ports to once the server serves: the gRPC port on the first line, the HTTP port on the "
           "second (-1: none).");
-ABSL_FLAG(std::string, backend, "cpu", "What computes: cpu.");
+ABSL_FLAG(
+    std::string, backend, "cpu",
+    "What computes: cpu, cuda (a build with CUDA, attention_server_cuda), or auto: the GPU where there is one that "
+    "can, else the CPU.");
+ABSL_FLAG(int32_t, device, 0, "cuda: which GPU, as CUDA numbers them.");
 ABSL_FLAG(int32_t, num_layers, 32, "The model's layers that have a KV cache.");
 ABSL_FLAG(int32_t, num_query_heads, 32, "Query heads; a multiple of --num_kv_heads.");
 ABSL_FLAG(int32_t, num_kv_heads, 8, "Key/value heads.");
 ABSL_FLAG(int32_t, head_dim, 128, "Head dimension: a multiple of 8 in [8, 256].");
 ABSL_FLAG(int32_t, page_size, 64, "Tokens in a page of the KV cache: a power of two in [16, 256].");
-ABSL_FLAG(std::string, dtype, "bf16", "Storage of keys and values: fp32, bf16 or fp16.");
-ABSL_FLAG(std::string, kv_bytes, "",
-          "Memory of the KV cache, all of it allocated at start: 512MiB, 2GiB, ... Empty: 512MiB, unless "
-          "--kv_memory_fraction says otherwise.");
-ABSL_FLAG(double, kv_memory_fraction, 0,
-          "Memory of the KV cache as a share of the machine's, in (0, 0.95]; 0: --kv_bytes says.");
+ABSL_FLAG(std::string, dtype, "bf16",
+          "Storage of keys and values: fp32, bf16 or fp16; on a GPU bf16, fp16 or fp8_e4m3.");
+ABSL_FLAG(std::string, kv_scales, "",
+          "fp8_e4m3: JSON file {\"k_scale\": [[...], ...], \"v_scale\": [[...], ...]}, a number for each layer and "
+          "key/value head. x is stored as x / scale. Empty: all 1.");
+ABSL_FLAG(
+    std::string, kv_bytes, "",
+    "Memory of the KV cache, all of it allocated at start: 512MiB, 2GiB, ... Empty: 512MiB, or on a GPU 0.8 of its "
+    "memory, unless --kv_memory_fraction says otherwise.");
+ABSL_FLAG(
+    double, kv_memory_fraction, 0,
+    "Memory of the KV cache as a share of the machine's (on a GPU, of the server as a share of the GPU's), in (0, "
+    "0.95]; 0: --kv_bytes says.");
 ABSL_FLAG(int64_t, max_sequences, 1024, "Sequences that may live at once.");
 ABSL_FLAG(int64_t, max_tokens_per_sequence, 131072, "Tokens that a sequence may have.");
 ABSL_FLAG(absl::Duration, default_lease, absl::Minutes(10),
           "Time without use after which a sequence is released, unless its maker says otherwise.");
 ABSL_FLAG(absl::Duration, max_lease, absl::Hours(24), "The longest lease that may be asked for.");
-ABSL_FLAG(int32_t, threads, 0, "Threads that compute, in [0, 1024]; 0: one for each CPU.");
+ABSL_FLAG(int32_t, threads, 0, "cpu: threads that compute, in [0, 1024]; 0: one for each CPU.");
 ABSL_FLAG(int64_t, max_queued_items, 4096, "Items that may wait for the device; past it RESOURCE_EXHAUSTED.");
 ABSL_FLAG(int32_t, max_batch_items, 256, "Items that the device runs together.");
 ABSL_FLAG(int32_t, max_items_per_request, 256, "Items of one Attend request.");
@@ -105,22 +114,20 @@ absl::StatusOr<KvLayout> LayoutFromFlags() {
                      .num_kv_heads = absl::GetFlag(FLAGS_num_kv_heads),
                      .head_dim = absl::GetFlag(FLAGS_head_dim),
                      .page_size = absl::GetFlag(FLAGS_page_size)};
-  const std::string dtype = absl::GetFlag(FLAGS_dtype);
-  if (dtype == "fp32") {
-    layout.dtype = DType::kFloat32;
-  } else if (dtype == "fp16") {
-    layout.dtype = DType::kFloat16;
-  } else if (dtype != "bf16") {
-    return BadFlag("dtype", "\"" + dtype + "\"", "fp32, bf16 or fp16");
+  const std::string text = absl::GetFlag(FLAGS_dtype);
+  bool known = false;
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3}) {
+    if (Name(dtype) != text) continue;
+    layout.dtype = dtype;
+    known = true;
   }
+  if (!known) return BadFlag("dtype", "\"" + text + "\"", "fp32, bf16, fp16 or fp8_e4m3");
   if (const absl::Status status = Validate(layout); !status.ok()) return AsFlag(status);
   return layout;
 }
 
-int64_t MachineMemory() { return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE); }
-
-// The cache's memory in bytes.
-absl::StatusOr<int64_t> KvBytesFromFlags() {
+// Into kv_bytes or kv_memory_fraction, or neither.
+absl::Status MemoryFromFlags(BackendChoice* choice) {
   const std::string text = absl::GetFlag(FLAGS_kv_bytes);
   const double fraction = absl::GetFlag(FLAGS_kv_memory_fraction);
   if (fraction != 0) {
@@ -130,14 +137,13 @@ absl::StatusOr<int64_t> KvBytesFromFlags() {
     if (!(fraction > 0 && fraction <= 0.95)) {
       return BadFlag("kv_memory_fraction", absl::StrCat(fraction), "0 (unset) or (0, 0.95]");
     }
-    return static_cast<int64_t>(fraction * static_cast<double>(MachineMemory()));
+    choice->kv_memory_fraction = fraction;
+  } else if (!text.empty()) {
+    const absl::StatusOr<int64_t> bytes = ParseByteSize(text);
+    if (!bytes.ok()) return BadFlag("kv_bytes", "\"" + text + "\"", "a size, as 512MiB or 2GiB");
+    choice->kv_bytes = *bytes;
   }
-  absl::StatusOr<int64_t> bytes = ParseByteSize(text.empty() ? "512MiB" : text);
-  if (!bytes.ok()) return BadFlag("kv_bytes", "\"" + text + "\"", "a size, as 512MiB or 2GiB");
-  if (*bytes > MachineMemory()) {
-    return BadFlag("kv_bytes", text, absl::StrCat("at most the machine's memory, ", MachineMemory(), " bytes"));
-  }
-  return bytes;
+  return absl::OkStatus();
 }
 
 std::string HelpText() {
@@ -263,22 +269,28 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> BackendFromFlags() {
-  if (absl::GetFlag(FLAGS_backend) != "cpu") {
-    return BadFlag("backend", "\"" + absl::GetFlag(FLAGS_backend) + "\"", "cpu");
-  }
+  BackendChoice choice = {.backend = absl::GetFlag(FLAGS_backend),
+                          .layout = {},
+                          .threads = absl::GetFlag(FLAGS_threads),
+                          .device = absl::GetFlag(FLAGS_device)};
   const absl::StatusOr<KvLayout> layout = LayoutFromFlags();
   if (!layout.ok()) return layout.status();
-  const absl::StatusOr<int64_t> bytes = KvBytesFromFlags();
-  if (!bytes.ok()) return bytes.status();
-  const int64_t pages = *bytes / static_cast<int64_t>(layout->page_bytes());
-  if (pages < 1) {
-    return BadFlag("kv_bytes", absl::StrCat(*bytes),
-                   absl::StrCat("room for one page or more of this layout, ", layout->page_bytes(), " bytes each"));
+  choice.layout = *layout;
+  if (absl::Status status = MemoryFromFlags(&choice); !status.ok()) return status;
+  if (choice.threads < 0 || choice.threads > 1024) {
+    return BadFlag("threads", absl::StrCat(choice.threads), "[0, 1024]");
   }
-  const auto num_pages = static_cast<int32_t>(std::min<int64_t>(pages, std::numeric_limits<int32_t>::max()));
-  const int32_t threads = absl::GetFlag(FLAGS_threads);
-  if (threads < 0 || threads > 1024) return BadFlag("threads", absl::StrCat(threads), "[0, 1024]");
-  return MakeCpuBackend({.layout = *layout, .num_pages = num_pages, .num_threads = threads});
+  if (const std::string path = absl::GetFlag(FLAGS_kv_scales); !path.empty()) {
+    const absl::StatusOr<std::string> text = ReadFile("kv_scales", path);
+    if (!text.ok()) return text.status();
+    absl::StatusOr<KvScales> scales = ParseKvScales(*text, *layout);
+    if (!scales.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--kv_scales is ", path, ": ", std::string(scales.status().message())));
+    }
+    choice.scales = *std::move(scales);
+  }
+  return MakeBackend(choice);
 }
 
 std::string PortFileFromFlags() { return absl::GetFlag(FLAGS_port_file); }

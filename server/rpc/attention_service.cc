@@ -51,10 +51,7 @@ grpc::ServerUnaryReactor* AttentionService::GetServerInfo(grpc::CallbackServerCo
     response->set_backend(context_->backend);
     response->set_device(context_->device);
     ToMessage(context_->layout, response->mutable_layout());
-    for (const v1::Method method : {v1::METHOD_EXACT, v1::METHOD_SANTA, v1::METHOD_STRATIFIED, v1::METHOD_SYSTEMATIC,
-                                    v1::METHOD_S2ANTA_FLASH, v1::METHOD_S2ANTA_PROP}) {
-      response->add_methods(method);
-    }
+    for (const Method method : context_->methods) response->add_methods(ToMessage(method));
     v1::Limits* limits = response->mutable_limits();
     limits->set_max_sequences(context_->store_limits.max_sequences);
     limits->set_max_tokens_per_sequence(context_->store_limits.max_tokens_per_sequence);

@@ -22,6 +22,24 @@ v1::DataType ToMessage(DType dtype) {
   return v1::DATA_TYPE_UNSPECIFIED;
 }
 
+v1::Method ToMessage(Method method) {
+  switch (method) {
+    case Method::kExact:
+      return v1::METHOD_EXACT;
+    case Method::kSanta:
+      return v1::METHOD_SANTA;
+    case Method::kStratified:
+      return v1::METHOD_STRATIFIED;
+    case Method::kSystematic:
+      return v1::METHOD_SYSTEMATIC;
+    case Method::kS2antaFlash:
+      return v1::METHOD_S2ANTA_FLASH;
+    case Method::kS2antaProp:
+      return v1::METHOD_S2ANTA_PROP;
+  }
+  return v1::METHOD_UNSPECIFIED;
+}
+
 void ToMessage(const KvLayout& layout, v1::KvLayout* out) {
   out->set_num_layers(layout.num_layers);
   out->set_num_query_heads(layout.num_query_heads);

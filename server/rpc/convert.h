@@ -15,6 +15,7 @@ namespace santa {
 namespace v1 = ::santa::attention::v1;
 
 v1::DataType ToMessage(DType dtype);
+v1::Method ToMessage(Method method);
 void ToMessage(const KvLayout& layout, v1::KvLayout* out);
 void ToMessage(const SequenceInfo& info, v1::Sequence* out);
 

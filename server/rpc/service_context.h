@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -39,6 +40,7 @@ struct ServiceContext {
   std::string backend;
   std::string device;
   KvLayout layout;
+  std::vector<Method> methods;
   StoreLimits store_limits;
   RpcLimits limits;
 };
