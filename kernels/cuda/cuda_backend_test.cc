@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -320,6 +321,41 @@ TEST_F(CudaBackendTest, CallsTakeEffectInOrder) {
   for (const Twins::Answer& answer : first) EXPECT_EQ(answer.o, before.o);
   ASSERT_TRUE((*backend)->AwaitDecode(&seconds).ok());
   for (const Twins::Answer& answer : second) EXPECT_EQ(answer.o, after.o);
+  EXPECT_FALSE((*backend)->AwaitDecode(&seconds).ok());  // nothing was begun
+}
+
+// Runs in a process of its own, which the broken device dies with: 0 where every call after the first error answers it.
+int BreakTheDevice() {
+  Twins twins(kLayout, 100, 5);
+  const auto backend = MakeCudaBackend({.layout = kLayout, .num_pages = twins.num_pages()});
+  if (!backend.ok()) return 1;
+  const std::vector<int32_t> nowhere(twins.num_pages(), 1 << 30);
+  const KvAppend append = twins.Append();
+  KvAppend stray = append;
+  stray.page_table = nowhere.data();
+  // The error is the device's, so a later call may be the first to see it.
+  absl::Status first = (*backend)->Append({&stray, 1});
+  const std::vector<float> q = twins.Queries(1);
+  Twins::Answer answer;
+  const DecodeItem item = twins.Item(q, {}, answer);
+  if (first.ok()) first = (*backend)->Decode({&item, 1});
+  if (first.code() != absl::StatusCode::kInternal) return 2;
+  if (first.message().find(" failed: ") == std::string::npos) return 3;
+  bool matches = false;
+  double seconds = 0;
+  for (const absl::Status& status :
+       {(*backend)->Append({&append, 1}), (*backend)->Compare({&append, 1}, {&matches, 1}),
+        (*backend)->Decode({&item, 1}), (*backend)->BeginDecode({&item, 1}), (*backend)->AwaitDecode(&seconds)}) {
+    if (status.ok()) return 4;
+  }
+  return (*backend)->Decode({&item, 1}) == first ? 0 : 5;
+}
+
+// compute-sanitizer rightly objects to this one.
+TEST(CudaBackendDeathTest, AnErrorOfTheDeviceSticks) {
+  if (const std::string why = WhyNoGpu(); !why.empty()) GTEST_SKIP() << why;
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_EXIT(std::_Exit(BreakTheDevice()), ::testing::ExitedWithCode(0), "");
 }
 
 }  // namespace
