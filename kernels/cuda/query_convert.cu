@@ -11,7 +11,8 @@ namespace santa::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kLeastExponent = -6, kLargestExponent = 14;  // of an fp16 item's largest query
+constexpr int kExponent = 14;   // of an fp16 item's largest query
+constexpr int kMostShift = 64;  // of tinier ones: the scale that takes it back is to stay a normal number
 constexpr float kLargestBFloat16 = 0x1.fep127f;
 
 __device__ __forceinline__ float Load(const void* q, DType type, int index) {
@@ -48,8 +49,7 @@ __global__ void __launch_bounds__(kThreads) QueryConvertKernel(const __grid_cons
   int shift = 0;
   if (half) {
     const float largest = LargestMagnitude(item, launch.num_numbers);
-    const int exponent = largest == 0 ? 0 : ilogbf(largest);
-    shift = min(max(exponent, kLeastExponent), kLargestExponent) - exponent;
+    shift = largest == 0 ? 0 : min(kExponent - ilogbf(largest), kMostShift);
   }
   uint16_t* to = static_cast<uint16_t*>(launch.converted) + static_cast<size_t>(blockIdx.x) * launch.num_numbers;
   for (int i = threadIdx.x; i < launch.num_numbers; i += kThreads) {

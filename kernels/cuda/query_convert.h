@@ -22,7 +22,7 @@ struct QueryConvertLaunch {
 };
 
 // Rounds the queries of items whose io_dtype is not `type` to nearest even. For fp16, an item's queries are first
-// multiplied by a power of two, where the largest of them is outside [2^-6, 2^15), so that none overflows and few are
+// multiplied by the power of two that brings the largest of them into [2^14, 2^15), so that none overflows and few are
 // subnormal; the item's scale takes it back. For bf16, what would round to infinity becomes the largest finite number.
 // NaN and infinities are kept.
 cudaError_t LaunchQueryConvert(const QueryConvertLaunch& launch, cudaStream_t stream);
