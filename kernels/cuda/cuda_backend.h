@@ -31,8 +31,9 @@ struct CudaBackendOptions {
 // memory; UNAVAILABLE where there is no GPU or no driver.
 //
 // Scores, sums and outputs are fp32, the products' factors bf16 for a bf16 cache and fp16 for the others: queries and
-// softmax weights are rounded to that type (queries of fp16 products are scaled by a power of two first where they
-// would overflow it). Draws are those that kernels/sampling defines. An answer is the same bit for bit in every batch.
+// softmax weights are rounded to that type (queries that come in another type are scaled by a power of two before
+// they become fp16, so that none overflows). Draws are those that kernels/sampling defines. An answer is the same bit
+// for bit in every batch.
 //
 // One error of the device makes every later call answer it: the process has to start anew.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& options);
