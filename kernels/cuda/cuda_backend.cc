@@ -41,7 +41,6 @@ class CudaBackend : public Backend {
   int32_t num_pages() const override { return options_.num_pages; }
   int max_decodes_in_flight() const override { return kMaxInFlight; }
 
-  absl::Status Supports(const AttentionOptions& options, int64_t num_tokens) const override;
   absl::Status Append(std::span<const KvAppend> appends) override;
   absl::Status Compare(std::span<const KvAppend> appends, std::span<bool> matches) override;
   absl::Status CopyPages(std::span<const PageCopy> copies) override;
@@ -131,7 +130,6 @@ absl::Status CudaBackend::WarmUp() {
   for (const Method method : {Method::kExact, Method::kSanta, Method::kStratified, Method::kSystematic,
                               Method::kS2antaFlash, Method::kS2antaProp}) {
     const AttentionOptions attention = {.method = method, .sample_count = method == Method::kExact ? 0u : 1u};
-    if (!Supports(attention, 2).ok()) continue;
     const DecodeItem item = {.page_table = &page,
                              .num_tokens = 2,
                              .options = attention,
@@ -159,17 +157,6 @@ absl::Status CudaBackend::Keep(absl::Status status) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (error_.ok()) error_ = std::move(status);
   return error_;
-}
-
-absl::Status CudaBackend::Supports(const AttentionOptions& options, int64_t num_tokens) const {
-  if (cuda::PlanItem({.num_tokens = num_tokens, .options = options}).kernel != cuda::Kernel::kStoredScores) {
-    return absl::OkStatus();
-  }
-  return absl::UnimplementedError(
-      absl::StrCat("method is ", std::string(Name(options.method)), " with sample_count ", options.sample_count,
-                   " over ", num_tokens,
-                   " tokens; the CUDA backend has EXACT, and S2ANTA_FLASH where a tile has 256 tokens (at least one "
-                   "draw for every 256)"));
 }
 
 absl::Status CudaBackend::Append(std::span<const KvAppend> appends) {
@@ -216,16 +203,13 @@ absl::Status CudaBackend::AwaitDecode(double* device_seconds) {
 
 absl::Status CudaBackend::Submit(std::span<const DecodeItem> items, Waves* waves) {
   if (absl::Status status = Enter(); !status.ok()) return status;
-  for (const DecodeItem& item : items) {
-    if (absl::Status status = Supports(item.options, item.num_tokens); !status.ok()) return status;
-  }
   *waves = {.first = next_wave_, .end = next_wave_};
   while (!items.empty()) {
     Slot& slot = slots_[next_wave_ % kWaves];
     const std::lock_guard<std::mutex> lock(slot.mutex);
     double seconds_of_another_wave = 0;
     if (absl::Status status = Settle(slot, &seconds_of_another_wave); !status.ok()) return status;
-    const absl::StatusOr<size_t> count = slot.wave.Fill(items, cache_);
+    const absl::StatusOr<size_t> count = slot.wave.Fill(items, cache_, scratch_);
     if (!count.ok()) return Keep(count.status());
     if (absl::Status status = Keep(slot.wave.Queue(scratch_, stream_.get())); !status.ok()) return status;
     slot.number = next_wave_++;
@@ -336,7 +320,7 @@ int64_t CudaOverheadBytes(const KvLayout& layout) {
   const auto limits = cuda::WaveLimits::For(layout, 1);
   const int64_t numbers = int64_t{layout.num_query_heads} * layout.head_dim;
   return limits.splits * (numbers * 4 + layout.num_query_heads * 8) + limits.items * numbers * (2 + 8 * kWaves) +
-         (int64_t{512} << 20);
+         cuda::WaveLimits::kStoredBytes + (int64_t{512} << 20);
 }
 
 }  // namespace santa

@@ -53,7 +53,6 @@ INSTANTIATE_TEST_SUITE_P(Cuda, BackendSuite,
                              .exact_tolerance = 0x1p-8,
                              .nearest_layout = NearestLayout,
                              .query_type = QueryType,
-                             .methods = {Method::kS2antaFlash},
                              .missing = WhyNoGpu()}),
                          NameOf);
 

@@ -11,6 +11,7 @@
 #include "kernels/cuda/exact.h"
 #include "kernels/cuda/query_convert.h"
 #include "kernels/cuda/s2anta_flash.h"
+#include "kernels/cuda/stored_scores.h"
 #include "kernels/sampling/score.h"
 
 namespace santa::cuda {
@@ -32,6 +33,12 @@ TableSlice SliceOf(const ItemPlan& plan, int32_t page_size) {
   return {first, (plan.end - 1) / page_size - first + 1};
 }
 
+// Scratch that the item's scores take.
+int64_t StoredBytes(const ItemPlan& plan, const DecodeItem& item, const KvLayout& layout) {
+  if (plan.kernel != Kernel::kStoredScores) return 0;
+  return StoredScratchBytes(item.options.method, layout.num_query_heads, plan.begin, plan.end, plan.sample_count);
+}
+
 }  // namespace
 
 WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
@@ -41,9 +48,13 @@ WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
   const int64_t one_item = CutSplits(Kernel::kExact, 0, static_cast<int32_t>(most_tokens)).count + 128;
   const int64_t affordable = kPartialBytes / (numbers * 4 + layout.num_query_heads * 8);
   const int64_t items = std::clamp<int64_t>(kQueryBytes / (numbers * 4), 1, kMaxItems);
+  // SANTA with as many draws as there may be wants most.
+  const int64_t stored = StoredScratchBytes(Method::kSanta, layout.num_query_heads, 255, 255 + most_tokens,
+                                            static_cast<uint32_t>(std::min<int64_t>(most_tokens, kMaxSampleCount)));
   return {.items = static_cast<int32_t>(items),
           .splits = static_cast<int32_t>(std::clamp(affordable, one_item, one_item * items)),
-          .table_entries = std::max<int64_t>(kTableEntries, num_pages)};
+          .table_entries = std::max<int64_t>(kTableEntries, num_pages),
+          .stored_bytes = std::clamp(kStoredBytes, stored, stored * items)};
 }
 
 absl::StatusOr<DecodeScratch> DecodeScratch::Allocate(const KvLayout& layout, const WaveLimits& limits,
@@ -55,7 +66,8 @@ absl::StatusOr<DecodeScratch> DecodeScratch::Allocate(const KvLayout& layout, co
   for (const auto& [memory, bytes] :
        {std::pair{&scratch.partial_o_, numbers * sizeof(float) * limits.splits},
         std::pair{&scratch.partial_max_sum_, sizeof(float2) * layout.num_query_heads * limits.splits},
-        std::pair{&scratch.tickets_, ticket_bytes}, std::pair{&scratch.queries_, numbers * 2 * limits.items}}) {
+        std::pair{&scratch.tickets_, ticket_bytes}, std::pair{&scratch.queries_, numbers * 2 * limits.items},
+        std::pair{&scratch.stored_, static_cast<size_t>(limits.stored_bytes)}}) {
     absl::StatusOr<DeviceMemory> allocated = AllocateDevice(bytes, purpose);
     if (!allocated.ok()) return allocated.status();
     *memory = *std::move(allocated);
@@ -87,6 +99,8 @@ absl::StatusOr<DecodeWave> DecodeWave::Allocate(const KvLayout& layout, const Wa
   const size_t heads_bytes = sizeof(float) * layout.num_query_heads;
   Regions regions;
   regions.Add(sizeof(DeviceItem) * limits.items);
+  regions.Add(sizeof(StoredItem) * limits.items);
+  regions.Add(sizeof(int32_t) * limits.items);
   regions.Add(sizeof(WorkUnit) * limits.splits);
   // Each table begins on 16 bytes.
   regions.Add(sizeof(int32_t) * (limits.table_entries + 4 * static_cast<size_t>(limits.items)));
@@ -116,12 +130,14 @@ size_t DecodeWave::PlanItems(std::span<const DecodeItem> items) {
   plans_.clear();
   int64_t splits = 0;
   int64_t entries = 0;
+  int64_t stored = 0;
   for (const DecodeItem& item : items) {
     if (plans_.size() == static_cast<size_t>(limits_.items)) break;
     const ItemPlan plan = PlanItem(item);
     splits += plan.splits.count;
     entries += SliceOf(plan, layout_.page_size).count;
-    if (splits > limits_.splits || entries > limits_.table_entries) break;
+    stored += StoredBytes(plan, item, layout_);
+    if (splits > limits_.splits || entries > limits_.table_entries || stored > limits_.stored_bytes) break;
     plans_.push_back(plan);
   }
   return plans_.size();
@@ -146,6 +162,8 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
   }
   Regions regions;
   items_at_ = regions.Add(sizeof(DeviceItem) * items.size());
+  stored_at_ = regions.Add(sizeof(StoredItem) * items.size());
+  numbers_at_ = regions.Add(sizeof(int32_t) * items.size());
   work_at_ = regions.Add(sizeof(WorkUnit) * splits);
   tables_at_ = regions.Add(sizeof(int32_t) * entries);
   sinks_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
@@ -211,7 +229,27 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
   OrderWork(plans_, order_, reinterpret_cast<WorkUnit*>(host_at(work_at_)), ranges_);
 }
 
-absl::StatusOr<size_t> DecodeWave::Fill(std::span<const DecodeItem> items, const KvCache& cache) {
+// What the kernels of stored scores need beside the items.
+void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch) {
+  num_stored_ = 0;
+  long_lines_ = false;
+  for (size_t i = 0; i < items.size(); ++i) {
+    const ItemPlan& plan = plans_[i];
+    if (plan.kernel != Kernel::kStoredScores) continue;
+    const AttentionOptions& options = items[i].options;
+    const StoredItem stored = {
+        .method = options.method, .budget_rounding = options.budget_rounding, .scratch = scratch};
+    std::memcpy(host_at(stored_at_ + sizeof(stored) * i), &stored, sizeof(stored));
+    const auto number = static_cast<int32_t>(i);
+    std::memcpy(host_at(numbers_at_ + sizeof(number) * num_stored_), &number, sizeof(number));
+    ++num_stored_;
+    long_lines_ |= NeedsLongLines(options.method, plan.begin, plan.end, plan.sample_count);
+    scratch += StoredBytes(plan, items[i], layout_);
+  }
+}
+
+absl::StatusOr<size_t> DecodeWave::Fill(std::span<const DecodeItem> items, const KvCache& cache,
+                                        const DecodeScratch& scratch) {
   const size_t count = PlanItems(items);
   if (count == 0) {
     return absl::InvalidArgumentError(
@@ -219,6 +257,7 @@ absl::StatusOr<size_t> DecodeWave::Fill(std::span<const DecodeItem> items, const
   }
   Place(items.first(count));
   Pack(items.first(count), cache);
+  PackStored(items.first(count), scratch.stored());
   return count;
 }
 
@@ -250,8 +289,13 @@ absl::Status DecodeWave::Queue(const DecodeScratch& scratch, cudaStream_t stream
   if (status.ok() && of(Kernel::kExact)) status = queue(LaunchExact(launch, stream), "LaunchExact");
   if (status.ok() && of(Kernel::kS2antaFlash)) status = queue(LaunchS2antaFlash(launch, stream), "LaunchS2antaFlash");
   if (status.ok() && of(Kernel::kStoredScores)) {
-    // kernels/cuda/stored_scores.h goes here: its launch, and its scratch beside that of DecodeScratch.
-    status = absl::UnimplementedError("no kernel for methods that store scores");
+    status = queue(LaunchStoredScores({.decode = launch,
+                                       .stored = reinterpret_cast<const StoredItem*>(device_at(stored_at_)),
+                                       .numbers = reinterpret_cast<const int32_t*>(device_at(numbers_at_)),
+                                       .num_items = num_stored_,
+                                       .long_lines = long_lines_},
+                                      stream),
+                   "LaunchStoredScores");
   }
   if (status.ok()) {
     status = queue(

@@ -23,7 +23,10 @@ struct WaveLimits {
   int32_t items = 0;
   int32_t splits = 0;         // of all items
   int64_t table_entries = 0;  // of all page tables
+  int64_t stored_bytes = 0;   // of scratch for stored scores
 
+  // Scratch for stored scores, unless one item wants more or all items together less.
+  static constexpr int64_t kStoredBytes = int64_t{512} << 20;
   static WaveLimits For(const KvLayout& layout, int32_t num_pages);
 };
 
@@ -35,12 +38,14 @@ class DecodeScratch {
   // A launch over nothing yet.
   DecodeLaunch launch(const KvLayout& layout) const;
   void* queries() const { return queries_.get(); }  // [items][H][D] of 2 bytes
+  uint8_t* stored() const { return static_cast<uint8_t*>(stored_.get()); }
 
  private:
   DeviceMemory partial_o_;
   DeviceMemory partial_max_sum_;
   DeviceMemory tickets_;
   DeviceMemory queries_;
+  DeviceMemory stored_;
 };
 
 // Not thread safe. Fill, Queue, then Deliver once `done` has happened; then again.
@@ -50,7 +55,7 @@ class DecodeWave {
 
   // Packs as many of the first items as there is room for, at least one; how many. All that their pointers name may
   // change afterwards but for the outputs. INVALID_ARGUMENT where even the first does not fit.
-  absl::StatusOr<size_t> Fill(std::span<const DecodeItem> items, const KvCache& cache);
+  absl::StatusOr<size_t> Fill(std::span<const DecodeItem> items, const KvCache& cache, const DecodeScratch& scratch);
 
   // Queues copy up, kernels, copy down.
   absl::Status Queue(const DecodeScratch& scratch, cudaStream_t stream);
@@ -72,6 +77,7 @@ class DecodeWave {
   size_t PlanItems(std::span<const DecodeItem> items);
   void Place(std::span<const DecodeItem> items);
   void Pack(std::span<const DecodeItem> items, const KvCache& cache);
+  void PackStored(std::span<const DecodeItem> items, uint8_t* scratch);
   uint8_t* host_at(size_t offset) const { return static_cast<uint8_t*>(pinned_.get()) + offset; }
   uint8_t* device_at(size_t offset) const { return static_cast<uint8_t*>(device_.get()) + offset; }
   size_t query_bytes(DType dtype) const {
@@ -87,9 +93,12 @@ class DecodeWave {
 
   // Of the wave at hand. Regions of the buffer, in this order; the copy up ends after `rows`, where the counts are 0,
   // and the copy down begins there.
-  size_t items_at_ = 0, work_at_ = 0, tables_at_ = 0, sinks_at_ = 0, queries_at_ = 0, rows_at_ = 0, lse_at_ = 0;
+  size_t items_at_ = 0, stored_at_ = 0, numbers_at_ = 0, work_at_ = 0, tables_at_ = 0, sinks_at_ = 0, queries_at_ = 0,
+         rows_at_ = 0, lse_at_ = 0;
   size_t upload_bytes_ = 0, bytes_ = 0;
   bool converts_queries_ = false;
+  int32_t num_stored_ = 0;  // items whose scores are stored
+  bool long_lines_ = false;
   std::vector<ItemPlan> plans_;
   std::vector<Output> outputs_;
   std::vector<int32_t> order_;

@@ -1,0 +1,50 @@
+// What the kernels of kernels/cuda/stored_scores.h share.
+#ifndef SANTA_KERNELS_CUDA_STORED_LAUNCH_CUH_
+#define SANTA_KERNELS_CUDA_STORED_LAUNCH_CUH_
+
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/stored_layout.h"
+#include "kernels/cuda/stored_scores.h"
+
+namespace santa::cuda {
+
+// Starts kernel(launch), allowed to overlap the end of the kernel before it. So that a kernel may rely on all those
+// before it, every block calls WaitForEarlierKernel() before it ends.
+inline cudaError_t LaunchStored(void (*kernel)(StoredLaunch), const StoredLaunch& launch, dim3 grid, int threads,
+                                int shared_bytes, cudaStream_t stream) {
+  if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
+    return error;
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, launch);
+}
+
+// Starts the copy of 16 bytes of scratch into shared memory; zeros, and nothing is read, where not `valid`.
+__device__ __forceinline__ void CopyScratch16(uint32_t to, const void* from, bool valid) {
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
+// An item with its scratch.
+struct StoredView {
+  StoredLines lines;
+  StoredArrays arrays;
+
+  __device__ StoredView(const StoredLaunch& launch, const DeviceItem& item, const StoredItem& stored)
+      : lines(LinesOf(stored.method, item.begin, item.end, item.sample_count)),
+        arrays(stored.scratch, stored.method, launch.decode.num_kv_heads * launch.decode.group_size, lines,
+               item.sample_count) {}
+};
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_STORED_LAUNCH_CUH_
