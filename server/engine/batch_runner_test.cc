@@ -312,5 +312,19 @@ TEST_F(BatchRunnerTest, TokensOfOtherDtypesAreStoredConverted) {
   }
 }
 
+TEST_F(BatchRunnerTest, WhatTheBackendHasNotGotFailsAloneAndStoresNothing) {
+  backend_.set_unsupported(Method::kSanta);
+  const SequenceHandle one = Create();
+  const SequenceHandle two = Create();
+  TestStep step = NewStep();
+  step.AppendAndAttend(one, 0, {1}).AppendAndAttend(two, 0, {2});
+  step.step().items[0].options = {.method = Method::kSanta, .sample_count = 1};
+  ASSERT_TRUE(Run({&step}).ok());
+  EXPECT_EQ(step.item(0).status, absl::UnimplementedError("the fake backend has not got this method"));
+  EXPECT_EQ(step.code(1), absl::StatusCode::kOk);
+  EXPECT_EQ(store_.Get("a", one, now_)->lengths[0], 0);
+  EXPECT_EQ(store_.Get("a", two, now_)->lengths[0], 1);
+}
+
 }  // namespace
 }  // namespace santa

@@ -64,6 +64,11 @@ void FakeBackend::ForEachRow(const KvAppend& append, Visit visit) const {
   }
 }
 
+absl::Status FakeBackend::Supports(const AttentionOptions& options, int64_t /*num_tokens*/) const {
+  if (options.method != unsupported_) return absl::OkStatus();
+  return absl::UnimplementedError("the fake backend has not got this method");
+}
+
 absl::Status FakeBackend::Append(std::span<const KvAppend> appends) {
   if (absl::Status status = Meet(Call::kAppend); !status.ok()) return status;
   for (const KvAppend& append : appends) {

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -37,6 +38,9 @@ class FakeBackend : public Backend {
   // the first call.
   void set_max_decodes_in_flight(int number) { max_decodes_in_flight_ = number; }
 
+  // A method that Supports refuses.
+  void set_unsupported(Method method) { unsupported_ = method; }
+
   // K row, or V row, of a token: D values.
   std::span<const float> Row(int32_t layer, int32_t page, bool value, int32_t kv_head, int32_t slot) const;
 
@@ -44,6 +48,7 @@ class FakeBackend : public Backend {
   std::string device() const override { return "a test"; }
   const KvLayout& layout() const override { return layout_; }
   int32_t num_pages() const override { return num_pages_; }
+  absl::Status Supports(const AttentionOptions& options, int64_t num_tokens) const override;
   absl::Status Append(std::span<const KvAppend> appends) override;
   absl::Status Compare(std::span<const KvAppend> appends, std::span<bool> matches) override;
   absl::Status CopyPages(std::span<const PageCopy> copies) override;
@@ -70,6 +75,7 @@ class FakeBackend : public Backend {
   std::vector<float> cache_;  // [layer][page][K|V][kv_head][slot][D]
   std::function<absl::Status(Call)> hook_;
   int max_decodes_in_flight_ = 1;
+  std::optional<Method> unsupported_;
   std::mutex begun_mutex_;
   std::deque<std::unique_ptr<Begun>> begun_;
 };
