@@ -59,8 +59,8 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCuda(const BackendChoice& choice) {
   if (!memory.ok()) {
     // "device is 7; ..." is a flag's; that there is no GPU at all is not.
     if (memory.status().code() == absl::StatusCode::kInvalidArgument) return AsFlag(memory.status());
-    return absl::Status(memory.status().code(),
-                        absl::StrCat("--backend is cuda, but ", std::string(memory.status().message())));
+    return absl::Status(memory.status().code(), absl::StrCat("--backend is ", choice.backend, ", but ",
+                                                             std::string(memory.status().message())));
   }
   int64_t bytes = choice.kv_bytes;
   if (bytes == 0) {
