@@ -110,7 +110,7 @@ TEST_F(DecodeTest, S2antaFlashDrawsWhatTheCpuDraws) {
   }
   RecordProperty("heads", all.heads);
   RecordProperty("heads_with_a_moved_draw", all.moved);
-  EXPECT_LE(all.moved, all.heads / 100) << "of " << all.heads;
+  EXPECT_LE(all.moved, all.heads / 50) << "of " << all.heads;
 }
 
 // Items of very different lengths in one batch answer bit for bit what each answers alone.

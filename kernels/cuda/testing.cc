@@ -369,7 +369,7 @@ Comparison CompareToCpu(const std::vector<Item>& items, const std::vector<Answer
       const size_t at = static_cast<size_t>(head) * step.head_dim;
       const double error = RelativeError(&found[i].o[at], &expected[i].o[at], step.head_dim);
       EXPECT_LT(error, 4) << what << ", head " << head;
-      moved += error > 3e-5 ? 1 : 0;
+      moved += error > kRounding ? 1 : 0;
     }
     if (moved == 0) {
       EXPECT_EQ(found[i].rows_read, expected[i].rows_read) << what;

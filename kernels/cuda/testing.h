@@ -107,6 +107,10 @@ struct Fit {
 };
 Fit FitMoments(const Problem& problem, const std::vector<Answer>& answers);
 
+// Relative error of an output whose draws are the same: sums in fp32, by tensor cores that truncate. A draw that moved
+// makes a difference of more than one in S.
+inline constexpr double kRounding = 1e-4;
+
 // How many heads' outputs differ by more than rounding between two answers: their draws differ.
 struct Comparison {
   int heads = 0;
