@@ -46,7 +46,9 @@ absl::Status CheckItem(const Backend& backend, const StepItem& item) {
                                                    ", past its own tokens, which are ", tokens.count, " from position ",
                                                    tokens.position));
   }
-  return backend.Supports(item.options, item.position + 1);
+  // Any number may come as a position; what is past every cache is refused with the layer's length later on.
+  constexpr int64_t kPastEveryCache = int64_t{1} << 48;
+  return backend.Supports(item.options, std::min(item.position, kPastEveryCache) + 1);
 }
 
 // `count` of the tokens, from the one at index `first`.
