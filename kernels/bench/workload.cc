@@ -31,7 +31,10 @@ Workload::Workload(const Options& options)
   std::normal_distribution<float> normal;
   for (float& number : numbers_) number = normal(random);
   // With k standard normal, dot(q, k) / sqrt(D) has the deviation |q| / sqrt(D): that of q's elements.
-  for (float& number : queries_) number = static_cast<float>(options.sigma) * normal(random);
+  // Rounded to the cache's type, as a model of that type has them.
+  for (float& number : queries_) {
+    number = static_cast<float>(reference::Round(options.dtype, options.sigma * normal(random)));
+  }
 }
 
 int64_t Workload::dense_bytes() const {

@@ -50,13 +50,18 @@ struct RunOrder {
     return list.runs[index / num_heads].keys + (values ? context.cache.value_offset() : 0) +
            static_cast<int64_t>(context.cache.layout().head_page_bytes()) * (index % num_heads);
   }
+  Ahead run(int index) const {
+    if (index >= count()) return {};
+    return {rows(index),
+            static_cast<int64_t>(context.cache.layout().row_bytes()) * list.runs[index / num_heads].num_rows};
+  }
 };
 
 // What to fetch while run `index` of `current` is worked on: a run some way ahead, in `current` or in `after` it.
-inline const uint8_t* RowsAhead(const RunOrder& current, const RunOrder& after, int index) {
+inline Ahead RowsAhead(const RunOrder& current, const RunOrder& after, int index) {
   constexpr int kRunsAhead = 2;
   const int ahead = index + kRunsAhead;
-  return ahead < current.count() ? current.rows(ahead) : after.rows(ahead - current.count());
+  return ahead < current.count() ? current.run(ahead) : after.run(ahead - current.count());
 }
 
 // Arrays of one block, chunk by chunk: chunk c's scores (or weights, or masses) at shape.first_lane(c) * kScoreRows,

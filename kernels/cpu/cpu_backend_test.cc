@@ -2,11 +2,17 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
+#include <random>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "kernels/attention.h"
+#include "kernels/reference/number_format.h"
 #include "kernels/testing/backend_suite.h"
+#include "kernels/testing/cache.h"
+#include "kernels/testing/shapes.h"
 
 namespace santa::testing {
 namespace {
@@ -53,6 +59,26 @@ TEST(CpuBackendTest, MoreMemoryThanThereIsIsAStatus) {
   EXPECT_EQ(MakeCpuBackend(options).status().code(), absl::StatusCode::kResourceExhausted);
   options.layout.num_kv_heads = options.layout.num_query_heads = 65536;  // past 2^64 bytes
   EXPECT_EQ(MakeCpuBackend(options).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+// Queries that bf16 holds may be multiplied as such; one number that it does not hold has all heads of the item
+// multiplied the other way. That may change their rounding only.
+TEST(CpuBackendTest, BothWaysToMultiplyABf16CacheAgree) {
+  std::mt19937_64 random(1);
+  const KvLayout layout = {.num_layers = 1, .num_query_heads = 8, .num_kv_heads = 2, .head_dim = 128};
+  const std::unique_ptr<Cache> cache = Cache::Make(WithThreads(2), layout, 20);
+  ASSERT_NE(cache, nullptr);
+  const Sequence sequence = cache->Add(RandomTokens(layout, 1000, random));
+  Query query = WithOptions(layout, sequence, {}, 0, random);
+  query.q = reference::RoundAll(DType::kBFloat16, query.q);
+  Query other = query;
+  other.q[0] += 0x1p-20;
+  const std::vector<Answer> answers = cache->Decode({query, other});
+  ExpectClose("outputs", answers[1].o, answers[0].o, std::vector<double>(answers[0].o.size(), 2e-5));
+  for (size_t h = 0; h < answers[0].lse.size(); ++h) EXPECT_NEAR(answers[1].lse[h], answers[0].lse[h], 1e-5);
+  // What the rounding cannot do is change an answer made in other company.
+  ExpectIdentical("alone", cache->Decode({query})[0], answers[0]);
+  ExpectIdentical("alone, the other way", cache->Decode({other})[0], answers[1]);
 }
 
 TEST(CpuBackendTest, SaysWhatItRunsOn) {

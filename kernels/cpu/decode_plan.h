@@ -45,6 +45,7 @@ struct PlannedItem {
   int64_t begin;  // visible tokens [begin, end)
   int64_t end;
   float scale;
+  bool bf16_queries;        // every query is packed as bf16 too
   sampling::Tiling tiling;  // of S2ANTA_FLASH and S2ANTA_PROP
   int64_t split_tokens;
   int64_t first_split;  // absolute number

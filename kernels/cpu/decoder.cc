@@ -75,6 +75,7 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
   }
   const auto units = static_cast<int64_t>(units_.size());
   queries_.AtLeast(plans_.size() * heads * shape_.padded_dim);
+  if (kernels_.pack_bf16 != nullptr) bf16_queries_.AtLeast(plans_.size() * heads * shape_.padded_dim);
   partial_max_.AtLeast(units * shape_.group);
   partial_sum_.AtLeast(units * shape_.group);
   partial_output_.AtLeast(units * shape_.group * shape_.padded_dim);
@@ -92,12 +93,17 @@ void Decoder::PackQueries() {
   const int64_t heads = static_cast<int64_t>(shape_.num_kv_heads) * shape_.group;
   float* query = vectors_[0].data();
   float* packed = queries_.data();
-  for (const PlannedItem& plan : plans_) {
+  uint16_t* packed_bf16 = bf16_queries_.data();
+  for (PlannedItem& plan : plans_) {
     const DecodeItem& item = *plan.item;
+    // For all heads or none: what a head's answer is made with depends on the item and the machine, nothing else.
+    plan.bf16_queries = kernels_.pack_bf16 != nullptr;
     for (int64_t head = 0; head < heads; ++head, packed += shape_.padded_dim) {
       const size_t offset = static_cast<size_t>(head) * shape_.head_dim * SizeOf(item.io_dtype);
       Convert(item.io_dtype, static_cast<const uint8_t*>(item.q) + offset, DType::kFloat32, query, shape_.head_dim);
       kernels_.pack(query, shape_.head_dim, packed);
+      plan.bf16_queries = plan.bf16_queries && kernels_.pack_bf16(query, shape_.head_dim, packed_bf16);
+      packed_bf16 += shape_.padded_dim;
     }
   }
 }
@@ -108,12 +114,14 @@ Partial Decoder::PartialAt(int64_t unit) const {
 }
 
 Unit Decoder::UnitAt(const PlannedItem& plan, int kv_head, int64_t split, int worker) {
-  const int64_t first_query = (&plan - plans_.data()) * shape_.num_kv_heads + kv_head;
+  const int64_t first_query =
+      ((&plan - plans_.data()) * shape_.num_kv_heads + kv_head) * shape_.group * shape_.padded_dim;
   return {.context = context_,
           .plan = plan,
           .kv_head = kv_head,
           .split = split,
-          .queries = queries_.data() + first_query * shape_.group * shape_.padded_dim,
+          .queries = queries_.data() + first_query,
+          .bf16_queries = plan.bf16_queries ? bf16_queries_.data() + first_query : nullptr,
           .partial = PartialAt(plan.first_unit + kv_head * plan.num_splits + split),
           .scratch = scratch_[worker]};
 }

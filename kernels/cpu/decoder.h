@@ -64,7 +64,8 @@ class Decoder {
   std::vector<PlannedItem> plans_;  // of the wave
   std::vector<UnitPlace> units_;
   std::vector<UnitPlace> groups_;
-  GrowBuffer<float> queries_;  // packed, [item][H][padded_dim]
+  GrowBuffer<float> queries_;          // packed, [item][H][padded_dim]
+  GrowBuffer<uint16_t> bf16_queries_;  // of items with plan.bf16_queries
   // [unit]
   GrowBuffer<float> partial_max_;
   GrowBuffer<float> partial_sum_;

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
+#include "kernels/cpu/fetch-inl.h"
 #include "kernels/cpu/row_kernels.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -48,6 +49,7 @@ HWY_INLINE bool SystematicCountsOf(const SystematicArgs& args, float* counts, ui
   // The largest distance of a value from the middle between two whole numbers: 0.5 at a whole number, where rounding
   // could decide the count.
   auto farthest = hn::Zero(d);
+  const int64_t step = FetchStep(args.ahead, args.num_rows);
   for (int lane = 0; lane < kPitch; lane += static_cast<int>(hn::Lanes(d))) {
     const auto draws_per_mass = hn::LoadU(d, args.draws_per_mass + lane);
     const auto phase = hn::LoadU(d, args.phase + lane);
@@ -61,6 +63,7 @@ HWY_INLINE bool SystematicCountsOf(const SystematicArgs& args, float* counts, ui
     };
     auto before = draws_below();
     for (int row = 0; row < args.num_rows; ++row) {
+      if (lane == 0) PrefetchBytes(args.ahead.begin + row * step, step);
       const auto masses = hn::LoadU(di32, reinterpret_cast<const int32_t*>(args.masses) + row * kPitch + lane);
       sum = hn::Add(sum, hn::PromoteTo(d, masses));
       const auto now = draws_below();

@@ -13,7 +13,7 @@ void WeighExactly(const Unit& unit, const BlockArrays& arrays, int num_rows, con
     RaiseMax(unit, chunk, max[chunk]);
     float* weights = arrays.chunk_scores(chunk);
     const HeadVector sum =
-        unit.context.kernels.exponentials(weights, num_rows, shape.pitch(chunk), max[chunk], weights);
+        unit.context.kernels.exponentials(weights, num_rows, shape.pitch(chunk), max[chunk], weights, {});
     for (int lane = 0; lane < shape.heads(chunk); ++lane) {
       unit.partial.sum[chunk * kChunkHeads + lane] += sum.lane[lane];
     }
@@ -37,7 +37,7 @@ void AddValues(UnitGroup units, const RunList& runs, const RunOrder& after, cons
                                   .heads = shape.heads(chunk),
                                   .weights = arrays[u].chunk_scores(chunk) + row * shape.pitch(chunk),
                                   .sums = units[u].output(chunk * kChunkHeads),
-                                  .prefetch = chunk == 0 ? RowsAhead(values, after, index) : nullptr});
+                                  .prefetch = chunk == 0 ? RowsAhead(values, after, index).begin : nullptr});
     }
     if (u == num_units - 1) row += num_rows;
   }

@@ -53,7 +53,8 @@ void DrawTile(const Unit& unit, int64_t tile, const BlockArrays& first, const He
     const int64_t block_end = BlockEnd(block, end);
     scratch.gatherer.StartBlock(unit.context, unit.Runs(block, block_end));
     for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-      scratch.gatherer.DrawSystematically(unit.context, arrays, chunk, draws + chunk * kChunkHeads);
+      scratch.gatherer.DrawSystematically(unit.context, arrays, chunk, draws + chunk * kChunkHeads,
+                                          scratch.fetcher.Beside(kBytesBesideRow * (block_end - block)));
     }
     *unit.partial.rows += scratch.gatherer.Queue(unit.context, factors, unit.partial.output);
     block = block_end;
@@ -81,6 +82,7 @@ void FlashUnits(UnitGroup units) {
     ClearPartial(units[u]);
   }
   scratch.gatherer.Begin(shape);
+  scratch.fetcher.Begin(unit.context, *plan.item, unit.kv_head, num_units, unit.begin(), unit.end());
   for (int64_t begin = unit.begin(); begin < unit.end();) {
     const int64_t tile = begin / plan.tiling.size - plan.tiling.first;
     const int64_t end = sampling::TileEnd(plan.tiling, tile);

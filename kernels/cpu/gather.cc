@@ -39,7 +39,7 @@ void Gatherer::ClearChunk(const DecodeContext& context, const BlockArrays& array
 }
 
 void Gatherer::DrawSystematically(const DecodeContext& context, const BlockArrays& arrays, int chunk,
-                                  SystematicDraws* of_heads) {
+                                  SystematicDraws* of_heads, const Ahead& ahead) {
   const DecodeShape& shape = context.shape;
   const int pitch = shape.pitch(chunk);
   SystematicArgs args = {.masses = arrays.chunk_masses(chunk),
@@ -47,7 +47,8 @@ void Gatherer::DrawSystematically(const DecodeContext& context, const BlockArray
                          .pitch = pitch,
                          .draws_per_mass = {},
                          .phase = {},
-                         .below = {}};
+                         .below = {},
+                         .ahead = ahead};
   bool exact_in_double = true;
   for (int lane = 0; lane < 4; ++lane) {
     const int head = lane % pitch;

@@ -28,9 +28,9 @@ class Gatherer {
 
   void StartBlock(const DecodeContext& context, const RunList& runs);
 
-  // Draws of a chunk's heads, of_heads[lane]; their `below` moves past the block.
-  void DrawSystematically(const DecodeContext& context, const BlockArrays& arrays, int chunk,
-                          SystematicDraws* of_heads);
+  // Draws of a chunk's heads, of_heads[lane]; their `below` moves past the block. `ahead` is fetched meanwhile.
+  void DrawSystematically(const DecodeContext& context, const BlockArrays& arrays, int chunk, SystematicDraws* of_heads,
+                          const Ahead& ahead = {});
 
   // Draws one by one: ClearChunk, and Draw for each of its heads.
   void ClearChunk(const DecodeContext& context, const BlockArrays& arrays, int chunk);

@@ -11,6 +11,7 @@
 #include "hwy/highway.h"
 // These need the lines above.
 #include "kernels/cpu/draws-inl.h"
+#include "kernels/cpu/row_bf16_products-inl.h"
 #include "kernels/cpu/row_products-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 
@@ -19,11 +20,12 @@ namespace santa::cpu {
 namespace HWY_NAMESPACE {
 
 template <typename Row>
-const RowKernels* Table() {
-  static constexpr RowKernels kTable = {
+constexpr RowKernels MakeTable() {
+  return {
       .target = HWY_STR(HWY_NAMESPACE),
       .lanes = kLanes,
       .pack = Row::Pack,
+      .pack_bf16 = nullptr,
       .unpack = Row::Unpack,
       .score = Score<Row>,
       .accumulate = Accumulate<Row>,
@@ -35,7 +37,26 @@ const RowKernels* Table() {
       .scale = Scale,
       .add_scaled = AddScaled,
   };
+}
+
+template <typename Row>
+const RowKernels* Table() {
+  static constexpr RowKernels kTable = MakeTable<Row>();
   return &kTable;
+}
+
+const RowKernels* Bf16Table() {
+#if HWY_TARGET == HWY_AVX3
+  static constexpr RowKernels kTable = [] {
+    RowKernels table = MakeTable<Bf16Row>();
+    table.target = HWY_STR(HWY_NAMESPACE) " with BF16";
+    table.pack_bf16 = PackBf16;
+    table.score = ScoreBf16;
+    return table;
+  }();
+  if (__builtin_cpu_supports("avx512bf16")) return &kTable;
+#endif
+  return Table<Bf16Row>();
 }
 
 const RowKernels* TableOf(DType dtype) {
@@ -43,7 +64,7 @@ const RowKernels* TableOf(DType dtype) {
     case DType::kFloat32:
       return Table<Fp32Row>();
     case DType::kBFloat16:
-      return Table<Bf16Row>();
+      return Bf16Table();
     case DType::kFloat16:
     case DType::kFloat8E4M3:  // MakeCpuBackend refuses it
       break;

@@ -31,15 +31,22 @@ struct HeadVector {
   float lane[4];
 };
 
+// Memory that will be needed soon, fetched to the L2 cache beside other work.
+struct Ahead {
+  const uint8_t* begin = nullptr;
+  int64_t bytes = 0;
+};
+
 // Consecutive rows of K or V, in one run of memory.
 struct ScoreArgs {
   const uint8_t* rows = nullptr;
   int num_rows = 0;  // [1, kMaxRun]
   int head_dim = 0;
-  int heads = 0;                   // [1, kChunkHeads]
-  const float* queries = nullptr;  // packed, [heads][padded_dim]
-  float* scores = nullptr;         // written: dot products, [num_rows][pitch], and garbage up to kRowGroup rows beyond
-  const uint8_t* prefetch = nullptr;  // as many bytes that will be needed soon, or null
+  int heads = 0;                           // [1, kChunkHeads]
+  const float* queries = nullptr;          // packed, [heads][padded_dim]
+  const uint16_t* bf16_queries = nullptr;  // the same from pack_bf16, and taken instead; or null
+  float* scores = nullptr;  // written: dot products, [num_rows][pitch], and garbage up to kRowGroup rows beyond
+  Ahead ahead = {};
 };
 
 struct AccumulateArgs {
@@ -63,6 +70,7 @@ struct SystematicArgs {
   double draws_per_mass[4];
   double phase[4];
   double below[4];  // C before the first row; at most 2^53
+  Ahead ahead = {};
 };
 
 struct RowKernels {
@@ -73,6 +81,10 @@ struct RowKernels {
   int padded_dim(int head_dim) const { return (head_dim + 2 * lanes - 1) / (2 * lanes) * (2 * lanes); }
 
   void (*pack)(const float* vector, int head_dim, float* packed);
+  // Packs a query as bf16, [padded_dim], which `score` is faster with. False, with no result, for a query that it would
+  // not score as well: some number is not a bf16, or beyond bounds. Null where `score` makes no use of it: then
+  // bf16_queries must be null.
+  bool (*pack_bf16)(const float* vector, int head_dim, uint16_t* packed);
   void (*unpack)(const float* packed, int head_dim, float factor, float* vector);  // times `factor`
   void (*score)(const ScoreArgs& args);
   void (*accumulate)(const AccumulateArgs& args);
@@ -83,7 +95,8 @@ struct RowKernels {
 
   // weights = exp(scores - max), which may be the same array, and their sums. 0 where it would be subnormal. `weights`
   // may be null: only the sums.
-  HeadVector (*exponentials)(const float* scores, int num_rows, int pitch, const HeadVector& max, float* weights);
+  HeadVector (*exponentials)(const float* scores, int num_rows, int pitch, const HeadVector& max, float* weights,
+                             const Ahead& ahead);
 
   // In place of the weights (uint32 in the same array) their masses (sampling::RowMass), and those of each group of
   // kRowGroup rows: group_masses[group][pitch].

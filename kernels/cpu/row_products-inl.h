@@ -10,17 +10,13 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
+#include "kernels/cpu/fetch-inl.h"
 #include "kernels/cpu/row_kernels.h"
 #include "kernels/cpu/row_load-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace santa::cpu {
 namespace HWY_NAMESPACE {
-
-// The L2 cache: what is fetched ahead is up to a block away, more than L1 holds.
-HWY_INLINE void PrefetchBytes(const uint8_t* bytes, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(bytes + i, 0, 2);
-}
 
 // Lane l of every 128-bit block of the result: the sum of that block of the l-th argument.
 HWY_INLINE Vector SumBlocks(Vector a, Vector b, Vector c, Vector d) {
@@ -32,25 +28,32 @@ HWY_INLINE Vector SumBlocks(Vector a, Vector b, Vector c, Vector d) {
                  hn::BitCast(df, hn::InterleaveUpper(du64, ab, cd)));
 }
 
-// Element i of the result: the sum of the lanes of sums[i], i in [0, kLanes).
-HWY_INLINE Vector SumEach(const Vector* sums) {
-  const FloatTag d;
-  (void)d;
-  const Vector s0 = SumBlocks(sums[0], sums[1], sums[2], sums[3]);
+// From what SumBlocks made of each four of kLanes vectors: element i is the sum of the lanes of the i-th.
+HWY_INLINE Vector SumQuarters(const Vector* blocks) {
 #if HWY_MAX_BYTES == 16
-  return s0;
+  return blocks[0];
 #else
-  const Vector s1 = SumBlocks(sums[4], sums[5], sums[6], sums[7]);
-  const Vector s01 = hn::Add(hn::OddEvenBlocks(s1, s0), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(s0, s1)));
+  const Vector s01 =
+      hn::Add(hn::OddEvenBlocks(blocks[1], blocks[0]), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(blocks[0], blocks[1])));
 #if HWY_MAX_BYTES == 32
   return s01;
 #else
-  const Vector s2 = SumBlocks(sums[8], sums[9], sums[10], sums[11]);
-  const Vector s3 = SumBlocks(sums[12], sums[13], sums[14], sums[15]);
-  const Vector s23 = hn::Add(hn::OddEvenBlocks(s3, s2), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(s2, s3)));
+  const FloatTag d;
+  const Vector s23 =
+      hn::Add(hn::OddEvenBlocks(blocks[3], blocks[2]), hn::SwapAdjacentBlocks(hn::OddEvenBlocks(blocks[2], blocks[3])));
   return hn::Add(hn::ConcatUpperLower(d, s23, s01), hn::ConcatLowerUpper(d, s23, s01));
 #endif
 #endif
+}
+
+// Element i of the result: the sum of the lanes of sums[i], i in [0, kLanes).
+HWY_INLINE Vector SumEach(const Vector* sums) {
+  Vector blocks[kLanes / 4];
+#pragma GCC unroll 4
+  for (int b = 0; b < kLanes / 4; ++b) {
+    blocks[b] = SumBlocks(sums[4 * b], sums[4 * b + 1], sums[4 * b + 2], sums[4 * b + 3]);
+  }
+  return SumQuarters(blocks);
 }
 
 // One vector of scores at a time: as many rows as fill it, each row's two vectors multiplied with every query.
@@ -63,12 +66,11 @@ HWY_INLINE void ScoreChunk(const ScoreArgs& args) {
   const int tail = args.head_dim % kPair;
   const int padded_dim = (pairs + (tail != 0)) * kPair;
   const int64_t row_bytes = static_cast<int64_t>(args.head_dim) * Row::kElementBytes;
+  const int64_t step = FetchStep(args.ahead, args.num_rows);
   for (int first = 0; first < args.num_rows; first += kRows) {
     const uint8_t* rows[kRows];
     for (int r = 0; r < kRows; ++r) rows[r] = args.rows + std::min(first + r, args.num_rows - 1) * row_bytes;
-    if (args.prefetch != nullptr) {
-      PrefetchBytes(args.prefetch + first * row_bytes, std::min(kRows, args.num_rows - first) * row_bytes);
-    }
+    PrefetchBytes(args.ahead.begin + first * step, std::min(kRows, args.num_rows - first) * step);
     Vector sums[kLanes];
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) sums[i] = hn::Zero(d);

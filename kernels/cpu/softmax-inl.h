@@ -12,6 +12,7 @@
 
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
+#include "kernels/cpu/fetch-inl.h"
 #include "kernels/cpu/row_kernels.h"
 #include "kernels/cpu/row_load-inl.h"
 #include "kernels/sampling/mass.h"
@@ -91,12 +92,16 @@ inline void FinishScores(float* scores, int num_rows, int pitch, float scale, fl
   std::fill(scores + count, scores + padded, -std::numeric_limits<float>::infinity());
 }
 
-inline HeadVector Exponentials(const float* scores, int num_rows, int pitch, const HeadVector& max, float* weights) {
+inline HeadVector Exponentials(const float* scores, int num_rows, int pitch, const HeadVector& max, float* weights,
+                               const Ahead& ahead) {
   const FloatTag d;
   const int padded = PaddedCount(num_rows, pitch);
   const Vector largest = hn::LoadDup128(d, max.lane);
   Vector sum = hn::Zero(d);
-  for (int i = 0; i < padded; i += kLanes) {
+  const int64_t step = FetchStep(ahead, padded / kLanes);
+  const uint8_t* fetch = ahead.begin;
+  for (int i = 0; i < padded; i += kLanes, fetch += step) {
+    PrefetchBytes(fetch, step);
     const Vector weight = ExpOfNegative(hn::Sub(hn::LoadU(d, scores + i), largest));
     if (weights != nullptr) hn::StoreU(weight, d, weights + i);
     sum = hn::Add(sum, weight);

@@ -267,6 +267,7 @@ void StoreTiles(UnitGroup units, const BlockArrays* first, const StoredItem& ite
   BlockArrays* of_tile = unit.scratch.first.AtLeast(num_units);
   std::copy_n(first, num_units, of_tile);
   for (const Unit& each : units) ClearPartial(each);
+  unit.scratch.fetcher.Begin(unit.context, *plan.item, unit.kv_head, num_units, unit.begin(), unit.end());
   for (int64_t begin = unit.begin(); begin < unit.end();) {
     const int64_t tile = begin / plan.tiling.size - plan.tiling.first;
     const int64_t end = sampling::TileEnd(plan.tiling, tile);

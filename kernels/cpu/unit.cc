@@ -38,24 +38,30 @@ void RaiseMax(const Unit& unit, int chunk, const HeadVector& new_max) {
   }
 }
 
-void ScoreBlock(UnitGroup units, const RunList& runs, const RunOrder& after, const BlockArrays* arrays,
-                HeadVector* max) {
+void ScoreBlock(UnitGroup units, const RunList& runs, const RunOrder& after, const BlockArrays* arrays, HeadVector* max,
+                KeyFetcher* fetcher) {
   const DecodeContext& context = units[0].context;
   const DecodeShape& shape = context.shape;
   const auto num_units = static_cast<int>(units.size());
   const RunOrder keys = {context, runs, num_units, /*values=*/false};
+  const auto row_bytes = static_cast<int64_t>(context.cache.layout().row_bytes());
   int row = 0;
   for (int index = 0; index < keys.count(); ++index) {
     const int u = index % num_units;
     const int num_rows = runs.runs[index / num_units].num_rows;
+    const Ahead ahead =
+        fetcher != nullptr ? fetcher->WhileScoring(num_rows * row_bytes) : RowsAhead(keys, after, index);
     for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+      const int64_t first_query = static_cast<int64_t>(chunk) * kChunkHeads * shape.padded_dim;
+      const uint16_t* bf16_queries = units[u].bf16_queries;
       context.kernels.score({.rows = keys.rows(index),
                              .num_rows = num_rows,
                              .head_dim = shape.head_dim,
                              .heads = shape.heads(chunk),
-                             .queries = units[u].queries + static_cast<int64_t>(chunk) * kChunkHeads * shape.padded_dim,
+                             .queries = units[u].queries + first_query,
+                             .bf16_queries = bf16_queries == nullptr ? nullptr : bf16_queries + first_query,
                              .scores = arrays[u].chunk_scores(chunk) + row * shape.pitch(chunk),
-                             .prefetch = chunk == 0 ? RowsAhead(keys, after, index) : nullptr});
+                             .ahead = chunk == 0 ? ahead : Ahead{}});
     }
     if (u == num_units - 1) row += num_rows;
   }
@@ -69,11 +75,13 @@ void ScoreBlock(UnitGroup units, const RunList& runs, const RunOrder& after, con
 }
 
 void WeighBlock(const DecodeContext& context, const BlockArrays& arrays, int num_rows, const HeadVector* max,
-                HeadVector* sums) {
+                HeadVector* sums, KeyFetcher* fetcher) {
   const DecodeShape& shape = context.shape;
   for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
     float* weights = arrays.chunk_scores(chunk);
-    const HeadVector sum = context.kernels.exponentials(weights, num_rows, shape.pitch(chunk), max[chunk], weights);
+    const Ahead ahead = fetcher != nullptr ? fetcher->Beside(kBytesBesideRow * num_rows) : Ahead{};
+    const HeadVector sum =
+        context.kernels.exponentials(weights, num_rows, shape.pitch(chunk), max[chunk], weights, ahead);
     for (int lane = 0; lane < 4; ++lane) sums[chunk].lane[lane] += sum.lane[lane];
     context.kernels.masses(weights, num_rows, shape.pitch(chunk), arrays.chunk_groups(chunk));
   }
@@ -90,9 +98,8 @@ void WeighTile(UnitGroup units, int64_t begin, int64_t end, const BlockArrays* f
   std::copy_n(first, num_units, arrays);
   for (int64_t block = begin; block < end;) {
     const int64_t block_end = BlockEnd(block, end);
-    // The next block's keys are fetched meanwhile, whichever tile it belongs to.
-    const RunList next = block_end < unit.end() ? unit.Runs(block_end, BlockEnd(block_end, unit.end())) : RunList();
-    ScoreBlock(units, unit.Runs(block, block_end), {unit.context, next, num_units, /*values=*/false}, arrays, max);
+    const RunList runs = unit.Runs(block, block_end);
+    ScoreBlock(units, runs, {unit.context, runs, num_units, /*values=*/false}, arrays, max, &unit.scratch.fetcher);
     for (int u = 0; u < num_units; ++u) arrays[u] = arrays[u].Next(shape);
     block = block_end;
   }
@@ -101,7 +108,7 @@ void WeighTile(UnitGroup units, int64_t begin, int64_t end, const BlockArrays* f
     for (int64_t block = begin; block < end; of_block = of_block.Next(shape)) {
       const int64_t block_end = BlockEnd(block, end);
       WeighBlock(unit.context, of_block, static_cast<int>(block_end - block), max + u * shape.num_chunks,
-                 sums + u * shape.num_chunks);
+                 sums + u * shape.num_chunks, &unit.scratch.fetcher);
       block = block_end;
     }
   }

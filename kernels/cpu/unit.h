@@ -12,6 +12,7 @@
 #include "kernels/cpu/decode_plan.h"
 #include "kernels/cpu/gather.h"
 #include "kernels/cpu/grow_buffer.h"
+#include "kernels/cpu/key_fetcher.h"
 #include "kernels/cpu/row_kernels.h"
 #include "kernels/sampling/uniform.h"
 
@@ -37,6 +38,7 @@ struct WorkerScratch {
   GrowBuffer<HeadVector> factors;     // [chunk]
   GrowBuffer<SystematicDraws> draws;  // [head of the group]
   Gatherer gatherer;
+  KeyFetcher fetcher;
 };
 
 struct Unit {
@@ -44,7 +46,8 @@ struct Unit {
   const PlannedItem& plan;
   int kv_head;
   int64_t split;
-  const float* queries;  // packed, [G][padded_dim]
+  const float* queries;          // packed, [G][padded_dim]
+  const uint16_t* bf16_queries;  // the same from pack_bf16, or null
   Partial partial;
   WorkerScratch& scratch;
 
@@ -76,16 +79,18 @@ HeadVector MaxOf(const Unit& unit, int chunk);
 void RaiseMax(const Unit& unit, int chunk, const HeadVector& new_max);
 
 // Scores of a block's rows for every query head of the group. Unit u writes arrays[u], and raises max[u][chunk] to its
-// largest scores. runs: of the first unit's head; after: what is needed next and fetched meanwhile.
-void ScoreBlock(UnitGroup units, const RunList& runs, const RunOrder& after, const BlockArrays* arrays,
-                HeadVector* max);
+// largest scores. runs: of the first unit's head. Fetched meanwhile: what the fetcher says; without one the runs
+// themselves, and then those of `after`.
+void ScoreBlock(UnitGroup units, const RunList& runs, const RunOrder& after, const BlockArrays* arrays, HeadVector* max,
+                KeyFetcher* fetcher = nullptr);
 
 // Turns a block's scores into masses against `max`, and adds the weights to `sums`; both one a chunk.
 void WeighBlock(const DecodeContext& context, const BlockArrays& arrays, int num_rows, const HeadVector* max,
-                HeadVector* sums);
+                HeadVector* sums, KeyFetcher* fetcher = nullptr);
 
 // The scores of tokens [begin, end), a tile, turned into masses against its own largest, in the arrays of one block
 // after the other from first[u] on; max[u][chunk] and the weights' sums[u][chunk] are written.
+// The scratch's fetcher has begun with the first tile.
 void WeighTile(UnitGroup units, int64_t begin, int64_t end, const BlockArrays* first, HeadVector* max,
                HeadVector* sums);
 

@@ -1,0 +1,147 @@
+#include "kernels/cpu/row_kernels.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/cpu/convert.h"
+
+namespace santa::cpu {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+class Bf16QueriesTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (kernels_.pack_bf16 == nullptr) GTEST_SKIP() << "this CPU has no products of bf16";
+  }
+
+  bool Packs(float number) const {
+    std::vector<float> vector(64, 1.0f);
+    vector[61] = number;
+    std::vector<uint16_t> packed(kernels_.padded_dim(64));
+    return kernels_.pack_bf16(vector.data(), 64, packed.data());
+  }
+
+  const RowKernels& kernels_ = GetRowKernels(DType::kBFloat16);
+};
+
+std::vector<float> RandomBf16(size_t count, std::mt19937_64& random) {
+  std::normal_distribution<float> normal;
+  std::vector<float> numbers(count);
+  for (float& number : numbers) {
+    const float exact = normal(random);
+    uint16_t bits;
+    Convert(DType::kFloat32, &exact, DType::kBFloat16, &bits, 1);
+    Convert(DType::kBFloat16, &bits, DType::kFloat32, &number, 1);
+  }
+  return numbers;
+}
+
+// Rows, and behind them NaN, which must have no effect.
+std::vector<uint16_t> Stored(const std::vector<float>& rows) {
+  std::vector<uint16_t> stored(rows.size() + 512, uint16_t{0x7FC0});
+  Convert(DType::kFloat32, rows.data(), DType::kBFloat16, stored.data(), static_cast<int64_t>(rows.size()));
+  return stored;
+}
+
+TEST_F(Bf16QueriesTest, BothWaysGiveTheDotProducts) {
+  std::mt19937_64 random(1);
+  for (const int dim : {8, 16, 24, 32, 40, 64, 80, 128, 136, 256}) {
+    for (int heads = 1; heads <= kChunkHeads; ++heads) {
+      for (const int num_rows : {1, 2, 5, 16, 33, kMaxRun}) {
+        const int padded = kernels_.padded_dim(dim);
+        const int pitch = Pitch(heads);
+        const std::vector<float> rows = RandomBf16(static_cast<size_t>(num_rows) * dim, random);
+        const std::vector<uint16_t> stored = Stored(rows);
+        const std::vector<float> queries = RandomBf16(static_cast<size_t>(heads) * dim, random);
+        std::vector<float> packed(static_cast<size_t>(heads) * padded);
+        std::vector<uint16_t> packed_bf16(packed.size(), 0xFFFF);
+        for (int h = 0; h < heads; ++h) {
+          kernels_.pack(&queries[h * dim], dim, &packed[h * padded]);
+          ASSERT_TRUE(kernels_.pack_bf16(&queries[h * dim], dim, &packed_bf16[h * padded]));
+        }
+        std::vector<float> general((num_rows + 2 * kRowGroup) * pitch);
+        std::vector<float> of_bf16(general.size());
+        ScoreArgs args = {.rows = reinterpret_cast<const uint8_t*>(stored.data()),
+                          .num_rows = num_rows,
+                          .head_dim = dim,
+                          .heads = heads,
+                          .queries = packed.data(),
+                          .scores = general.data()};
+        kernels_.score(args);
+        args.bf16_queries = packed_bf16.data();
+        args.queries = nullptr;
+        args.scores = of_bf16.data();
+        kernels_.score(args);
+        for (int row = 0; row < num_rows; ++row) {
+          for (int h = 0; h < heads; ++h) {
+            double expected = 0;
+            double magnitude = 0;
+            for (int i = 0; i < dim; ++i) {
+              const double product = static_cast<double>(rows[row * dim + i]) * queries[h * dim + i];
+              expected += product;
+              magnitude += std::abs(product);
+            }
+            // At most 16 roundings one after the other, and sums over lanes.
+            const double allowed = 24 * 0x1p-24 * magnitude;
+            EXPECT_NEAR(general[row * pitch + h], expected, allowed) << dim << ", " << heads << ", " << num_rows;
+            EXPECT_NEAR(of_bf16[row * pitch + h], expected, allowed) << dim << ", " << heads << ", " << num_rows;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(Bf16QueriesTest, PacksWhatItCanScore) {
+  for (const float number : {0.0f, -0.0f, 1.0f, -1.0078125f, 0x1p-126f, -0x1p64f, kInfinity, -kInfinity, kNan, -kNan}) {
+    EXPECT_TRUE(Packs(number)) << number;
+  }
+  // More digits than bf16 has; subnormal; beyond the bounds.
+  for (const float number : {1.00390625f, 0.1f, 0x1.000002p0f, 0x1p-127f, -0x1p-133f, 0x1p65f, -0x1p127f}) {
+    EXPECT_FALSE(Packs(number)) << number;
+  }
+}
+
+// A poisoned number shows in its own head's score, and an infinite one does.
+TEST_F(Bf16QueriesTest, WhatIsNotFiniteShows) {
+  constexpr int kDim = 128;
+  for (const float number : {kNan, kInfinity, -kInfinity, std::bit_cast<float>(0x7F800001u)}) {
+    for (const bool in_query : {false, true}) {
+      std::vector<float> row(kDim, 1.0f);
+      std::vector<float> queries(size_t{2} * kDim, 1.0f);
+      (in_query ? queries : row)[77] = number;
+      const std::vector<uint16_t> stored = Stored(row);
+      std::vector<uint16_t> packed(queries.size());
+      for (int h = 0; h < 2; ++h) ASSERT_TRUE(kernels_.pack_bf16(&queries[h * kDim], kDim, &packed[h * kDim]));
+      std::vector<float> scores(size_t{4} * kRowGroup);
+      kernels_.score({.rows = reinterpret_cast<const uint8_t*>(stored.data()),
+                      .num_rows = 1,
+                      .head_dim = kDim,
+                      .heads = 2,
+                      .bf16_queries = packed.data(),
+                      .scores = scores.data()});
+      for (int h = 0; h < 2; ++h) {
+        if (in_query && h == 1) {
+          EXPECT_EQ(scores[h], 128.0f);
+        } else if (number != number) {
+          EXPECT_TRUE(std::isnan(scores[h]));
+        } else {
+          EXPECT_EQ(scores[h], number);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace santa::cpu
