@@ -19,12 +19,10 @@ enum class Kernel : uint8_t {
 };
 inline constexpr int kNumKernels = 3;
 
-// Where an item's visible tokens are cut: long splits, then short ones, at absolute multiples of their lengths. Long
-// ones cost least; the short ones, taken up last, let all multiprocessors end at about the same time.
+// Where an item's visible tokens are cut: at absolute multiples of a length.
 struct Splits {
   int32_t begin = 0, end = 0;  // visible tokens
-  int32_t long_tokens = 0, short_tokens = 0;
-  int32_t num_long = 0;
+  int32_t tokens = 0;          // of a whole split
   int32_t count = 0;
 
   // Tokens of split i in [0, count).
@@ -34,7 +32,7 @@ struct Splits {
 
 // Splits depend on the kernel and the visible tokens [begin, end) alone, so that an item's answer is the same bit for
 // bit in every batch. A short item is cut finely, or one head of one item would keep one multiprocessor busy while the
-// others wait.
+// others wait; a long one coarsely, as each split is a partial result to write and merge.
 Splits CutSplits(Kernel kernel, int32_t begin, int32_t end);
 
 // One item, cut.
@@ -57,7 +55,7 @@ struct WorkRange {
 };
 
 // Writes every split of every item to `work`, which has room for them: the kernels one after another, and for each the
-// long splits, then the longest items, first, so that no long split starts when the others have ended. Reuses
+// longest splits, then the longest items, first, so that no long split starts when the others have ended. Reuses
 // `order`. ranges: [kNumKernels].
 void OrderWork(std::span<const ItemPlan> plans, std::vector<int32_t>& order, WorkUnit* work,
                std::span<WorkRange, kNumKernels> ranges);

@@ -13,10 +13,10 @@ namespace {
 TEST(DecodePlanTest, SplitsGrowWithTheVisibleTokens) {
   int32_t exact = 0, tiles = 0;
   for (const int32_t visible : {1, 512, 4096, 4097, 8193, 32768, 131072, 1 << 20, 1 << 30}) {
-    EXPECT_GE(CutSplits(Kernel::kExact, 0, visible).long_tokens, exact);
-    EXPECT_GE(CutSplits(Kernel::kS2antaFlash, 0, visible).long_tokens, tiles);
-    exact = CutSplits(Kernel::kExact, 0, visible).long_tokens;
-    tiles = CutSplits(Kernel::kS2antaFlash, 0, visible).long_tokens;
+    EXPECT_GE(CutSplits(Kernel::kExact, 0, visible).tokens, exact);
+    EXPECT_GE(CutSplits(Kernel::kS2antaFlash, 0, visible).tokens, tiles);
+    exact = CutSplits(Kernel::kExact, 0, visible).tokens;
+    tiles = CutSplits(Kernel::kS2antaFlash, 0, visible).tokens;
   }
 }
 
@@ -30,11 +30,9 @@ TEST(DecodePlanTest, SplitsCoverTheVisibleTokensAndNoMore) {
         const Splits splits = CutSplits(kernel, plan.begin, plan.end);
         EXPECT_EQ(splits.BeginOf(0), plan.begin);
         EXPECT_EQ(splits.EndOf(splits.count - 1), plan.end);
-        EXPECT_LE(splits.num_long, splits.count);
         for (int32_t i = 0; i < splits.count; ++i) {
           EXPECT_LT(splits.BeginOf(i), splits.EndOf(i));
-          EXPECT_LE(splits.EndOf(i) - splits.BeginOf(i),
-                    i < splits.num_long ? splits.long_tokens : splits.short_tokens);
+          EXPECT_LE(splits.EndOf(i) - splits.BeginOf(i), splits.tokens);
           if (i > 0) {
             EXPECT_EQ(splits.EndOf(i - 1), splits.BeginOf(i));
             EXPECT_EQ(splits.BeginOf(i) % (kernel == Kernel::kExact ? 16 : 256), 0);
@@ -85,7 +83,7 @@ TEST(DecodePlanTest, WorkHasEverySplitOnceLongItemsFirst) {
       EXPECT_EQ(work[i].begin, plan.splits.BeginOf(work[i].split));
       EXPECT_EQ(work[i].end, plan.splits.EndOf(work[i].split));
       EXPECT_TRUE(seen.insert({work[i].item, work[i].split}).second);
-      if (i > range.first && work[i].split < plan.splits.num_long) {
+      if (i > range.first) {
         EXPECT_GE(plans[work[i - 1].item].visible(), plan.visible());
       }
     }

@@ -18,15 +18,14 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kStride = kWarps * kSlabRows;  // tokens between a warp's slabs
 
-#ifndef SANTA_RING_BYTES
-#define SANTA_RING_BYTES 16384
-#endif
-// Slabs of a warp's ring: 16 KiB in flight, so that three blocks fill a multiprocessor's shared memory.
+// Slabs of a warp's ring: 20 KiB in flight, which two blocks a multiprocessor have room for.
 template <typename Kv, int D>
-constexpr int kSlabs = std::max(3, std::min(12, SANTA_RING_BYTES / Slab<Kv, D>::kBytes));
+constexpr int kSlabs = std::max(3, std::min(12, 20480 / Slab<Kv, D>::kBytes));
 
 template <typename Kv, int D>
-constexpr int kSharedBytes = std::max<int>(kWarps* kSlabs<Kv, D>* Slab<Kv, D>::kBytes, sizeof(WarpResults<D, kWarps>));
+constexpr int kRingBytes = kSlabs<Kv, D>* Slab<Kv, D>::kBytes;
+template <typename Kv, int D>
+constexpr int kSharedBytes = kWarps* std::max<int>(kRingBytes<Kv, D>, sizeof(WarpResult<D, 8>));
 
 // Turns scores into weights 2^(s - max), after raising max (and scaling what was summed) where a score exceeds it.
 template <int D>
@@ -91,48 +90,38 @@ struct Loader {
 template <typename Kv, int D, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarps, 2) ExactKernel(const __grid_constant__ DecodeLaunch launch) {
   extern __shared__ __align__(1024) unsigned char bytes[];
-  constexpr int kRing = kSlabs<Kv, D> * Slab<Kv, D>::kBytes;
   constexpr int kWait = kSlabs<Kv, D> - 1;
+  constexpr bool kEven = kSlabs<Kv, D> % 2 == 0;
   const WorkUnit work = launch.work[blockIdx.y];
   const DeviceItem& item = launch.items[work.item];
   const int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4;
 
   const CacheView<Kv, D> view(launch, item, work, kv_head);
-  const uint32_t ring = SharedAddress(bytes) + warp * kRing;
-  const int first = view.begin / kSlabRows * kSlabRows + warp * kSlabRows;
-  Loader<Kv, D> loader{view, ring, lane, first, view.PageOf(first)};
+  const uint32_t ring = SharedAddress(bytes) + warp * (kSharedBytes<Kv, D> / kWarps);
+  int token = view.begin / kSlabRows * kSlabRows + warp * kSlabRows;
+  Loader<Kv, D> loader{view, ring, lane, token, view.PageOf(token)};
   WaitForEarlierKernel();  // what was read up to here came from the host
 #pragma unroll
-  for (int i = 0; i < kSlabs<Kv, D>; ++i) {
-    if (i % 2 == 0) {
-      loader.Keys();
-    } else {
-      loader.Values();
-    }
-  }
+  for (int i = 0; i < kSlabs<Kv, D>; ++i) i % 2 == 0 ? loader.Keys() : loader.Values();
   QueryFragment<D> q[kBlocks];
   LoadQueries<Kv, D, kBlocks>(q, launch, item, kv_head, lane);
   const Scorer scorer(item, kv_head);
 
-  RunningSoftmax softmax[kBlocks];
-  OutputFragment<D> out[kBlocks] = {};
   int slot = 0;
   const auto next_slot = [&] {
     slot += Slab<Kv, D>::kBytes;
-    if (slot == kRing) slot = 0;
+    if (slot == kRingBytes<Kv, D>) slot = 0;
+    __syncwarp();
   };
+  RunningSoftmax softmax[kBlocks];
+  OutputFragment<D> out[kBlocks] = {};
 #pragma unroll 1
-  for (int token = first; token < view.end; token += kStride) {
+  for (; token < view.end; token += kStride) {
     float s[kBlocks][4];
     WaitCopies<kWait>();
     Scores<Kv, D, kBlocks>(s, ring + slot, q, lane);
     next_slot();
-    __syncwarp();
-    if constexpr (kSlabs<Kv, D> % 2 == 0) {
-      loader.Keys();
-    } else {
-      loader.Values();
-    }
+    kEven ? loader.Keys() : loader.Values();
     WeightFragment p[kBlocks];
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
@@ -147,22 +136,17 @@ __global__ void __launch_bounds__(32 * kWarps, 2) ExactKernel(const __grid_const
     WaitCopies<kWait>();
     Accumulate<Kv, D, kBlocks>(out, ring + slot, p, lane);
     next_slot();
-    __syncwarp();
-    if constexpr (kSlabs<Kv, D> % 2 == 0) {
-      loader.Values();
-    } else {
-      loader.Keys();
-    }
+    kEven ? loader.Values() : loader.Keys();
   }
 
   WaitCopies<0>();
   LetLaterKernelStart();
-  auto& results = *reinterpret_cast<WarpResults<D, kWarps>*>(bytes);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    MergeWarps<Kv, D, kWarps>(results, out[block], softmax[block], launch, item, work.split, kv_head, block);
+    MergeWarps<Kv, D, kWarps, 8>(bytes, kSharedBytes<Kv, D> / kWarps, out[block], softmax[block], launch, item,
+                                 work.split, kv_head, block);
   }
-  MergeSplits<D, kSharedBytes<Kv, D>>(bytes, launch, item, work.item, kv_head);
+  MergeSplits<D, kWarps, kSharedBytes<Kv, D>>(bytes, launch, item, work.item, kv_head);
 }
 
 struct Launcher {

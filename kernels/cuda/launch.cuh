@@ -6,14 +6,44 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
+#include <algorithm>
+
 #include "kernels/cuda/decode_launch.h"
 
 namespace santa::cuda {
+
+// What the device has of what blocks share.
+struct DeviceLimits {
+  int multiprocessors = 0;
+  int shared_bytes = 0;    // of a multiprocessor
+  int reserved_bytes = 0;  // of these, for each block that it runs
+
+  static DeviceLimits Read() {
+    DeviceLimits limits;
+    int device = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+    cudaDeviceGetAttribute(&limits.reserved_bytes, cudaDevAttrReservedSharedMemoryPerBlock, device);
+    return limits;
+  }
+};
+
+// Shared memory for each of `blocks` blocks that need `shared_bytes`: more than that where all of them run at once, so
+// that they spread evenly over the multiprocessors, even those that start while an earlier kernel ends.
+inline int SpreadBlocks(int blocks, int shared_bytes) {
+  static const DeviceLimits limits = DeviceLimits::Read();
+  if (limits.multiprocessors == 0) return shared_bytes;
+  const int each = (blocks + limits.multiprocessors - 1) / limits.multiprocessors;  // blocks of a multiprocessor
+  const int most = limits.shared_bytes / each - limits.reserved_bytes;
+  return std::max(shared_bytes, most / 1024 * 1024);
+}
 
 // Starts kernel(launch) on a grid of (key/value heads, work), allowed to overlap the end of the kernel before it.
 // Asynchronous.
 inline cudaError_t LaunchDecode(void (*kernel)(DecodeLaunch), const DecodeLaunch& launch, int threads, int shared_bytes,
                                 cudaStream_t stream) {
+  shared_bytes = SpreadBlocks(launch.num_kv_heads * launch.num_work, shared_bytes);
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
     return error;
   }

@@ -69,10 +69,19 @@ __device__ __forceinline__ uint32_t Transpose8x8(uint32_t value) {
   return result;
 }
 
-// Starts the copy of 16 bytes into shared memory; zeros, and nothing is read, where not `valid`.
-__device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, bool valid) {
+// Starts the copy of 16 bytes into shared memory.
+__device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+// Likewise of the cache, which is read once: L2 shall rather keep the partial results. Zeros, and nothing is read,
+// where not `valid`.
+__device__ __forceinline__ void StreamAsync16(uint32_t to, const void* from, bool valid) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+               "r"(bytes), "l"(policy)
+               : "memory");
 }
 // Closes the group of copies that this lane started since the last one.
 __device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -6,6 +6,8 @@
 // group. No barrier ties the warps together, and the K of a warp's next tile is on its way while it draws.
 #include "kernels/cuda/s2anta_flash.h"
 
+#include <algorithm>
+
 #include "kernels/cuda/cache_view.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/split_merge.cuh"
@@ -17,29 +19,23 @@
 namespace santa::cuda {
 namespace {
 
-constexpr int kWarps = 4;
+// Slabs of a warp's rings: three blocks of 128-dimensional heads in groups of 4 fill a multiprocessor's shared memory.
+// In the end the tile's memory holds the warp's result.
+template <typename Kv, int D>
+constexpr int kKeySlabs = std::max(2, 8192 / Slab<Kv, D>::kBytes);
+template <typename Kv, int D>
+constexpr int kValueSlabs = std::max(1, 4096 / Slab<Kv, D>::kBytes);
 
-#ifndef SANTA_KEY_BYTES
-#define SANTA_KEY_BYTES 8192
-#define SANTA_VALUE_BYTES 4096
-#endif
-// Slabs of a warp's rings.
-template <typename Kv, int D>
-constexpr int kKeySlabs = SANTA_KEY_BYTES / Slab<Kv, D>::kBytes > 2 ? SANTA_KEY_BYTES / Slab<Kv, D>::kBytes : 2;
-template <typename Kv, int D>
-constexpr int kValueSlabs = SANTA_VALUE_BYTES / Slab<Kv, D>::kBytes > 1 ? SANTA_VALUE_BYTES / Slab<Kv, D>::kBytes : 1;
+// Heads that are merged at a time.
+template <int kHeads>
+constexpr int kRows = kHeads < 8 ? kHeads : 8;
 
 template <typename Kv, int D, int kHeads>
-struct alignas(128) WarpMemory {
+struct alignas(16) WarpMemory {
   uint8_t keys[kKeySlabs<Kv, D> * Slab<Kv, D>::kBytes];
   uint8_t values[kValueSlabs<Kv, D> * Slab<Kv, D>::kBytes];
   TileMemory<kHeads> tile;
-};
-
-template <typename Kv, int D, int kHeads>
-union Shared {
-  WarpMemory<Kv, D, kHeads> warp[kWarps];
-  WarpResults<D, kWarps> results;
+  static_assert(sizeof(WarpResult<D, kRows<kHeads>>) <= sizeof(TileMemory<kHeads>));
 };
 
 // What a warp has summed: draw counts times value rows, in units that follow the tiles' weights.
@@ -95,15 +91,21 @@ struct TileSums {
   }
 };
 
+// Two where four would want more than the 99 KiB that a block has on an Ada GPU.
 template <typename Kv, int D, int kHeads>
-__global__ void __launch_bounds__(32 * kWarps, 2) S2antaFlashKernel(const __grid_constant__ DecodeLaunch launch) {
+constexpr int kWarpsOf = 4 * sizeof(WarpMemory<Kv, D, kHeads>) <= 96 * 1024 ? 4 : 2;
+
+template <typename Kv, int D, int kHeads>
+__global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads == 4 && D <= 128 ? 3 : 2)
+    S2antaFlashKernel(const __grid_constant__ DecodeLaunch launch) {
   constexpr int kBlocks = kHeads > 8 ? 2 : 1;
+  constexpr int kWarps = kWarpsOf<Kv, D, kHeads>;
+  using Memory = WarpMemory<Kv, D, kHeads>;
   extern __shared__ __align__(1024) unsigned char bytes[];
-  Shared<Kv, D, kHeads>& shared = *reinterpret_cast<Shared<Kv, D, kHeads>*>(bytes);
   const WorkUnit work = launch.work[blockIdx.y];
   const DeviceItem& item = launch.items[work.item];
   const int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  WarpMemory<Kv, D, kHeads>& mine = shared.warp[warp];
+  Memory& mine = reinterpret_cast<Memory*>(bytes)[warp];
 
   const CacheView<Kv, D> view(launch, item, work, kv_head);
   int tile = view.begin / kTileTokens + warp;
@@ -130,8 +132,13 @@ __global__ void __launch_bounds__(32 * kWarps, 2) S2antaFlashKernel(const __grid
     const int listed = ListDrawn<kHeads>(mine.tile, drawn, lane);
     rows_read += listed;
     sums.Open(mine.tile, draws.budget, lane);
-    GatherTile<Kv, D, kHeads, kBlocks, kValueSlabs<Kv, D>>(sums.out, mine.tile, SharedAddress(mine.values), view,
-                                                           listed, tile_begin, lane);
+    if (keys.exhausted()) {  // its ring is free
+      GatherTile<Kv, D, kHeads, kBlocks, kKeySlabs<Kv, D> + kValueSlabs<Kv, D>>(
+          sums.out, mine.tile, SharedAddress(mine.keys), view, listed, tile_begin, lane);
+    } else {
+      GatherTile<Kv, D, kHeads, kBlocks, kValueSlabs<Kv, D>>(sums.out, mine.tile, SharedAddress(mine.values), view,
+                                                             listed, tile_begin, lane);
+    }
     __syncwarp();
   }
   if (item.rows_read && lane == 0 && rows_read) atomicAdd(item.rows_read, static_cast<unsigned long long>(rows_read));
@@ -141,10 +148,10 @@ __global__ void __launch_bounds__(32 * kWarps, 2) S2antaFlashKernel(const __grid
   LetLaterKernelStart();
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    MergeWarps<Kv, D, kWarps>(shared.results, sums.out[block], sums.softmax[block], launch, item, work.split, kv_head,
-                              block);
+    MergeWarps<Kv, D, kWarps, kRows<kHeads>>(bytes + offsetof(Memory, tile), sizeof(Memory), sums.out[block],
+                                             sums.softmax[block], launch, item, work.split, kv_head, block);
   }
-  MergeSplits<D, sizeof(shared)>(bytes, launch, item, work.item, kv_head);
+  MergeSplits<D, kWarps, kWarps* static_cast<int>(sizeof(Memory))>(bytes, launch, item, work.item, kv_head);
 }
 
 struct Launcher {
@@ -159,7 +166,9 @@ struct Launcher {
 
   template <typename Kv, int D, int kHeads>
   cudaError_t RunHeads() const {
-    return LaunchDecode(S2antaFlashKernel<Kv, D, kHeads>, launch, 32 * kWarps, sizeof(Shared<Kv, D, kHeads>), stream);
+    constexpr int kWarps = kWarpsOf<Kv, D, kHeads>;
+    return LaunchDecode(S2antaFlashKernel<Kv, D, kHeads>, launch, 32 * kWarps,
+                        kWarps * sizeof(WarpMemory<Kv, D, kHeads>), stream);
   }
 };
 

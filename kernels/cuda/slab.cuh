@@ -56,7 +56,7 @@ __device__ __forceinline__ void CopyRows(uint32_t slab, const uint8_t* rows, int
 #pragma unroll
   for (int i = 0; i < S::kCopies; ++i) {
     const int index = 32 * i + lane, row = index / S::kChunks;
-    CopyAsync16(slab + S::At(row, index % S::kChunks), rows + 16 * index, row >= first && row < last);
+    StreamAsync16(slab + S::At(row, index % S::kChunks), rows + 16 * index, row >= first && row < last);
   }
 }
 

@@ -75,36 +75,43 @@ struct AnswerWriter {
   }
 };
 
-template <int D, int kWarps>
-struct alignas(16) WarpResults {
-  float o[kWarps][8][D + 4];
-  float max[kWarps][8];
-  float sum[kWarps][8];
+// What a warp brings for a block of 8 heads, of which a group has kRows at most.
+template <int D, int kRows>
+struct alignas(16) WarpResult {
+  float o[kRows][D + 4];
+  float max[kRows], sum[kRows];
 };
 
-// Merges the block's warps for heads 8 * block .. + 7. The only split of an item becomes the answer, another one a
-// partial result. All threads call it.
-template <typename Kv, int D, int kWarps>
-__device__ void MergeWarps(WarpResults<D, kWarps>& shared, const OutputFragment<D>& out, const RunningSoftmax& softmax,
-                           const DecodeLaunch& launch, const DeviceItem& item, int split, int kv_head, int block) {
+// Merges the block's warps for heads 8 * block .. + 7 of a split. The only split of an item becomes the answer, another
+// one a partial result. All threads call it. Warp w's result lies `pitch` bytes after warp w - 1's, in memory that no
+// other warp touches.
+template <typename Kv, int D, int kWarps, int kRows>
+__device__ void MergeWarps(unsigned char* results, int pitch, const OutputFragment<D>& out,
+                           const RunningSoftmax& softmax, const DecodeLaunch& launch, const DeviceItem& item, int split,
+                           int kv_head, int block) {
+  using Result = WarpResult<D, kRows>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
-  __syncthreads();  // the memory was something else
+  Result& mine = *reinterpret_cast<Result*>(results + warp * pitch);
+  __syncwarp();
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float sum = softmax.sum[h];
 #pragma unroll
     for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    const int head = 2 * c + h;
+    if (head >= kRows) continue;
     if (r == 0) {
-      shared.max[warp][2 * c + h] = softmax.max[h];
-      shared.sum[warp][2 * c + h] = sum;
+      mine.max[head] = softmax.max[h];
+      mine.sum[head] = sum;
     }
 #pragma unroll
     for (int j = 0; j < D / 16; ++j) {
-      shared.o[warp][2 * c + h][OutputDim<Kv>(j, lane, 0)] = out.o[j][h];
-      shared.o[warp][2 * c + h][OutputDim<Kv>(j, lane, 1)] = out.o[j][h + 2];
+      mine.o[head][OutputDim<Kv>(j, lane, 0)] = out.o[j][h];
+      mine.o[head][OutputDim<Kv>(j, lane, 1)] = out.o[j][h + 2];
     }
   }
   __syncthreads();
+  const auto result = [&](int w) -> const Result& { return *reinterpret_cast<const Result*>(results + w * pitch); };
   const AnswerWriter answer(launch, item, kv_head);
   const int heads = min(8, launch.group_size - 8 * block);
   for (int i = 4 * threadIdx.x; i < heads * D; i += 4 * 32 * kWarps) {
@@ -112,14 +119,14 @@ __device__ void MergeWarps(WarpResults<D, kWarps>& shared, const OutputFragment<
     const bool only = item.num_splits == 1;
     float max = only ? answer.Sink(head) : kNegativeInfinity;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) max = fmaxf(max, shared.max[w][in_block]);
+    for (int w = 0; w < kWarps; ++w) max = fmaxf(max, result(w).max[in_block]);
     float sum = only ? Rescale(answer.Sink(head), max) : 0.0f;
     float4 o = {};
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      const float factor = Rescale(shared.max[w][in_block], max);
-      sum += factor * shared.sum[w][in_block];
-      o += factor * *reinterpret_cast<const float4*>(&shared.o[w][in_block][dim]);
+      const float factor = Rescale(result(w).max[in_block], max);
+      sum += factor * result(w).sum[in_block];
+      o += factor * *reinterpret_cast<const float4*>(&result(w).o[in_block][dim]);
     }
     if (only) {
       answer.WriteOutput<D>(head, dim, o, sum);
@@ -131,29 +138,22 @@ __device__ void MergeWarps(WarpResults<D, kWarps>& shared, const OutputFragment<
       if (dim == 0) launch.partial_max_sum[to] = make_float2(max, sum);
     }
   }
+  __syncthreads();
 }
 
-inline constexpr int kFactorSplits = 128;  // splits that are merged at a time, at most
-
-struct SplitFactors {
-  float max[kMaxGroup], sum[kMaxGroup];  // of all splits and the sink
-  float factor[kFactorSplits][kMaxGroup];
-};
-
-// The block whose split was the last of its (item, head) merges them all. Its shared memory: kBytes from `bytes` on.
-template <int D, int kBytes>
+// The block whose split was the last of its (item, head) merges them all, as many at a time as its shared memory has
+// room for: kBytes from `bytes` on.
+template <int D, int kWarps, int kBytes>
 class SplitMerger {
  public:
-  static_assert(kBytes >= static_cast<int>(sizeof(SplitFactors)) + kMaxGroup * D * 4);
-
   __device__ SplitMerger(unsigned char* bytes, const DecodeLaunch& launch, const DeviceItem& item, int kv_head)
-      : shared_(*reinterpret_cast<SplitFactors*>(bytes)),
-        parts_(reinterpret_cast<float4*>(bytes + sizeof(SplitFactors))),
+      : shared_(*reinterpret_cast<Shared*>(bytes)),
+        parts_(reinterpret_cast<float4*>(bytes + sizeof(Shared))),
         answer_(launch, item, kv_head),
         group_size_(launch.group_size),
         num_splits_(item.num_splits),
         quads_(launch.group_size * D / 4),
-        at_once_(min(kFactorSplits, (kBytes - static_cast<int>(sizeof(SplitFactors))) / (16 * quads_))),
+        at_once_(min(kMostAtOnce, (kBytes - static_cast<int>(sizeof(Shared))) / (16 * quads_))),
         stride_(static_cast<size_t>(launch.num_kv_heads) * launch.group_size) {
     const size_t first = item.first_split * stride_ + kv_head * launch.group_size;
     max_sums_ = launch.partial_max_sum + first;
@@ -161,28 +161,31 @@ class SplitMerger {
   }
 
   __device__ void Run() {
-    StartCopies(0);
-    MergeSums();
-    constexpr int kPasses = kMaxGroup * D / 4 / 128;
+    if (threadIdx.x < group_size_) {
+      shared_.max[threadIdx.x] = answer_.Sink(threadIdx.x);
+      shared_.sum[threadIdx.x] = answer_.Sink(threadIdx.x) == kNegativeInfinity ? 0.0f : 1.0f;
+    }
+    constexpr int kPasses = kMaxGroup * D / 4 / (32 * kWarps);
     float4 o[kPasses] = {};
     for (int from = 0; from < num_splits_; from += at_once_) {
       const int count = min(at_once_, num_splits_ - from);
-      for (int i = threadIdx.x; i < count * group_size_; i += blockDim.x) {
-        const int split = i / group_size_, head = i % group_size_;
-        shared_.factor[split][head] = Rescale(__ldcg(max_sums_ + head + (from + split) * stride_).x, shared_.max[head]);
-      }
+      StartCopies(from, count);
       WaitCopies<0>();
+      __syncthreads();
+      Weigh(count);
       __syncthreads();
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
         const int quad = pass * blockDim.x + threadIdx.x;
         if (quad >= quads_) break;
+        const int head = 4 * quad / D;
+        o[pass] = shared_.keep[head] * o[pass];
+#pragma unroll 8
         for (int split = 0; split < count; ++split) {
-          o[pass] += shared_.factor[split][4 * quad / D] * parts_[split * quads_ + quad];
+          o[pass] += shared_.max_sum[split][head].x * parts_[split * quads_ + quad];
         }
       }
       __syncthreads();
-      StartCopies(from + at_once_);
     }
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
@@ -190,49 +193,62 @@ class SplitMerger {
       if (quad >= quads_) break;
       answer_.template WriteOutput<D>(4 * quad / D, 4 * quad % D, o[pass], shared_.sum[4 * quad / D]);
     }
+    if (threadIdx.x < group_size_) {
+      answer_.WriteLse(threadIdx.x, shared_.max[threadIdx.x], shared_.sum[threadIdx.x]);
+    }
   }
 
  private:
-  __device__ void StartCopies(int from) {
-    const int count = min(at_once_, num_splits_ - from);
+  static constexpr int kMostAtOnce = 64;
+  struct alignas(16) Shared {
+    float2 max_sum[kMostAtOnce][kMaxGroup];  // of the splits at hand; then the factors of their outputs, and nothing
+    float max[kMaxGroup], sum[kMaxGroup];    // of the sink and the splits up to here
+    float keep[kMaxGroup];                   // the factor of what was summed before
+  };
+  static_assert(kBytes >= static_cast<int>(sizeof(Shared)) + kMaxGroup * D * 4);
+
+  __device__ void StartCopies(int from, int count) {
     for (int quad = threadIdx.x; quad < quads_; quad += blockDim.x) {
 #pragma unroll 4
       for (int split = 0; split < count; ++split) {
         CopyAsync16(SharedAddress(parts_ + split * quads_ + quad),
-                    partial_o_ + (from + split) * stride_ * (D / 4) + quad, true);
+                    partial_o_ + (from + split) * stride_ * (D / 4) + quad);
       }
+    }
+    for (int i = threadIdx.x; i < count * group_size_; i += blockDim.x) {
+      const int split = i / group_size_, head = i % group_size_;
+      shared_.max_sum[split][head] = __ldcg(max_sums_ + (from + split) * stride_ + head);
     }
     CommitCopies();
   }
 
-  // A warp a head: the largest score of all splits, and the sum against it.
-  __device__ void MergeSums() {
+  // A warp a head: the largest score so far, the sum against it, and the factors that bring the outputs to it.
+  __device__ void Weigh(int count) {
     const int lane = threadIdx.x % 32;
     for (int head = threadIdx.x / 32; head < group_size_; head += blockDim.x / 32) {
-      const float sink = answer_.Sink(head);
-      float max = sink;
-      for (int split = lane; split < num_splits_; split += 32) {
-        max = fmaxf(max, __ldcg(max_sums_ + head + split * stride_).x);
-      }
+      float max = shared_.max[head];
+      for (int split = lane; split < count; split += 32) max = fmaxf(max, shared_.max_sum[split][head].x);
 #pragma unroll
       for (int step = 1; step < 32; step *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
-      float sum = lane == 0 ? Rescale(sink, max) : 0.0f;
-      for (int split = lane; split < num_splits_; split += 32) {
-        const float2 part = __ldcg(max_sums_ + head + split * stride_);
-        sum += Rescale(part.x, max) * part.y;
+      const float keep = Rescale(shared_.max[head], max);
+      float sum = lane == 0 ? keep * shared_.sum[head] : 0.0f;
+      for (int split = lane; split < count; split += 32) {
+        const float2 part = shared_.max_sum[split][head];
+        const float factor = Rescale(part.x, max);
+        shared_.max_sum[split][head].x = factor;
+        sum += factor * part.y;
       }
 #pragma unroll
       for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
       if (lane == 0) {
         shared_.max[head] = max;
         shared_.sum[head] = sum;
-        answer_.WriteLse(head, max, sum);
+        shared_.keep[head] = keep;
       }
     }
-    __syncthreads();
   }
 
-  SplitFactors& shared_;
+  Shared& shared_;
   float4* const parts_;  // [split][G * D / 4]
   const AnswerWriter answer_;
   const int group_size_, num_splits_, quads_, at_once_;
@@ -242,21 +258,19 @@ class SplitMerger {
 };
 
 // Counts the split in; the last one of the (item, head) merges them all and writes the answer. All threads call it.
-template <int D, int kBytes>
+template <int D, int kWarps, int kBytes>
 __device__ void MergeSplits(unsigned char* bytes, const DecodeLaunch& launch, const DeviceItem& item, int item_index,
                             int kv_head) {
   if (item.num_splits == 1) return;
-  __threadfence();
-  __syncthreads();
   bool last = false;
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0) {  // past a barrier: the fence covers what the other threads wrote
     unsigned* ticket = launch.tickets + item_index * launch.num_kv_heads + kv_head;
+    __threadfence();
     last = atomicAdd(ticket, 1) + 1 == item.num_splits;
     if (last) *ticket = 0;
+    __threadfence();
   }
-  if (!__syncthreads_or(last)) return;
-  __threadfence();
-  SplitMerger<D, kBytes>(bytes, launch, item, kv_head).Run();
+  if (__syncthreads_or(last)) SplitMerger<D, kWarps, kBytes>(bytes, launch, item, kv_head).Run();
 }
 
 }  // namespace santa::cuda

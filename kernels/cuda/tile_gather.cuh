@@ -21,7 +21,7 @@ __device__ __forceinline__ void CopyListed(uint32_t slab, const CacheView<Kv, D>
     for (int i = 0; i < S::kCopies; ++i) {
       const int index = 32 * i + lane, row = index / S::kChunks, chunk = index % S::kChunks;
       const auto* from = reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, mine, row)) + 16 * chunk;
-      CopyAsync16(slab + S::At(row, chunk), from, at + row < listed);
+      StreamAsync16(slab + S::At(row, chunk), from, at + row < listed);
     }
   }
   CommitCopies();

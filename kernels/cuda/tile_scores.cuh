@@ -27,6 +27,8 @@ class KeyStream {
     WaitCopies<kSlabs - 1>();
     return ring_ + slot_;
   }
+  // Whether all has been loaded.
+  __device__ __forceinline__ bool exhausted() const { return token_ >= view_.end; }
   // Gives it back once every lane has read it, and starts the copy of one further on.
   __device__ __forceinline__ void Release() {
     __syncwarp();
