@@ -46,11 +46,15 @@ TEST(KernelBenchTest, RefusesBadFlagsWithASentence) {
       {"--samples=-1", "--samples is '-1'; it must be a whole number in [1, 1048576]"},
       {"--seed=99999999999999999999",
        "--seed is '99999999999999999999'; it must be a whole number in [0, 9223372036854775807]"},
-      {"--dtype=int8", "--dtype is 'int8'; it must be fp32, bf16 or fp16"},
+      {"--dtype=int8", "--dtype is 'int8'; it must be fp32, bf16, fp16 or fp8_e4m3"},
       {"--sigma=nan", "--sigma is 'nan'; it must be a number in (0, 100]"},
       {"--methods=EXACT,FLASH",
        "--methods names 'FLASH'; the methods are EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH and S2ANTA_PROP, "
        "separated by commas"},
+      {"--ragged=3x",
+       "--ragged is '3x'; it must be like 15x1024,131072: at most 4096 sequences of 1 to 16777216 tokens"},
+      {"--ragged=5000x1",
+       "--ragged is '5000x1'; it must be like 15x1024,131072: at most 4096 sequences of 1 to 16777216 tokens"},
       {"--frobnicate=1", "there is no flag --frobnicate; --help lists them"},
       {"tokens=5", "'tokens=5' is not an argument; flags are written --name=value"},
       {"--tokens", "'--tokens' is not an argument; flags are written --name=value"},
@@ -65,7 +69,27 @@ TEST(KernelBenchTest, RefusesBadFlagsWithASentence) {
 TEST(KernelBenchTest, UnknownBackendIsNamed) {
   auto options = Parse({"--backend=abacus", "--tokens=16", "--query_heads=1", "--kv_heads=1", "--head_dim=8"});
   ASSERT_TRUE(options.ok());
-  EXPECT_EQ(Measure(*options).status(), absl::InvalidArgumentError("--backend is 'abacus'; this build has cpu"));
+  EXPECT_EQ(Measure(*options).status(),
+            absl::InvalidArgumentError("--backend is 'abacus'; it must be one of cpu, cuda"));
+}
+
+TEST(KernelBenchTest, SaysThatThereIsNoCuda) {
+  const auto options = Parse({"--backend=cuda", "--tokens=16", "--query_heads=1", "--kv_heads=1", "--head_dim=64"});
+  ASSERT_TRUE(options.ok());
+  EXPECT_EQ(Measure(*options).status(), absl::UnimplementedError("this build has no CUDA"));
+}
+
+TEST(KernelBenchTest, MeasuresARaggedBatch) {
+  const auto options = Parse({"--ragged=2x100,1000", "--query_heads=4", "--kv_heads=2", "--head_dim=64",
+                              "--methods=EXACT", "--repetitions=1", "--threads=1"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->batch, 3);
+  EXPECT_EQ(options->tokens, 1000);
+  EXPECT_EQ(options->sequence_tokens(), (std::vector<int64_t>{100, 100, 1000}));
+  const auto report = Measure(*options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_EQ(report->results[0].dense_kv_bytes, int64_t{1200} * 2 * 64 * 2 * 2);
+  EXPECT_LT(report->results[0].relative_error, 1e-5);
 }
 
 TEST(KernelBenchTest, JsonHasTheKeysAndSensibleNumbers) {

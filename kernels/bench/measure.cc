@@ -59,6 +59,104 @@ Result Summarise(Method method, const Samples& samples, double read_bytes_per_se
           .value_rows_read = samples.value_rows_read / calls};
 }
 
+// What the turns gave: of each method, and of reading.
+struct Times {
+  std::vector<Samples> methods;
+  std::vector<double> read_seconds;
+};
+
+// Times whole Decode calls with the host's clock, in turns, so that whatever else the machine does hits all alike. The
+// first turn warms up.
+absl::Status TimeCalls(const Options& options, const Workload& workload, Device& device, Times& times) {
+  int64_t slot = 0;
+  const auto next_slot = [&] { return slot++ % workload.num_slots(); };
+  for (int64_t repetition = -1; repetition < options.repetitions; ++repetition) {
+    const double read = device.read(workload.dense_bytes());
+    const auto draw_seed = static_cast<uint64_t>(options.seed + repetition);
+    const absl::StatusOr<Workload::Call> exact = workload.Decode(*device.backend, Method::kExact, next_slot(), 0);
+    if (!exact.ok()) return exact.status();
+    if (repetition >= 0) times.read_seconds.push_back(read);
+    for (size_t m = 0; m < options.methods.size(); ++m) {
+      const Method method = options.methods[m];
+      const absl::StatusOr<Workload::Call> call =
+          method == Method::kExact ? exact : workload.Decode(*device.backend, method, next_slot(), draw_seed);
+      if (!call.ok()) return call.status();
+      if (repetition >= 0) Add(*call, exact->seconds, times.methods[m]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Stopwatch> StopwatchOf(const Options& options, const Workload& workload, const Device& device,
+                                      Method method) {
+  std::vector<std::vector<DecodeItem>> steps;
+  for (int64_t slot = 0; slot < workload.num_slots(); ++slot) {
+    steps.push_back(workload.TimedItems(method, slot, static_cast<uint64_t>(options.seed + slot)));
+  }
+  return device.time_steps(steps);
+}
+
+// Times steps with the device's clock, also in turns. Each sample is the mean of a step on every slot.
+absl::Status TimeSteps(const Options& options, const Workload& workload, Device& device, Times& times) {
+  std::vector<Stopwatch> reads;
+  for (int variant = 0; variant < device.num_read_variants; ++variant) {
+    absl::StatusOr<Stopwatch> read = device.time_read(workload.dense_bytes(), variant);
+    if (!read.ok()) return read.status();
+    reads.push_back(*std::move(read));
+  }
+  const absl::StatusOr<Stopwatch> exact = StopwatchOf(options, workload, device, Method::kExact);
+  if (!exact.ok()) return exact.status();
+  std::vector<Stopwatch> methods;
+  std::vector<Workload::Call> calls;  // for their statistics
+  for (const Method method : options.methods) {
+    absl::StatusOr<Stopwatch> stopwatch =
+        method == Method::kExact ? exact : StopwatchOf(options, workload, device, method);
+    if (!stopwatch.ok()) return stopwatch.status();
+    methods.push_back(*std::move(stopwatch));
+    absl::StatusOr<Workload::Call> call =
+        workload.Decode(*device.backend, method, 0, static_cast<uint64_t>(options.seed));
+    if (!call.ok()) return call.status();
+    calls.push_back(*std::move(call));
+  }
+  std::vector<std::vector<double>> read_seconds(reads.size());
+  for (int64_t repetition = -1; repetition < options.repetitions; ++repetition) {
+    for (size_t variant = 0; variant < reads.size(); ++variant) {
+      const absl::StatusOr<double> seconds = reads[variant]();
+      if (!seconds.ok()) return seconds.status();
+      if (repetition >= 0) read_seconds[variant].push_back(*seconds);
+    }
+    const absl::StatusOr<double> exact_seconds = (*exact)();
+    if (!exact_seconds.ok()) return exact_seconds.status();
+    for (size_t m = 0; m < methods.size(); ++m) {
+      const absl::StatusOr<double> seconds = options.methods[m] == Method::kExact ? exact_seconds : methods[m]();
+      if (!seconds.ok()) return seconds.status();
+      calls[m].seconds = *seconds;
+      if (repetition >= 0) Add(calls[m], *exact_seconds, times.methods[m]);
+    }
+  }
+  // The ceiling is the best way to read.
+  times.read_seconds = *std::min_element(read_seconds.begin(), read_seconds.end(),
+                                         [](const auto& a, const auto& b) { return Median(a) < Median(b); });
+  return absl::OkStatus();
+}
+
+// Errors apart from the times: on the sequence that the reference knows.
+absl::Status AddErrors(const Options& options, const Workload& workload, Backend& backend, Times& times) {
+  const std::vector<double> expected = workload.Reference(0);
+  const int64_t checks = std::min<int64_t>(options.repetitions, 10);
+  for (size_t m = 0; m < options.methods.size(); ++m) {
+    Samples& samples = times.methods[m];
+    samples.checked = options.methods[m] == Method::kExact ? 1 : checks;
+    for (int64_t check = 0; check < samples.checked; ++check) {
+      const absl::StatusOr<Workload::Call> call =
+          workload.Decode(backend, options.methods[m], 0, static_cast<uint64_t>(options.seed + check));
+      if (!call.ok()) return call.status();
+      samples.squared_error += SquaredError(call->o, expected);
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<Report> Measure(const Options& options) {
@@ -68,43 +166,16 @@ absl::StatusOr<Report> Measure(const Options& options) {
   Backend& backend = *device->backend;
   if (absl::Status status = workload.Store(backend); !status.ok()) return status;
 
-  const std::vector<double> expected = workload.Reference(0);
-  std::vector<Samples> samples(options.methods.size());
-  std::vector<double> read_seconds;
-  int64_t slot = 0;
-  const auto next_slot = [&] { return slot++ % workload.num_slots(); };
-  // In turns, so that whatever else the machine does hits all alike. The first turn warms up.
-  for (int64_t repetition = -1; repetition < options.repetitions; ++repetition) {
-    const double read = device->read(workload.dense_bytes());
-    const auto draw_seed = static_cast<uint64_t>(options.seed + repetition);
-    const absl::StatusOr<Workload::Call> exact = workload.Decode(backend, Method::kExact, next_slot(), 0);
-    if (!exact.ok()) return exact.status();
-    if (repetition >= 0) read_seconds.push_back(read);
-    for (size_t m = 0; m < options.methods.size(); ++m) {
-      const Method method = options.methods[m];
-      const absl::StatusOr<Workload::Call> call =
-          method == Method::kExact ? exact : workload.Decode(backend, method, next_slot(), draw_seed);
-      if (!call.ok()) return call.status();
-      if (repetition >= 0) Add(*call, exact->seconds, samples[m]);
-    }
-  }
-  // Errors apart from the times: on the sequence that the reference knows.
-  const int64_t checks = std::min<int64_t>(options.repetitions, 10);
-  for (size_t m = 0; m < options.methods.size(); ++m) {
-    samples[m].checked = options.methods[m] == Method::kExact ? 1 : checks;
-    for (int64_t check = 0; check < samples[m].checked; ++check) {
-      const absl::StatusOr<Workload::Call> call =
-          workload.Decode(backend, options.methods[m], 0, static_cast<uint64_t>(options.seed + check));
-      if (!call.ok()) return call.status();
-      samples[m].squared_error += SquaredError(call->o, expected);
-    }
-  }
+  Times times{.methods = std::vector<Samples>(options.methods.size()), .read_seconds = {}};
+  const auto time = device->time_steps == nullptr ? TimeCalls : TimeSteps;
+  if (absl::Status status = time(options, workload, *device, times); !status.ok()) return status;
+  if (absl::Status status = AddErrors(options, workload, backend, times); !status.ok()) return status;
 
   Report report;
   report.device = backend.device();
-  report.read_bytes_per_second = static_cast<double>(workload.dense_bytes()) / Median(read_seconds);
+  report.read_bytes_per_second = static_cast<double>(workload.dense_bytes()) / Median(times.read_seconds);
   for (size_t m = 0; m < options.methods.size(); ++m) {
-    report.results.push_back(Summarise(options.methods[m], samples[m], report.read_bytes_per_second));
+    report.results.push_back(Summarise(options.methods[m], times.methods[m], report.read_bytes_per_second));
   }
   return report;
 }

@@ -21,9 +21,12 @@ struct IntegerFlag {
   std::string_view help;
 };
 
+constexpr int64_t kMostBatch = 4096;
+constexpr int64_t kMostTokens = int64_t{1} << 24;
+
 constexpr IntegerFlag kIntegerFlags[] = {
-    {"batch", &Options::batch, 1, 4096, "sequences in a call"},
-    {"tokens", &Options::tokens, 1, int64_t{1} << 24, "cached tokens of each"},
+    {"batch", &Options::batch, 1, kMostBatch, "sequences in a call"},
+    {"tokens", &Options::tokens, 1, kMostTokens, "cached tokens of each"},
     {"query_heads", &Options::query_heads, 1, 65536, "a multiple of --kv_heads"},
     {"kv_heads", &Options::kv_heads, 1, 65536, "key/value heads"},
     {"head_dim", &Options::head_dim, 8, 256, "a multiple of 8"},
@@ -68,19 +71,40 @@ absl::Status SetMethods(std::string_view value, Options& options) {
   return absl::OkStatus();
 }
 
+// 15x1024,1x131072: so many sequences of so many tokens each; the count may be left out.
+absl::Status SetRagged(std::string_view value, Options& options) {
+  options.ragged.clear();
+  for (const absl::string_view part : absl::StrSplit(View(value), ',')) {
+    const std::pair<absl::string_view, absl::string_view> halves = absl::StrSplit(part, absl::MaxSplits('x', 1));
+    const bool counted = part.find('x') != absl::string_view::npos;
+    int64_t count = 1;
+    int64_t tokens = 0;
+    if ((counted && !absl::SimpleAtoi(halves.first, &count)) ||
+        !absl::SimpleAtoi(counted ? halves.second : part, &tokens) || count < 1 || count > kMostBatch || tokens < 1 ||
+        tokens > kMostTokens || static_cast<int64_t>(options.ragged.size()) + count > kMostBatch) {
+      return Refuse(
+          "ragged", value,
+          absl::StrCat("like 15x1024,131072: at most ", kMostBatch, " sequences of 1 to ", kMostTokens, " tokens"));
+    }
+    options.ragged.insert(options.ragged.end(), static_cast<size_t>(count), tokens);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SetOther(std::string_view name, std::string_view value, Options& options) {
   if (name == "backend") {
     options.backend = std::string(value);
     return absl::OkStatus();
   }
   if (name == "methods") return SetMethods(value, options);
+  if (name == "ragged") return SetRagged(value, options);
   if (name == "dtype") {
-    for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3}) {
       if (Name(dtype) != value) continue;
       options.dtype = dtype;
       return absl::OkStatus();
     }
-    return Refuse(name, value, "fp32, bf16 or fp16");
+    return Refuse(name, value, "fp32, bf16, fp16 or fp8_e4m3");
   }
   if (name == "sigma") {
     if (!absl::SimpleAtod(View(value), &options.sigma) || !(options.sigma > 0 && options.sigma <= 100)) {
@@ -112,6 +136,10 @@ absl::Status SetFlag(std::string_view argument, Options& options) {
 
 }  // namespace
 
+std::vector<int64_t> Options::sequence_tokens() const {
+  return ragged.empty() ? std::vector<int64_t>(static_cast<size_t>(batch), tokens) : ragged;
+}
+
 KvLayout Options::layout() const {
   return {.num_layers = 1,
           .num_query_heads = static_cast<int32_t>(query_heads),
@@ -133,6 +161,10 @@ absl::StatusOr<Options> ParseOptions(std::span<const std::string_view> arguments
   for (const std::string_view argument : arguments) {
     if (absl::Status status = SetFlag(argument, options); !status.ok()) return status;
   }
+  if (!options.ragged.empty()) {
+    options.batch = static_cast<int64_t>(options.ragged.size());
+    options.tokens = *std::max_element(options.ragged.begin(), options.ragged.end());
+  }
   if (absl::Status status = Validate(options.layout()); !status.ok()) return status;
   return options;
 }
@@ -140,9 +172,10 @@ absl::StatusOr<Options> ParseOptions(std::span<const std::string_view> arguments
 std::string Usage() {
   std::string usage =
       "Measures decode attention: every method beside EXACT and beside a loop that only reads memory, in turns.\n\n"
-      "  --backend=NAME      cpu\n"
+      "  --backend=NAME      cpu (default); cuda, in a build with CUDA, which times the device's kernels alone\n"
       "  --methods=A,B       of EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH, S2ANTA_PROP; all by default\n"
-      "  --dtype=TYPE        of the cache: fp32, bf16 (default) or fp16\n"
+      "  --dtype=TYPE        of the cache: fp32, bf16 (default), fp16 or fp8_e4m3, as far as the backend has it\n"
+      "  --ragged=AxN,BxM    a batch of A sequences of N tokens, B of M, ..., in place of --batch and --tokens\n"
       "  --sigma=X           standard deviation of the logits (2)\n"
       "  --json              one JSON object a line\n";
   const Options defaults;

@@ -16,7 +16,9 @@ namespace santa::bench {
 struct Options {
   std::string backend = "cpu";
   int64_t batch = 1;       // sequences in a Decode call, [1, 4096]
-  int64_t tokens = 32768;  // of each, [1, 2^24]
+  int64_t tokens = 32768;  // of each, [1, 2^24]; of a ragged batch the most
+  // Tokens of each sequence of a ragged batch, whose size is then `batch`; empty: all have `tokens`.
+  std::vector<int64_t> ragged;
   int64_t query_heads = 32;
   int64_t kv_heads = 8;
   int64_t head_dim = 128;
@@ -33,6 +35,8 @@ struct Options {
   bool json = false;
   bool help = false;
 
+  // Tokens of each sequence, [batch].
+  std::vector<int64_t> sequence_tokens() const;
   KvLayout layout() const;
   AttentionOptions attention(Method method, uint64_t draw_seed) const;
 };

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -5,19 +6,28 @@
 #include "kernels/bench/measure.h"
 
 namespace santa::bench {
+namespace {
+
+std::string Tokens(const Options& options) {
+  if (options.ragged.empty()) return absl::StrCat(options.tokens);
+  const auto [least, most] = std::minmax_element(options.ragged.begin(), options.ragged.end());
+  return absl::StrCat(*least, " to ", *most);
+}
+
+}  // namespace
 
 std::string Table(const Options& options, const Report& report) {
   std::string table = absl::StrFormat(
-      "%s\nbatch %d, %d tokens, %d query heads, %d key/value heads, head_dim %d, %s, page_size %d, S %d, sigma %g%s\n"
+      "%s\nbatch %d, %s tokens, %d query heads, %d key/value heads, head_dim %d, %s, page_size %d, S %d, sigma %g%s\n"
       "read bandwidth: %.1f GB/s\n\n"
       "%-13s %12s %10s %8s %8s %10s %10s %12s\n",
-      report.device, options.batch, options.tokens, options.query_heads, options.kv_heads, options.head_dim,
+      report.device, options.batch, Tokens(options), options.query_heads, options.kv_heads, options.head_dim,
       std::string(Name(options.dtype)), options.page_size, options.samples, options.sigma,
       options.window > 0 ? absl::StrCat(", window ", options.window) : "", report.read_bytes_per_second / 1e9, "method",
       "us (median)", "KV MB read", "GB/s", "of read", "vs EXACT", "error", "V rows read");
   for (const Result& result : report.results) {
     const double gigabytes = static_cast<double>(result.kv_bytes_read) / result.microseconds / 1e3;
-    absl::StrAppendFormat(&table, "%-13s %12.0f %10.1f %8.1f %7.0f%% %9.2fx %10.2g %12d\n",
+    absl::StrAppendFormat(&table, "%-13s %12.1f %10.1f %8.1f %7.0f%% %9.2fx %10.2g %12d\n",
                           std::string(Name(result.method)), result.microseconds,
                           static_cast<double>(result.kv_bytes_read) / 1e6, gigabytes, 100 * result.bandwidth_ratio,
                           result.speedup_vs_exact, result.relative_error, result.value_rows_read);

@@ -13,33 +13,48 @@ namespace santa::bench {
 namespace {
 
 constexpr int64_t kNumbers = int64_t{1} << 20;
-constexpr int64_t kLeastBytes = int64_t{256} << 20;  // in all slots: larger than any last-level cache
+// In all slots: larger than any last-level cache, a GPU's several times.
+constexpr int64_t kLeastBytes = int64_t{256} << 20;
+constexpr int64_t kLeastGpuBytes = int64_t{640} << 20;
 constexpr int64_t kChunkTokens = 256;
+
+DType TimedType(DType cache) { return cache == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat16; }
 
 }  // namespace
 
 Workload::Workload(const Options& options)
     : options_(options),
-      num_slots_(std::max<int64_t>(2, (kLeastBytes + dense_bytes() - 1) / dense_bytes())),
-      pages_per_sequence_((options.tokens + options.page_size - 1) / options.page_size),
-      page_table_(num_slots_ * options.batch * pages_per_sequence_),
+      tokens_(options.sequence_tokens()),
+      num_slots_(std::max<int64_t>(
+          2, ((options.backend == "cuda" ? kLeastGpuBytes : kLeastBytes) + dense_bytes() - 1) / dense_bytes())),
       numbers_(kNumbers + options.head_dim),
       queries_(options.batch * options.query_heads * options.head_dim) {
+  for (const int64_t tokens : tokens_) {
+    first_page_.push_back(pages_per_slot_);
+    pages_per_slot_ += (tokens + options.page_size - 1) / options.page_size;
+  }
+  page_table_.resize(num_slots_ * pages_per_slot_);
   std::mt19937_64 random(options.seed);
   std::iota(page_table_.begin(), page_table_.end(), 0);
   std::shuffle(page_table_.begin(), page_table_.end(), random);
   std::normal_distribution<float> normal;
   for (float& number : numbers_) number = normal(random);
   // With k standard normal, dot(q, k) / sqrt(D) has the deviation |q| / sqrt(D): that of q's elements.
-  // Rounded to the cache's type, as a model of that type has them.
+  // Rounded to the cache's type (fp8: to fp16), as a model of that type has them.
+  const DType rounded = options.dtype == DType::kFloat8E4M3 ? DType::kFloat16 : options.dtype;
   for (float& number : queries_) {
-    number = static_cast<float>(reference::Round(options.dtype, options.sigma * normal(random)));
+    number = static_cast<float>(reference::Round(rounded, options.sigma * normal(random)));
+  }
+  const DType timed = TimedType(options.dtype);
+  for (const float number : queries_) {
+    timed_queries_.push_back(static_cast<uint16_t>(reference::Encode(timed, reference::Round(timed, number))));
   }
 }
 
 int64_t Workload::dense_bytes() const {
-  const int64_t visible = options_.window > 0 ? std::min(options_.window, options_.tokens) : options_.tokens;
-  return options_.batch * visible * options_.kv_heads * 2 * static_cast<int64_t>(options_.layout().row_bytes());
+  int64_t visible = 0;
+  for (const int64_t tokens : tokens_) visible += options_.window > 0 ? std::min(options_.window, tokens) : tokens;
+  return visible * options_.kv_heads * 2 * static_cast<int64_t>(options_.layout().row_bytes());
 }
 
 const float* Workload::Row(int64_t sequence, int64_t token, int64_t kv_head, bool value) const {
@@ -51,8 +66,9 @@ absl::Status Workload::Store(Backend& backend) const {
   std::vector<float> k;
   std::vector<float> v;
   for (int64_t sequence = 0; sequence < num_slots_ * options_.batch; ++sequence) {
-    for (int64_t begin = 0; begin < options_.tokens; begin += kChunkTokens) {
-      const int64_t end = std::min(begin + kChunkTokens, options_.tokens);
+    const int64_t item = sequence % options_.batch;
+    for (int64_t begin = 0; begin < tokens_[item]; begin += kChunkTokens) {
+      const int64_t end = std::min(begin + kChunkTokens, tokens_[item]);
       k.clear();
       v.clear();
       for (int64_t token = begin; token < end; ++token) {
@@ -63,7 +79,7 @@ absl::Status Workload::Store(Backend& backend) const {
           v.insert(v.end(), row, row + options_.head_dim);
         }
       }
-      const KvAppend append = {.page_table = page_table_.data() + sequence * pages_per_sequence_,
+      const KvAppend append = {.page_table = PageTable(sequence / options_.batch, item),
                                .position = begin,
                                .num_tokens = end - begin,
                                .k = k.data(),
@@ -72,6 +88,19 @@ absl::Status Workload::Store(Backend& backend) const {
     }
   }
   return absl::OkStatus();
+}
+
+std::vector<DecodeItem> Workload::TimedItems(Method method, int64_t slot, uint64_t draw_seed) const {
+  std::vector<DecodeItem> items;
+  for (int64_t i = 0; i < options_.batch; ++i) {
+    items.push_back({.page_table = PageTable(slot, i),
+                     .num_tokens = tokens_[i],
+                     .sampling_key = static_cast<uint64_t>(i),
+                     .options = options_.attention(method, draw_seed),
+                     .io_dtype = TimedType(options_.dtype),
+                     .q = timed_queries_.data() + i * options_.query_heads * options_.head_dim});
+  }
+  return items;
 }
 
 absl::StatusOr<Workload::Call> Workload::Decode(Backend& backend, Method method, int64_t slot,
@@ -83,8 +112,8 @@ absl::StatusOr<Workload::Call> Workload::Decode(Backend& backend, Method method,
   std::vector<DecodeItem> items;
   const int64_t width = options_.query_heads * options_.head_dim;
   for (int64_t i = 0; i < options_.batch; ++i) {
-    items.push_back({.page_table = page_table_.data() + (slot * options_.batch + i) * pages_per_sequence_,
-                     .num_tokens = options_.tokens,
+    items.push_back({.page_table = PageTable(slot, i),
+                     .num_tokens = tokens_[i],
                      .sampling_key = static_cast<uint64_t>(i),
                      .options = options_.attention(method, draw_seed),
                      .q = queries_.data() + i * width,
@@ -114,11 +143,11 @@ std::vector<double> Workload::Reference(int64_t slot) const {
     step.num_query_heads = static_cast<int32_t>(group);
     step.num_kv_heads = 1;
     step.head_dim = static_cast<int32_t>(options_.head_dim);
-    step.num_tokens = options_.tokens;
+    step.num_tokens = tokens_[0];
     step.options = options_.attention(Method::kExact, 0);
     const auto first = queries_.begin() + head * group * options_.head_dim;
     step.q.assign(first, first + group * options_.head_dim);
-    for (int64_t token = 0; token < options_.tokens; ++token) {
+    for (int64_t token = 0; token < tokens_[0]; ++token) {
       for (const bool value : {false, true}) {
         const float* row = Row(sequence, token, head, value);
         std::vector<double>& rows = value ? step.v : step.k;

@@ -30,6 +30,10 @@ class Workload {
     DecodeStatistics statistics;  // summed over the batch
     std::vector<float> o;         // [batch][H][D]
   };
+  // The items of one Decode call on a slot, to be timed and not answered: queries as the kernels take them (bf16 for a
+  // bf16 cache, else fp16), and no outputs.
+  std::vector<DecodeItem> TimedItems(Method method, int64_t slot, uint64_t draw_seed) const;
+
   // One Decode call on a slot.
   absl::StatusOr<Call> Decode(Backend& backend, Method method, int64_t slot, uint64_t draw_seed) const;
 
@@ -37,15 +41,21 @@ class Workload {
   std::vector<double> Reference(int64_t slot) const;
 
  private:
+  const int32_t* PageTable(int64_t slot, int64_t item) const {
+    return page_table_.data() + slot * pages_per_slot_ + first_page_[item];
+  }
   // The row of one token and head of a sequence, [D]: a piece of `numbers_`, wherever its address hashes to.
   const float* Row(int64_t sequence, int64_t token, int64_t kv_head, bool value) const;
 
   const Options options_;
+  const std::vector<int64_t> tokens_;  // [batch]
+  std::vector<int64_t> first_page_;    // [batch], in a slot's tables
+  int64_t pages_per_slot_ = 0;
   int64_t num_slots_;
-  int64_t pages_per_sequence_;
-  std::vector<int32_t> page_table_;  // [slot][batch][page]
+  std::vector<int32_t> page_table_;  // [slot][pages of its sequences]
   std::vector<float> numbers_;
-  std::vector<float> queries_;  // [batch][H][D]
+  std::vector<float> queries_;           // [batch][H][D]
+  std::vector<uint16_t> timed_queries_;  // the same, as TimedItems has them
 };
 
 }  // namespace santa::bench

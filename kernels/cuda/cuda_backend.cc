@@ -13,9 +13,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "kernels/cuda/cuda_timing.h"
 #include "kernels/cuda/decode_wave.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/kv_cache.h"
+#include "kernels/cuda/read_ceiling.h"
+#include "kernels/cuda/step_graph.h"
 
 namespace santa {
 namespace {
@@ -25,6 +28,7 @@ using cuda::ToStatus;
 constexpr int kWaves = 4;
 constexpr int kMaxInFlight = 2;
 constexpr int kMaxGroup = 16;
+constexpr int kTimedSteps = 8;  // at the least, so that the graph's start counts for little
 constexpr int32_t kHeadDims[] = {64, 96, 128, 192, 256};
 
 class CudaBackend : public Backend {
@@ -47,6 +51,9 @@ class CudaBackend : public Backend {
   absl::Status Decode(std::span<const DecodeItem> items) override;
   absl::Status BeginDecode(std::span<const DecodeItem> items) override;
   absl::Status AwaitDecode(double* device_seconds) override;
+
+  absl::StatusOr<CudaStopwatch> TimeDecode(std::span<const std::vector<DecodeItem>> steps);
+  absl::StatusOr<CudaStopwatch> TimeRead(int64_t bytes, int variant);
 
  private:
   // A wave's memory, and which wave has it. Whoever needs it, the thread that begins decodes or the one that awaits
@@ -246,6 +253,79 @@ absl::Status CudaBackend::Settle(Slot& slot, double* device_seconds) {
   return absl::OkStatus();
 }
 
+// What a stopwatch owns.
+struct Timed {
+  std::vector<cuda::DecodeWave> waves;
+  cuda::DeviceMemory sink;
+  cuda::StepGraph graph;
+};
+
+// `count` things in turns: how many steps to capture so that each is there as often as the others.
+int TimedSteps(int64_t count) { return static_cast<int>((kTimedSteps + count - 1) / count * count); }
+
+absl::StatusOr<CudaStopwatch> CudaBackend::TimeDecode(std::span<const std::vector<DecodeItem>> steps) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  auto timed = std::make_shared<Timed>();
+  std::vector<size_t> first_wave = {0};  // of every step; and the end
+  for (const std::vector<DecodeItem>& step : steps) {
+    auto limits = cuda::WaveLimits::For(options_.layout, options_.num_pages);
+    limits.items = std::min(limits.items, static_cast<int32_t>(step.size()));
+    for (std::span<const DecodeItem> items = step; !items.empty();) {
+      absl::StatusOr<cuda::DecodeWave> wave = cuda::DecodeWave::Allocate(options_.layout, limits);
+      if (!wave.ok()) return wave.status();
+      const absl::StatusOr<size_t> count = wave->Fill(items, cache_, scratch_);
+      if (!count.ok()) return count.status();
+      if (absl::Status status = Keep(wave->QueueUpload(stream_.get())); !status.ok()) return status;
+      timed->waves.push_back(*std::move(wave));
+      items = items.subspan(*count);
+    }
+    first_wave.push_back(timed->waves.size());
+  }
+  if (timed->waves.empty()) return absl::InvalidArgumentError("there are no steps to time");
+  const auto queue = [&](int number) {
+    const size_t step = number % steps.size();
+    absl::Status status;
+    for (size_t wave = first_wave[step]; wave < first_wave[step + 1] && status.ok(); ++wave) {
+      status = timed->waves[wave].QueueKernels(scratch_, stream_.get());
+    }
+    return status;
+  };
+  const auto count = static_cast<int64_t>(steps.size());
+  absl::StatusOr<cuda::StepGraph> graph = cuda::StepGraph::Capture(stream_.get(), TimedSteps(count), queue);
+  if (!graph.ok()) return Keep(graph.status());
+  timed->graph = *std::move(graph);
+  return [timed] { return timed->graph.Run(); };
+}
+
+absl::StatusOr<CudaStopwatch> CudaBackend::TimeRead(int64_t bytes, int variant) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  const int64_t all = static_cast<int64_t>(options_.layout.page_bytes()) * options_.num_pages;
+  if (bytes < 16 || bytes > all) {
+    return absl::InvalidArgumentError(absl::StrCat("bytes is ", bytes, "; it must be in [16, ", all, "]"));
+  }
+  auto timed = std::make_shared<Timed>();
+  absl::StatusOr<cuda::DeviceMemory> sink = cuda::AllocateDevice(sizeof(unsigned), "a number");
+  if (!sink.ok()) return sink.status();
+  timed->sink = *std::move(sink);
+  const int64_t places = all / bytes;
+  const auto queue = [&](int step) {
+    const auto* data = static_cast<const uint8_t*>(cache_.layer(0)) + step % places * (bytes / 16 * 16);
+    return ToStatus(cuda::LaunchRead(data, static_cast<size_t>(bytes) / 16 * 16,
+                                     static_cast<unsigned*>(timed->sink.get()), variant, stream_.get()),
+                    "LaunchRead");
+  };
+  absl::StatusOr<cuda::StepGraph> graph = cuda::StepGraph::Capture(stream_.get(), TimedSteps(places), queue);
+  if (!graph.ok()) return Keep(graph.status());
+  timed->graph = *std::move(graph);
+  return [timed] { return timed->graph.Run(); };
+}
+
+absl::StatusOr<CudaBackend*> AsCuda(Backend& backend) {
+  auto* const cuda = dynamic_cast<CudaBackend*>(&backend);
+  if (cuda == nullptr) return absl::InvalidArgumentError("only the CUDA backend has a CUDA stopwatch");
+  return cuda;
+}
+
 absl::Status CheckLayout(const KvLayout& layout) {
   if (absl::Status status = Validate(layout); !status.ok()) return status;
   if (layout.dtype == DType::kFloat32) {
@@ -302,6 +382,18 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOption
   absl::StatusOr<std::unique_ptr<CudaBackend>> backend = CudaBackend::Make(options, *std::move(device));
   if (!backend.ok()) return backend.status();
   return *std::move(backend);
+}
+
+absl::StatusOr<CudaStopwatch> TimeCudaDecode(Backend& backend, std::span<const std::vector<DecodeItem>> steps) {
+  const absl::StatusOr<CudaBackend*> cuda = AsCuda(backend);
+  if (!cuda.ok()) return cuda.status();
+  return (*cuda)->TimeDecode(steps);
+}
+
+absl::StatusOr<CudaStopwatch> TimeCudaRead(Backend& backend, int64_t bytes, int variant) {
+  const absl::StatusOr<CudaBackend*> cuda = AsCuda(backend);
+  if (!cuda.ok()) return cuda.status();
+  return (*cuda)->TimeRead(bytes, variant);
 }
 
 absl::StatusOr<CudaMemory> CudaDeviceMemory(int32_t device) {

@@ -262,21 +262,34 @@ absl::StatusOr<size_t> DecodeWave::Fill(std::span<const DecodeItem> items, const
 }
 
 absl::Status DecodeWave::Queue(const DecodeScratch& scratch, cudaStream_t stream) {
-  const auto queue = [](cudaError_t error, const char* call) { return ToStatus(error, call); };
-  absl::Status status = queue(cudaEventRecord(start_.get(), stream), "cudaEventRecord");
+  absl::Status status = ToStatus(cudaEventRecord(start_.get(), stream), "cudaEventRecord");
+  if (status.ok()) status = QueueUpload(stream);
+  if (status.ok()) status = QueueKernels(scratch, stream);
   if (status.ok()) {
-    status = queue(cudaMemcpyAsync(device_.get(), pinned_.get(), upload_bytes_, cudaMemcpyHostToDevice, stream),
-                   "cudaMemcpyAsync");
+    status = ToStatus(
+        cudaMemcpyAsync(host_at(rows_at_), device_at(rows_at_), bytes_ - rows_at_, cudaMemcpyDeviceToHost, stream),
+        "cudaMemcpyAsync");
   }
+  if (status.ok()) status = ToStatus(cudaEventRecord(done_.get(), stream), "cudaEventRecord");
+  return status;
+}
+
+absl::Status DecodeWave::QueueUpload(cudaStream_t stream) {
+  return ToStatus(cudaMemcpyAsync(device_.get(), pinned_.get(), upload_bytes_, cudaMemcpyHostToDevice, stream),
+                  "cudaMemcpyAsync");
+}
+
+absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t stream) {
+  absl::Status status;
   auto* items = reinterpret_cast<DeviceItem*>(device_at(items_at_));
-  if (status.ok() && converts_queries_) {
-    status = queue(LaunchQueryConvert({.items = items,
-                                       .num_items = static_cast<int32_t>(plans_.size()),
-                                       .converted = scratch.queries(),
-                                       .num_numbers = layout_.num_query_heads * layout_.head_dim,
-                                       .type = QueryType(layout_.dtype)},
-                                      stream),
-                   "LaunchQueryConvert");
+  if (converts_queries_) {
+    status = ToStatus(LaunchQueryConvert({.items = items,
+                                          .num_items = static_cast<int32_t>(plans_.size()),
+                                          .converted = scratch.queries(),
+                                          .num_numbers = layout_.num_query_heads * layout_.head_dim,
+                                          .type = QueryType(layout_.dtype)},
+                                         stream),
+                      "LaunchQueryConvert");
   }
   DecodeLaunch launch = scratch.launch(layout_);
   launch.items = items;
@@ -286,23 +299,18 @@ absl::Status DecodeWave::Queue(const DecodeScratch& scratch, cudaStream_t stream
     launch.num_work = range.count;
     return range.count > 0;
   };
-  if (status.ok() && of(Kernel::kExact)) status = queue(LaunchExact(launch, stream), "LaunchExact");
-  if (status.ok() && of(Kernel::kS2antaFlash)) status = queue(LaunchS2antaFlash(launch, stream), "LaunchS2antaFlash");
+  if (status.ok() && of(Kernel::kExact)) status = ToStatus(LaunchExact(launch, stream), "LaunchExact");
+  if (status.ok() && of(Kernel::kS2antaFlash))
+    status = ToStatus(LaunchS2antaFlash(launch, stream), "LaunchS2antaFlash");
   if (status.ok() && of(Kernel::kStoredScores)) {
-    status = queue(LaunchStoredScores({.decode = launch,
-                                       .stored = reinterpret_cast<const StoredItem*>(device_at(stored_at_)),
-                                       .numbers = reinterpret_cast<const int32_t*>(device_at(numbers_at_)),
-                                       .num_items = num_stored_,
-                                       .long_lines = long_lines_},
-                                      stream),
-                   "LaunchStoredScores");
+    status = ToStatus(LaunchStoredScores({.decode = launch,
+                                          .stored = reinterpret_cast<const StoredItem*>(device_at(stored_at_)),
+                                          .numbers = reinterpret_cast<const int32_t*>(device_at(numbers_at_)),
+                                          .num_items = num_stored_,
+                                          .long_lines = long_lines_},
+                                         stream),
+                      "LaunchStoredScores");
   }
-  if (status.ok()) {
-    status = queue(
-        cudaMemcpyAsync(host_at(rows_at_), device_at(rows_at_), bytes_ - rows_at_, cudaMemcpyDeviceToHost, stream),
-        "cudaMemcpyAsync");
-  }
-  if (status.ok()) status = queue(cudaEventRecord(done_.get(), stream), "cudaEventRecord");
   return status;
 }
 

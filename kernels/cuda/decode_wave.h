@@ -59,6 +59,9 @@ class DecodeWave {
 
   // Queues copy up, kernels, copy down.
   absl::Status Queue(const DecodeScratch& scratch, cudaStream_t stream);
+  // The first two of these alone. The kernels may run over again: each time they write the same answers.
+  absl::Status QueueUpload(cudaStream_t stream);
+  absl::Status QueueKernels(const DecodeScratch& scratch, cudaStream_t stream);
   cudaEvent_t done() const { return done_.get(); }
 
   // Writes the answers where the items wanted them. Returns the seconds from the first copy to the last one's end.

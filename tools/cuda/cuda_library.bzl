@@ -2,6 +2,7 @@
 
 load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")
 load("@cuda//:defs.bzl", "CUDA_AVAILABLE", "NVCC")
+load("//tools/bazel:portable.bzl", "PORTABLE_LINKOPTS")
 
 # Ampere, Ada and Hopper in machine code, and PTX for what follows.
 _TARGETS = [
@@ -85,11 +86,11 @@ def cuda_library(name, deps = [], **kwargs):
 def cuda_test(name, **kwargs):
     """A cc_test of CUDA libraries, declared where CUDA is installed; it skips itself where there is no GPU.
 
-    Linked statically, as the CUDA run time is: a machine with a driver alone runs it.
+    Linked as the programs of //tests:gpu_bundle are: a machine with a driver alone runs it.
 
     Args:
       name: of the test.
       **kwargs: as for cc_test.
     """
     if CUDA_AVAILABLE:
-        native.cc_test(name = name, linkstatic = True, tags = ["gpu"], **kwargs)
+        native.cc_test(name = name, linkopts = PORTABLE_LINKOPTS, linkstatic = True, tags = ["gpu"], **kwargs)

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Runs the unpacked //tests:gpu_bundle on a machine with an NVIDIA GPU and its driver.
+#
+#   ./run_gpu.sh [test|sanitize|bench|sdpa|demo]...     all but sanitize by default, in this order
+#
+# test: the CUDA backend against the reference and the CPU. sanitize: the same under compute-sanitizer, where it is
+# found (hours: set TESTS, a GoogleTest filter). bench: kernel_bench_cuda on the shapes of docs/benchmarks.md. sdpa:
+# torch's attention on the same ones, where python3 has torch. demo: a language model on attention_server_cuda.
+#
+# Output goes to the terminal and to $OUT (default: results/), one file each, measurements as JSON lines. Ends with 1 if
+# anything failed, having run the rest.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
+out=${OUT:-results}
+repetitions=${REPETITIONS:-25}
+mkdir -p "$out"
+failures=0
+
+# run NAME COMMAND...: the command's output also in $out/NAME.
+run() {
+  local name=$1
+  shift
+  echo "=== $name: $*"
+  "$@" 2>&1 | tee "$out/$name"
+  local status=${PIPESTATUS[0]}
+  if [[ $status != 0 ]]; then
+    echo "FAILED ($status): $name"
+    failures=$((failures + 1))
+  fi
+}
+
+tests=(cuda_backend_test decode_test stored_scores_test)
+
+run_test() {
+  for test in "${tests[@]}"; do
+    run "$test.txt" "./$test" --gtest_brief=1 --gtest_filter="${TESTS:-*}"
+  done
+}
+
+run_sanitize() {
+  local sanitizer
+  sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+  if [[ -z $sanitizer ]]; then
+    echo "=== sanitize: no compute-sanitizer here"
+    return
+  fi
+  for tool in memcheck racecheck synccheck; do
+    for test in "${tests[@]}"; do
+      run "$test.$tool.txt" "$sanitizer" --tool="$tool" --error-exitcode=3 "./$test" --gtest_brief=1 \
+        --gtest_filter="${TESTS:-*}"
+    done
+  done
+}
+
+# bench NAME FLAG...
+bench() {
+  local name=$1
+  shift
+  run "bench_$name.jsonl" ./kernel_bench_cuda --backend=cuda --json --repetitions="$repetitions" "$@"
+}
+
+run_bench() {
+  # For people: the device and its read ceiling.
+  run bench_16x32768.txt ./kernel_bench_cuda --backend=cuda --batch=16 --tokens=32768 --repetitions="$repetitions"
+  for shape in 1x32768 4x32768 16x32768 64x8192; do
+    bench "$shape" --batch="${shape%x*}" --tokens="${shape#*x}" --samples=2048
+  done
+  bench 16x131072 --batch=16 --tokens=131072 --samples=4096 --methods=EXACT,S2ANTA_FLASH,S2ANTA_PROP
+  bench 1x512 --batch=1 --tokens=512 --samples=64
+  bench ragged --ragged=15x1024,1x131072 --samples=2048 --methods=EXACT,S2ANTA_FLASH
+  bench 16x32768_fp8 --batch=16 --tokens=32768 --dtype=fp8_e4m3 --methods=EXACT,S2ANTA_FLASH,S2ANTA_PROP
+  # Other groups and dimensions, 2 GiB of keys and values each.
+  bench 16x32768_g1 --batch=16 --tokens=32768 --query_heads=8 --methods=EXACT
+  bench 16x32768_g8 --batch=16 --tokens=32768 --query_heads=64 --methods=EXACT
+  bench 16x32768_g16 --batch=16 --tokens=32768 --query_heads=128 --methods=EXACT
+  bench 32x32768_d64 --batch=32 --tokens=32768 --head_dim=64 --methods=EXACT
+  bench 8x32768_d256 --batch=8 --tokens=32768 --head_dim=256 --methods=EXACT
+}
+
+run_sdpa() {
+  if ! python3 -c 'import torch' 2>/dev/null; then
+    echo "=== sdpa: no torch here"
+    return
+  fi
+  run sdpa.jsonl python3 sdpa_bench.py 1x32768 4x32768 16x32768 64x8192 16x131072 --repetitions="$repetitions"
+}
+
+run_demo() {
+  run demo.txt ./demo --server=attention_server_cuda --server_flags=--backend=cuda
+}
+
+for part in "${@:-test bench sdpa demo}"; do
+  for each in $part; do
+    case $each in
+      test | sanitize | bench | sdpa | demo) "run_$each" ;;
+      *)
+        sed -n '2,/^set/{/^#/p}' "$0"
+        exit 2
+        ;;
+    esac
+  done
+done
+echo "=== $failures failed; results in $out"
+[[ $failures == 0 ]]
