@@ -240,6 +240,7 @@ class SplitMerger {
       }
 #pragma unroll
       for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+      __syncwarp();  // every lane has read the largest score that lane 0 replaces
       if (lane == 0) {
         shared_.max[head] = max;
         shared_.sum[head] = sum;
