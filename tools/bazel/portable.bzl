@@ -87,3 +87,21 @@ PORTABLE_LINKOPTS = ["-Wl,--as-needed", "-Wl,--start-group"] + [
     "-l:lib%s.a" % name
     for name in _ARCHIVES
 ] + ["-Wl,--end-group", "-Wl,--disable-new-dtags", "-Wl,-rpath,'$$ORIGIN/lib'"]
+
+def portable_program(name, data = [], visibility = None, **kwargs):
+    """A cc_binary NAME, and the same as NAME_portable for //tests:gpu_bundle, which is built on request only.
+
+    Args:
+      name: of the program.
+      data: files that NAME needs beside it; the bundle brings its own.
+      visibility: of NAME, or the package's; NAME_portable is for //tests alone.
+      **kwargs: srcs, deps, ...
+    """
+    native.cc_binary(name = name, data = data, visibility = visibility, **kwargs)
+    native.cc_binary(
+        name = name + "_portable",
+        linkopts = PORTABLE_LINKOPTS,
+        tags = ["manual"],
+        visibility = ["//tests:__pkg__"],
+        **kwargs
+    )

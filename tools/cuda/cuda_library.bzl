@@ -20,7 +20,9 @@ def _cuda_objects_impl(ctx):
     for src in ctx.files.srcs:
         obj = ctx.actions.declare_file("%s/%s.o" % (ctx.label.name, src.basename))
         args = ctx.actions.args()
-        args.add_all(["-c", "-std=c++20", "-O3", "-lineinfo", "-Xcompiler=-fPIC", "-I."])
+        args.add_all(["-c", "-std=c++20", "-O3", "-Xcompiler=-fPIC", "-compress-mode=size", "-I."])
+        if ctx.var.get("cuda_lineinfo"):  # --define=cuda_lineinfo=1: profilers name source lines; objects grow fivefold
+            args.add("-lineinfo")
         args.add_all(_TARGETS, before_each = "-gencode")
         args.add_all(compilation.quote_includes, before_each = "-I")
         args.add_all(compilation.system_includes, before_each = "-isystem")
