@@ -17,7 +17,7 @@ namespace santa::bench {
 
 struct LoadOptions {
   std::string server = "127.0.0.1:50051";  // HOST:PORT or another gRPC target
-  std::string metrics;                     // HOST:PORT of the server's /metrics; empty: it is not asked
+  std::string metrics = {};                // HOST:PORT of the server's /metrics; empty: it is not asked
 
   int64_t clients = 1;    // connections, each with a stream and sequences of its own
   int64_t sequences = 1;  // of each client; every step attends in all of them, in one message
