@@ -85,6 +85,7 @@ std::string LoadTable(const LoadOptions& options, const LoadResult& result) {
                           Ratio(server.batches, result.server_seconds), Ratio(server.batch_items, server.batches),
                           Ratio(server.kv_bytes_read, server.device_seconds) / 1e9);
   }
+  if (!result.metrics_error.empty()) absl::StrAppend(&text, "metrics      ", result.metrics_error, "\n");
   absl::StrAppendFormat(&text, "errors       %d steps failed, %d not sent, %d sent again on %d streams\n",
                         counts.failed_steps, counts.unsent_steps, counts.requests_resent, counts.streams_opened);
   for (const auto& [code, items] : counts.failed_items) {
@@ -144,6 +145,7 @@ std::string LoadJson(const LoadOptions& options, const LoadResult& result) {
                               {"kv_bytes_read", server.kv_bytes_read},
                               {"tokens_appended", server.tokens_appended}};
   }
+  if (!result.metrics_error.empty()) json["metrics_error"] = result.metrics_error;
   json["failed_steps"] = counts.failed_steps;
   json["unsent_steps"] = counts.unsent_steps;
   Json& errors = json["errors"] = Json::object();  // items, by code

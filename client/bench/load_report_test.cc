@@ -65,6 +65,13 @@ TEST(LoadReportTest, TheTableNamesWhatFailed) {
   EXPECT_NE(table.find("p99.9"), std::string::npos) << table;
 }
 
+TEST(LoadReportTest, AServerThatWentAwayIsNamed) {
+  LoadResult result = Result();
+  result.metrics_error = "http://host:1/metrics: Connection refused";
+  EXPECT_EQ(nlohmann::json::parse(LoadJson({}, result))["metrics_error"], result.metrics_error);
+  EXPECT_NE(LoadTable({}, result).find(result.metrics_error), std::string::npos);
+}
+
 TEST(LoadReportTest, NothingMeasuredIsNoDivisionByZero) {
   const auto json = nlohmann::json::parse(LoadJson({}, LoadResult()));
   EXPECT_EQ(json["steps_per_second"], 0.0);

@@ -169,12 +169,13 @@ absl::StatusOr<LoadResult> Measure(const LoadOptions& options, const Clients& cl
   };
   WithProgress(run, [&] { line.Print(); });
   if (!first.counters.ok()) return first.counters.status();
-  if (!last.counters.ok()) return last.counters.status();
   LoadResult result;
   result.server = clients[0]->info();
   result.seconds = std::chrono::duration<double>(window.end.load() - window.begin).count();
   result.counts = Merged(clients);
-  if (!options.metrics.empty()) {
+  if (!last.counters.ok()) {
+    result.metrics_error = std::string(last.counters.status().message());
+  } else if (!options.metrics.empty()) {
     result.server_counters = *last.counters - *first.counters;
     result.server_seconds = std::chrono::duration<double>(last.time - first.time).count();
   }

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <optional>
 #include <ostream>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "client/bench/load_counts.h"
@@ -20,6 +21,7 @@ struct LoadResult {
   // From /metrics, if asked for: what the server counted, and in how many seconds.
   std::optional<ServerCounters> server_counters;
   double server_seconds = 0;
+  std::string metrics_error;  // why they are not there, where the server did not answer at the end
 };
 
 // Writes a line a second to `progress`. When `stop` becomes true, the load ends early: with what it measured so far, or
