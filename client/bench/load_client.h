@@ -1,0 +1,95 @@
+// One client of the load: a connection, its sequences, and a stream on which it keeps steps going.
+#ifndef SANTA_CLIENT_BENCH_LOAD_CLIENT_H_
+#define SANTA_CLIENT_BENCH_LOAD_CLIENT_H_
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/attention_client.h"
+#include "client/bench/load_counts.h"
+#include "client/bench/load_options.h"
+#include "client/bench/step_source.h"
+
+namespace santa::bench {
+
+using Clock = std::chrono::steady_clock;
+
+// The measured time; before `begin` is the warm-up. The load ends with it. `end` may be brought forward meanwhile.
+struct LoadWindow {
+  Clock::time_point begin;
+  std::atomic<Clock::time_point> end;
+
+  bool Contains(Clock::time_point time) const { return time >= begin && time < end.load(); }
+};
+
+class LoadClient {
+ public:
+  // `index` tells the clients of a load apart. Errors as of AttentionClient::Connect.
+  static absl::StatusOr<std::unique_ptr<LoadClient>> Connect(const LoadOptions& options, int64_t index);
+  ~LoadClient();  // releases its sequences
+  LoadClient(const LoadClient&) = delete;
+  LoadClient& operator=(const LoadClient&) = delete;
+
+  const v1::ServerInfo& info() const { return client_->info(); }
+
+  // Makes the sequences and stores options.tokens tokens in each layer that steps go through: k and v, [tokens, H_kv,
+  // D], over and over. CANCELLED when `stop` became true.
+  absl::Status Prepare(const TensorView& k, const TensorView& v, const std::atomic<bool>& stop);
+
+  // After Prepare: sends steps until window.end, then waits for their answers, up to 10 seconds.
+  //
+  // Closed loop: an answered step is followed by the next at once, from the library's thread; one that failed, after 10
+  // ms. A step begins when its message is ready and handed to the stream. Open loop: steps begin at the arrivals of a
+  // Poisson process, sent or not, and do not wait for one another.
+  void Run(const LoadWindow& window);
+
+  // Thread safe.
+  LoadCounts counts() const;
+
+ private:
+  struct Flight {  // a step that is not answered
+    Clock::time_point intended;
+    Clock::time_point sent;
+    uint32_t layer = 0;
+    int64_t position = 0;
+  };
+
+  LoadClient(const LoadOptions& options, int64_t index, std::unique_ptr<AttentionClient> client);
+
+  void RunClosedLoop(const LoadWindow& window);
+  void RunOpenLoop(const LoadWindow& window);
+  void SubmitNext(const LoadWindow& window);  // of the closed loop
+  void Submit(LoadStep step, Clock::time_point intended, const LoadWindow& window);
+  void OnAnswer(const Flight& flight, const AttendStream::Result& result, const LoadWindow& window);
+  // With the mutex held.
+  void CountAnswered(const Flight& flight, Clock::time_point now, const v1::AttendResponse& response,
+                     const LoadWindow& window);
+  void CountFailed(const AttendStream::Result& result);
+
+  const LoadOptions options_;
+  const int64_t index_;
+  const std::unique_ptr<AttentionClient> client_;
+  std::vector<OwnedSequence> sequences_;
+  std::unique_ptr<StepSource> source_;
+
+  std::mutex submit_mutex_;  // held from a step's position to its submission: appends must be sent in order
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;  // in_flight_ or idle_slots_
+  LoadCounts counts_;
+  int64_t in_flight_ = 0;
+  int64_t idle_slots_ = 0;  // closed loop: steps that RunClosedLoop is to submit
+
+  std::unique_ptr<AttendStream> stream_;  // the last member: its callbacks use the others
+};
+
+}  // namespace santa::bench
+
+#endif  // SANTA_CLIENT_BENCH_LOAD_CLIENT_H_

@@ -1,0 +1,50 @@
+// The decode steps that a client of the load generator sends.
+#ifndef SANTA_CLIENT_BENCH_STEP_SOURCE_H_
+#define SANTA_CLIENT_BENCH_STEP_SOURCE_H_
+
+#include <cstdint>
+#include <mutex>
+#include <random>
+#include <span>
+#include <vector>
+
+#include "client/bench/load_options.h"
+#include "client/tensor.h"
+#include "proto/santa/attention/v1/attention.pb.h"
+
+namespace santa::bench {
+
+// Standard normal elements.
+Tensor RandomTensor(const std::vector<int64_t>& shape, ElementType type, std::mt19937_64& random);
+
+struct LoadStep {
+  v1::AttendRequest request;
+  uint32_t layer = 0;
+  int64_t position = 0;
+};
+
+// Steps of one batch of sequences, which have options.tokens tokens in each layer: layer after layer, at the last
+// stored position, or with options.append at the next one. The first item of each asks for statistics: they say what
+// the whole step met. Thread safe.
+class StepSource {
+ public:
+  StepSource(const LoadOptions& options, const v1::KvLayout& layout, std::span<const v1::SequenceHandle> sequences,
+             uint64_t seed);
+
+  LoadStep Next();
+
+  // The step's tokens may not be stored everywhere: with append, the layer goes on from its position again. All tokens
+  // of a sequence are the same bytes, so that repeating one that is stored is harmless.
+  void Refused(uint32_t layer, int64_t position);
+
+ private:
+  const bool append_;
+  v1::AttendRequest template_;
+  std::mutex mutex_;
+  uint64_t steps_ = 0;
+  std::vector<int64_t> positions_;  // of the next step, by layer
+};
+
+}  // namespace santa::bench
+
+#endif  // SANTA_CLIENT_BENCH_STEP_SOURCE_H_

@@ -1,0 +1,74 @@
+#include "client/bench/step_source.h"
+
+#include <gtest/gtest.h>
+
+namespace santa::bench {
+namespace {
+
+v1::KvLayout Layout() {
+  v1::KvLayout layout;
+  layout.set_num_layers(2);
+  layout.set_num_query_heads(4);
+  layout.set_num_kv_heads(2);
+  layout.set_head_dim(8);
+  return layout;
+}
+
+std::vector<v1::SequenceHandle> Handles(int count) {
+  std::vector<v1::SequenceHandle> handles(count);
+  for (int i = 0; i < count; ++i) handles[i].set_id(i + 1);
+  return handles;
+}
+
+TEST(StepSourceTest, AttendsInEverySequenceLayerAfterLayer) {
+  StepSource source({.tokens = 10, .layers = 2, .method = v1::METHOD_SANTA, .samples = 3}, Layout(), Handles(3), 1);
+  for (const uint32_t layer : {0, 1, 0, 1}) {
+    const LoadStep step = source.Next();
+    EXPECT_EQ(step.request.layer(), layer);
+    ASSERT_EQ(step.request.items_size(), 3);
+    for (int i = 0; i < 3; ++i) {
+      const v1::AttendItem& item = step.request.items(i);
+      EXPECT_EQ(item.handle().id(), i + 1);
+      EXPECT_EQ(item.position(), 9);
+      EXPECT_EQ(item.q().data().size(), 4 * 8 * 2);
+      EXPECT_FALSE(item.has_k());
+      EXPECT_EQ(item.options().method(), v1::METHOD_SANTA);
+      EXPECT_EQ(item.options().sample_count(), 3);
+      EXPECT_EQ(item.options().want_statistics(), i == 0);
+    }
+    EXPECT_NE(step.request.items(0).q().data(), step.request.items(1).q().data());
+  }
+}
+
+TEST(StepSourceTest, AppendsInOrderAndGoesBackToWhatWasRefused) {
+  StepSource source({.tokens = 10, .layers = 2, .append = true}, Layout(), Handles(1), 1);
+  const auto next = [&source] {
+    const LoadStep step = source.Next();
+    EXPECT_EQ(step.request.items(0).position(), step.position);
+    EXPECT_EQ(step.request.items(0).v().data().size(), 2 * 8 * 2);
+    return std::pair<uint32_t, int64_t>(step.layer, step.position);
+  };
+  using Pair = std::pair<uint32_t, int64_t>;
+  EXPECT_EQ(next(), Pair(0, 10));
+  EXPECT_EQ(next(), Pair(1, 10));
+  EXPECT_EQ(next(), Pair(0, 11));
+  EXPECT_EQ(next(), Pair(1, 11));
+  source.Refused(0, 10);  // and so the one that followed it
+  source.Refused(0, 11);
+  EXPECT_EQ(next(), Pair(0, 10));
+  EXPECT_EQ(next(), Pair(1, 12));
+  EXPECT_EQ(next(), Pair(0, 11));
+}
+
+TEST(StepSourceTest, TheSeedDecidesTheTensors) {
+  const LoadOptions options = {.tokens = 10};
+  const auto q = [&](uint64_t seed) {
+    StepSource source(options, Layout(), Handles(1), seed);
+    return source.Next().request.items(0).q().data();
+  };
+  EXPECT_EQ(q(1), q(1));
+  EXPECT_NE(q(1), q(2));
+}
+
+}  // namespace
+}  // namespace santa::bench
