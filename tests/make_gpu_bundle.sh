@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # make_gpu_bundle.sh ARCHIVE FILE...: programs, stripped, with the shared libraries that are not everywhere, and their
-# data, in one folder of a .tar.gz.
+# data, in one folder of a .tar.xz. The programs have much in common, which a window of 256 MiB finds.
 set -euo pipefail
 archive=$1
 shift
@@ -31,4 +31,4 @@ done
 
 # The libraries need one another.
 chmod -R u+w "$bundle"
-tar -C "$work" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - gpu_bundle | gzip -9n >"$archive"
+tar -C "$work" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - gpu_bundle | xz -T1 --lzma2=preset=2,dict=256MiB >"$archive"

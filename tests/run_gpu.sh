@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Runs the unpacked //tests:gpu_bundle on a machine with an NVIDIA GPU and its driver.
 #
-#   ./run_gpu.sh [test|sanitize|bench|sdpa|demo]...     all but sanitize by default, in this order
+#   ./run_gpu.sh [test|sanitize|bench|sdpa|load|demo|accuracy]...     all but sanitize by default, in this order
 #
 # test: the CUDA backend against the reference and the CPU. sanitize: the same under compute-sanitizer, where it is
 # found (hours: set TESTS, a GoogleTest filter). bench: kernel_bench_cuda on the shapes of docs/benchmarks.md. sdpa:
-# torch's attention on the same ones, where python3 has torch. demo: a language model on attention_server_cuda.
+# torch's attention on the same ones, where python3 has torch. load: a client that keeps steps in flight on
+# attention_server_cuda. demo and accuracy: a language model on it; the tables of docs/accuracy.md (half an hour).
 #
 # Output goes to the terminal and to $OUT (default: results/), one file each, measurements as JSON lines. Ends with 1 if
 # anything failed, having run the rest.
@@ -85,14 +86,44 @@ run_sdpa() {
   run sdpa.jsonl python3 sdpa_bench.py 1x32768 4x32768 16x32768 64x8192 16x131072 --repetitions="$repetitions"
 }
 
-run_demo() {
-  run demo.txt ./demo --server=attention_server_cuda --server_flags=--backend=cuda
+# One client of 16 sequences of 32,768 tokens: how much of the time is the device busy?
+run_load() {
+  local ports
+  ports=$(mktemp -d)
+  ./attention_server_cuda --backend=cuda --num_layers=1 --kv_bytes=4GiB --listen=127.0.0.1:0 --http_port=0 \
+    --port_file="$ports/ports" >"$out/load_server.log" 2>&1 &
+  local server=$!
+  for _ in {1..100}; do
+    [[ -s $ports/ports ]] && break
+    sleep 0.1
+  done
+  local grpc http
+  { read -r grpc && read -r http; } <"$ports/ports"
+  for in_flight in 1 2 4; do
+    run "load_in_flight_$in_flight.txt" ./attention_bench --server="127.0.0.1:$grpc" --metrics="127.0.0.1:$http" \
+      --sequences=16 --tokens=32768 --in_flight="$in_flight" --method=EXACT
+  done
+  kill -TERM "$server"
+  wait "$server" || failures=$((failures + 1))
+  rm -rf "$ports"
 }
 
-for part in "${@:-test bench sdpa demo}"; do
+on_cuda=(--server=attention_server_cuda --server_flags=--backend=cuda)
+
+run_demo() {
+  run demo.txt ./demo "${on_cuda[@]}"
+}
+
+run_accuracy() {
+  for context in 2048 8192 32768; do
+    run "accuracy_$context.md" ./accuracy "${on_cuda[@]}" --context="$context"
+  done
+}
+
+for part in "${@:-test bench sdpa load demo accuracy}"; do
   for each in $part; do
     case $each in
-      test | sanitize | bench | sdpa | demo) "run_$each" ;;
+      test | sanitize | bench | sdpa | load | demo | accuracy) "run_$each" ;;
       *)
         sed -n '2,/^set/{/^#/p}' "$0"
         exit 2
