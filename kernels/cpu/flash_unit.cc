@@ -46,7 +46,7 @@ void DrawTile(const Unit& unit, int64_t tile, const BlockArrays& first, const He
     draws[head] = {total, sampling::UniformBelow(random, total), 0, budget};
   }
   // What is queued belongs to sums that AddTile may scale.
-  scratch.gatherer.Flush(unit.context);
+  scratch.gatherer.Flush(unit.context, &scratch.fetcher);
   AddTile(unit, budget, tile_max, tile_sums, factors);
   BlockArrays arrays = first;
   for (int64_t block = begin; block < end; arrays = arrays.Next(shape)) {

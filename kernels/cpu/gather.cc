@@ -112,16 +112,18 @@ int Gatherer::Queue(const DecodeContext& context, const HeadVector* factors, flo
   return num_rows_;
 }
 
-void Gatherer::Flush(const DecodeContext& context) {
+void Gatherer::Flush(const DecodeContext& context, KeyFetcher* fetcher) {
   if (num_rows_ == 0) return;
   const DecodeShape& shape = context.shape;
+  const Ahead ahead = fetcher != nullptr ? fetcher->Beside(kBytesBesideSum * num_rows_) : Ahead{};
   for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
     context.kernels.accumulate({.row_pointers = rows_,
                                 .num_rows = num_rows_,
                                 .head_dim = shape.head_dim,
                                 .heads = shape.heads(chunk),
                                 .weights = weights_.data() + FirstOf(chunk),
-                                .sums = sums_ + static_cast<int64_t>(chunk) * kChunkHeads * shape.padded_dim});
+                                .sums = sums_ + static_cast<int64_t>(chunk) * kChunkHeads * shape.padded_dim,
+                                .ahead = chunk == 0 ? ahead : Ahead{}});
   }
   num_rows_ = 0;
 }

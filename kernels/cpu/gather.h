@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/block.h"
 #include "kernels/cpu/grow_buffer.h"
+#include "kernels/cpu/key_fetcher.h"
 #include "kernels/cpu/row_kernels.h"
 
 namespace santa::cpu {
@@ -54,8 +55,8 @@ class Gatherer {
   // sums: packed, [G][padded_dim], where Flush, or the next Queue, will add the rows.
   int Queue(const DecodeContext& context, const HeadVector* factors, float* sums);
 
-  // Adds up what is queued.
-  void Flush(const DecodeContext& context);
+  // Adds up what is queued. `fetcher`, where there is one, fetches meanwhile.
+  void Flush(const DecodeContext& context, KeyFetcher* fetcher = nullptr);
 
  private:
   static int64_t FirstOf(int chunk) { return static_cast<int64_t>(DecodeShape::first_lane(chunk)) * kBlockRows; }

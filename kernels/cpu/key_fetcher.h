@@ -10,8 +10,10 @@
 
 namespace santa::cpu {
 
-// What is fetched beside a row that is weighed, or drawn from: about what memory brings meanwhile.
-inline constexpr int64_t kBytesBesideRow = 64;
+// What is fetched beside a row that is weighed, or drawn from, and beside a drawn row that is added up: about what
+// memory brings meanwhile. A CPU drops what is asked of it faster.
+inline constexpr int64_t kBytesBesideRow = 32;
+inline constexpr int64_t kBytesBesideSum = 128;
 
 // Follows the runs of `num_heads` neighbouring heads in the order in which ScoreBlock takes them, block by block, and
 // stays ahead of it by what fits in an L2 cache.

@@ -58,6 +58,7 @@ struct AccumulateArgs {
   const float* weights = nullptr;     // [num_rows][pitch]
   float* sums = nullptr;              // packed, [heads][padded_dim]: += weight * row
   const uint8_t* prefetch = nullptr;  // beside `rows`: as many bytes that will be needed soon, or null
+  Ahead ahead = {};                   // beside `row_pointers`
 };
 
 // Draws on the rows of a block for the heads of a chunk.

@@ -122,7 +122,7 @@ template <typename Row, int kHeads, int kPairs, bool kTail>
 HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, int pair, int tail, int padded_dim) {
   constexpr int kPitch = Pitch(kHeads);
   // Rows at random addresses: far enough ahead to hide a miss, near enough to stay in L1.
-  constexpr int kAhead = 6;
+  constexpr int kAhead = 12;
   const FloatTag d;
   const int64_t row_bytes = static_cast<int64_t>(args.head_dim) * Row::kElementBytes;
   Vector sums[kHeads][2 * kPairs];
@@ -133,7 +133,10 @@ HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, int pair, int tail
       sums[h][v] = hn::LoadU(d, args.sums + h * padded_dim + pair * kPair + v * kLanes);
     }
   }
+  // Rows by pointers leave memory to spare; the first pass takes it.
+  const int64_t step = pair == 0 && args.ahead.bytes > 0 ? FetchStep(args.ahead, args.num_rows) : 0;
   for (int r = 0; r < args.num_rows; ++r) {
+    PrefetchBytes(args.ahead.begin + r * step, step);
     const uint8_t* row = args.rows != nullptr ? args.rows + r * row_bytes : args.row_pointers[r];
     // Each pass fetches its own columns ahead, so that memory is busy in all of them.
     const int64_t column = static_cast<int64_t>(pair) * kPair * Row::kElementBytes;
