@@ -14,10 +14,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/examples/evaluation.h"
-#include "client/examples/http_get.h"
 #include "client/examples/llama_model.h"
 #include "client/examples/report.h"
 #include "client/examples/run_setup.h"
+#include "client/http_get.h"
 
 ABSL_FLAG(int64_t, context, 4096, "Bytes of context: a prompt and the bytes that are scored after it.");
 ABSL_FLAG(std::vector<std::string>, methods,
@@ -88,7 +88,7 @@ absl::Status Run() {
   for (const Passage& passage : *passages) {
     if (absl::Status status = evaluation.AddPassage(passage); !status.ok()) return status;
   }
-  const auto metrics = HttpGet((*setup)->process().http_port(), "/metrics");
+  const auto metrics = HttpGet((*setup)->process().http_address(), "/metrics");
   if (!metrics.ok()) return metrics.status();
   if (json) {
     std::cout << ScoreJson(evaluation, context);

@@ -5,9 +5,9 @@
 
 #include <memory>
 
-#include "client/examples/http_get.h"
 #include "client/examples/report.h"
 #include "client/examples/run_setup.h"
+#include "client/http_get.h"
 
 namespace santa {
 namespace {
@@ -55,7 +55,7 @@ TEST(Evaluation, ExactThroughTheServerIsLocalAttention) {
     EXPECT_EQ(score.steps, exact.steps);
   }
 
-  const auto metrics = HttpGet((*setup)->process().http_port(), "/metrics");
+  const auto metrics = HttpGet((*setup)->process().http_address(), "/metrics");
   ASSERT_TRUE(metrics.ok()) << metrics.status();
   EXPECT_NE(InterestingMetrics(*metrics).find("santa_value_rows_read_total"), std::string::npos) << *metrics;
   EXPECT_EQ((*setup)->server().info().layout().num_layers(), 6);

@@ -84,8 +84,9 @@ absl::Status ServerProcess::AwaitPorts(absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
   while (absl::Now() < deadline) {
     std::ifstream ports(folder_ + "/ports");
-    if (int grpc_port = 0; ports >> grpc_port >> http_port_) {
+    if (int grpc_port = 0, http_port = 0; ports >> grpc_port >> http_port) {
       grpc_address_ = absl::StrCat("127.0.0.1:", grpc_port);
+      http_address_ = absl::StrCat("127.0.0.1:", http_port);
       return absl::OkStatus();
     }
     if (int status; Exited(&status)) break;

@@ -27,7 +27,7 @@ class ServerProcess {
   ServerProcess& operator=(const ServerProcess&) = delete;
 
   const std::string& grpc_address() const { return grpc_address_; }  // "127.0.0.1:41234"
-  int http_port() const { return http_port_; }                       // of /metrics, on 127.0.0.1
+  const std::string& http_address() const { return http_address_; }  // of /metrics
 
   // SIGTERM, which drains the server; SIGKILL after 15 seconds. Idempotent. OK when it exited with 0; otherwise an
   // error with the end of its log.
@@ -44,7 +44,7 @@ class ServerProcess {
   int log_ = -1;        // a file in memory that takes the server's stdout and stderr
   pid_t pid_ = -1;
   std::string grpc_address_;
-  int http_port_ = 0;
+  std::string http_address_;
 };
 
 }  // namespace santa
