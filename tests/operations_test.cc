@@ -191,6 +191,11 @@ TEST(OperationsTest, ADrainAnswersWhatIsInFlightAndRefusesWhatIsNew) {
   EXPECT_EQ(stream->Finish().error_code(), StatusCode::UNAVAILABLE);
   drain.join();
   EXPECT_EQ(Get(*server, "/readyz").status, 503);
+  // By this the alerts tell a drain from a failed device: calls end with UNAVAILABLE, and no item does.
+  const std::string metrics = Get(*server, "/metrics").body;
+  EXPECT_NE(metrics.find("santa_grpc_requests_total{code=\"UNAVAILABLE\",method=\"Attend\"} 3"), std::string::npos)
+      << metrics;
+  EXPECT_EQ(metrics.find("santa_attend_items_total{code=\"UNAVAILABLE\""), std::string::npos) << metrics;
 }
 
 TEST(OperationsTest, AFullQueueRefusesItemsWithAHint) {
@@ -231,6 +236,9 @@ TEST(OperationsTest, AFailedDeviceShowsInHealth) {
   EXPECT_EQ(ready.status, 503);
   EXPECT_NE(ready.body.find("on fire"), std::string::npos) << ready.body;
   EXPECT_EQ(AttendOne(server->stub.get(), 0, Item(handle, 1, 0, 1, true)).status().code(), StatusCode::UNAVAILABLE);
+  const std::string metrics = Get(*server, "/metrics").body;
+  EXPECT_NE(metrics.find("santa_attend_items_total{code=\"UNAVAILABLE\",method=\"EXACT\"} 2"), std::string::npos)
+      << metrics;
 }
 
 TEST(OperationsTest, APortIsTakenOnce) {
