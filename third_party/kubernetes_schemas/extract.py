@@ -7,17 +7,25 @@ That package (https://github.com/willthames/kubernetes-validate, Apache-2.0) has
 JSON schemas. Kept are the strict ones, which know no other field than those of the API, without descriptions and status.
 They are made stricter in one thing: null is no value.
 """
+
 import json
 import os
 import sys
 import zipfile
 
 # The oldest release that the overlays are checked against, and the newest that there was.
-RELEASES = ['1.29', '1.37']
-KINDS = ['Namespace', 'ServiceAccount', 'Service', 'StatefulSet', 'PodDisruptionBudget', 'NetworkPolicy',
-         'HorizontalPodAutoscaler']
-GROUPS = {'': 'v1', 'apps': 'v1', 'policy': 'v1', 'networking.k8s.io': 'v1', 'autoscaling': 'v2'}
-PREFIX = '#/$defs/'
+RELEASES = ["1.29", "1.37"]
+KINDS = [
+    "Namespace",
+    "ServiceAccount",
+    "Service",
+    "StatefulSet",
+    "PodDisruptionBudget",
+    "NetworkPolicy",
+    "HorizontalPodAutoscaler",
+]
+GROUPS = {"": "v1", "apps": "v1", "policy": "v1", "networking.k8s.io": "v1", "autoscaling": "v2"}
+PREFIX = "#/$defs/"
 
 
 def slim(node, is_schema=True):
@@ -30,14 +38,14 @@ def slim(node, is_schema=True):
         return {name: slim(value) for name, value in node.items()}
     result = {}
     for word, value in node.items():
-        if word == 'description' or word.startswith('x-kubernetes-'):
+        if word == "description" or word.startswith("x-kubernetes-"):
             continue
-        if word == 'properties':
-            value = {name: schema for name, schema in value.items() if name != 'status'}
-        if word == 'type' and isinstance(value, list):
-            value = [name for name in value if name != 'null']
+        if word == "properties":
+            value = {name: schema for name, schema in value.items() if name != "status"}
+        if word == "type" and isinstance(value, list):
+            value = [name for name in value if name != "null"]
             value = value[0] if len(value) == 1 else value
-        result[word] = slim(value, is_schema=word != 'properties')
+        result[word] = slim(value, is_schema=word != "properties")
     return result
 
 
@@ -47,8 +55,8 @@ def references(node):
             yield from references(item)
     elif isinstance(node, dict):
         for word, value in node.items():
-            if word == '$ref':
-                yield value[len(PREFIX):]
+            if word == "$ref":
+                yield value[len(PREFIX) :]
             else:
                 yield from references(value)
 
@@ -56,9 +64,9 @@ def references(node):
 def extract(definitions):
     kinds, kept, open_names = {}, {}, []
     for name, schema in definitions.items():
-        for kind in schema.get('x-kubernetes-group-version-kind', []):
-            if kind['kind'] in KINDS and GROUPS.get(kind['group']) == kind['version']:
-                kinds['/'.join(filter(None, [kind['group'], kind['version'], kind['kind']]))] = name
+        for kind in schema.get("x-kubernetes-group-version-kind", []):
+            if kind["kind"] in KINDS and GROUPS.get(kind["group"]) == kind["version"]:
+                kinds["/".join(filter(None, [kind["group"], kind["version"], kind["kind"]]))] = name
                 open_names.append(name)
     while open_names:
         name = open_names.pop()
@@ -66,19 +74,19 @@ def extract(definitions):
             continue
         kept[name] = slim(definitions[name])
         open_names.extend(references(kept[name]))
-    return {'kinds': dict(sorted(kinds.items())), '$defs': dict(sorted(kept.items()))}
+    return {"kinds": dict(sorted(kinds.items())), "$defs": dict(sorted(kept.items()))}
 
 
 def main():
     with zipfile.ZipFile(sys.argv[1]) as wheel:
         for release in RELEASES:
-            path = f'kubernetes_validate/kubernetes-json-schema/v{release}.0-local-strict/_definitions.json'
-            schemas = extract(json.loads(wheel.read(path))['$defs'])
-            target = os.path.join(os.path.dirname(os.path.abspath(__file__)), f'v{release}.json')
-            with open(target, 'w', encoding='utf-8') as file:
-                json.dump(schemas, file, indent=0, separators=(',', ':'))
-                file.write('\n')
+            path = f"kubernetes_validate/kubernetes-json-schema/v{release}.0-local-strict/_definitions.json"
+            schemas = extract(json.loads(wheel.read(path))["$defs"])
+            target = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"v{release}.json")
+            with open(target, "w", encoding="utf-8") as file:
+                json.dump(schemas, file, indent=0, separators=(",", ":"))
+                file.write("\n")
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main()
