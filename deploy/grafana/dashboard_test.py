@@ -1,22 +1,17 @@
-#!/usr/bin/env python3
 """The dashboard: its form, and that every expression parses and names what exists.
 
 Not Grafana itself: whether it draws the panels well is for eyes.
 """
 
 import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import unittest
 
 import yaml
 
-sys.path.insert(0, os.getcwd())
-
-from deploy.testing import promql  # noqa: E402  (after the path)
+from deploy.testing import promql
 
 VALUES = {"job": "santa", "instance": "127.0.0.1:9464", "ceiling": "3.35e12"}
 # Labels that a panel may name beside those of the metrics: what every scrape gives.

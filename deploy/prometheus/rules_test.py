@@ -1,17 +1,12 @@
-#!/usr/bin/env python3
 """The rules: promtool's verdict, names of metrics that exist, cases for every rule, a section for every alert."""
 
-import os
 import re
 import subprocess
-import sys
 import unittest
 
 import yaml
 
-sys.path.insert(0, os.getcwd())
-
-from deploy.testing import promql  # noqa: E402  (after the path)
+from deploy.testing import promql
 
 HERE = "deploy/prometheus/"
 OPERATIONS = "docs/operations.md"

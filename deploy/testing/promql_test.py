@@ -1,13 +1,8 @@
-#!/usr/bin/env python3
 """What promql.py takes for a metric."""
 
-import os
-import sys
 import unittest
 
-sys.path.insert(0, os.getcwd())
-
-from deploy.testing import promql  # noqa: E402  (after the path)
+from deploy.testing import promql
 
 
 class NamesTest(unittest.TestCase):
