@@ -6,7 +6,7 @@
 # test: the CUDA backend against the reference and the CPU. sanitize: the same under compute-sanitizer, where it is
 # found (hours: set TESTS, a GoogleTest filter). bench: kernel_bench_cuda on the shapes of docs/benchmarks.md. sdpa:
 # torch's attention on the same ones, where python3 has torch. load: a client that keeps steps in flight on
-# attention_server_cuda. demo and accuracy: a language model on it; the tables of docs/accuracy.md (half an hour).
+# attention_server_cuda. demo and accuracy: a language model on it; the tables of docs/accuracy.md, which take long.
 #
 # Output goes to the terminal and to $OUT (default: results/), one file each, measurements as JSON lines. Ends with 1 if
 # anything failed, having run the rest.
@@ -116,7 +116,7 @@ run_demo() {
 
 run_accuracy() {
   for context in 2048 8192 32768; do
-    run "accuracy_$context.md" ./accuracy "${on_cuda[@]}" --context="$context"
+    run "accuracy_$context.txt" ./accuracy "${on_cuda[@]}" --context="$context"
   done
 }
 

@@ -1,5 +1,5 @@
-// Fetches the keys that a group of units will score, while scores are made and also between: weighing and drawing use
-// no memory of their own, which would be idle meanwhile.
+// Fetches the keys that a group of units will score, while scores are made and also between: weighing, drawing and
+// adding up what was fetched before leave memory idle.
 #ifndef SANTA_KERNELS_CPU_KEY_FETCHER_H_
 #define SANTA_KERNELS_CPU_KEY_FETCHER_H_
 

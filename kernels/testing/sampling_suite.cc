@@ -107,7 +107,6 @@ TEST_P(BackendSuite, EstimatesHaveTheirMeanAndVariance) {
 // For values without order among the rows, as here, a row's count varies least when systematic: f (1 - f), f the
 // fraction of S p_i; stratified, a row across two strata varies as both parts do; independent, as S p_i (1 - p_i).
 TEST_P(BackendSuite, SystematicErrsLessThanStratifiedAndStratifiedLessThanSanta) {
-  if (GetParam().methods.size() < 5) GTEST_SKIP() << "the backend has not got every estimator yet";
   std::mt19937_64 random(24);
   const KvLayout layout =
       GetParam().Nearest({.num_layers = 1, .num_query_heads = 4, .num_kv_heads = 2, .head_dim = 64});

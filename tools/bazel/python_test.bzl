@@ -1,7 +1,7 @@
 """Tests in Python."""
 
 def python_test(name, srcs, data = [], **kwargs):
-    """Runs the first of SRCS, a unittest program, with Debian's python3; it can import the others.
+    """Runs the first of SRCS, a unittest program, with Debian's python3; it can import the others, and data by paths from the root.
 
     Not py_test: Bazel 4 starts that with a program called python, which Debian 12 does not have.
 
