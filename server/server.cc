@@ -87,6 +87,7 @@ absl::Status Validate(const ServerOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("drain_grace is ", absl::FormatDuration(options.drain_grace), "; allowed is 0 or more"));
   }
+  if (absl::Status status = Validate(options.audit); !status.ok()) return status;
   if (options.tls_certificate.empty() != options.tls_key.empty()) {
     return absl::InvalidArgumentError(options.tls_key.empty()
                                           ? "tls_cert is set without tls_key; allowed is both or none"
@@ -111,8 +112,12 @@ struct AttentionServer::State {
         store(backend->layout().num_layers, backend->layout().page_size, options.store, &pool),
         metrics(kServerVersion, std::string(backend->name())),
         streams(options.rpc.max_streams),
+        auditor(
+            backend->layout(), options.audit, [this](Step* step) { return engine.SubmitBackground(step); },
+            EventsOfAudits()),
         engine(backend.get(), &store, &pool, options.engine, [this](const BatchReport& report) { OnBatch(report); }),
         context{.engine = &engine,
+                .auditor = &auditor,
                 .store = &store,
                 .pool = &pool,
                 .metrics = &metrics,
@@ -133,6 +138,7 @@ struct AttentionServer::State {
   SequenceStore store;
   Metrics metrics;
   StreamRegistry streams;
+  Auditor auditor;
   Engine engine;
   ServiceContext context;
   AttentionService service;
@@ -147,6 +153,7 @@ struct AttentionServer::State {
   absl::Status StartGrpc();
   absl::Status StartHttp();
   void OnBatch(const BatchReport& report);
+  AuditEvents EventsOfAudits();
   void SetServing(bool serving) const;
   absl::Status Readiness();
   std::string RenderMetrics();
@@ -197,8 +204,32 @@ absl::Status AttentionServer::State::StartHttp() {
   return absl::OkStatus();
 }
 
+AuditEvents AttentionServer::State::EventsOfAudits() {
+  return {.on_audit =
+              [this](const AuditReport& report) {
+                metrics.RecordAudit(report);
+                if (report.changed_answers == 0) return;
+                Log(LogLevel::kError, "an audited step was answered differently when it was repeated",
+                    {{"method", Name(report.method)}, {"layer", report.layer}, {"items", report.changed_answers}});
+              },
+          .on_skip = [this](AuditSkip reason) { metrics.RecordAuditSkip(reason); },
+          .on_device_time = [this](absl::Duration device_time) { metrics.RecordAuditTime(device_time); },
+          .on_fallback =
+              [this](const Fallback& fallback) {
+                metrics.RecordFallback(fallback);
+                Log(LogLevel::kWarning, "the audited error passed its bound; answering exactly",
+                    {{"method", Name(fallback.method)},
+                     {"layer", fallback.layer},
+                     {"relative_error", fallback.relative_error},
+                     {"bound", options.audit.error_bound},
+                     {"seconds", absl::ToDoubleSeconds(options.audit.fallback_time)}});
+              },
+          .on_fallback_item = [this](Method method) { metrics.RecordFallbackItem(method); }};
+}
+
 void AttentionServer::State::OnBatch(const BatchReport& report) {
   metrics.RecordBatch(report);
+  auditor.Observe(report);
   const absl::Status device = engine.device_status();
   if (device.ok()) return;
   SetServing(false);
@@ -223,7 +254,9 @@ std::string AttentionServer::State::RenderMetrics() {
                          .waiting_items = engine.queued_items(),
                          .total_pages = pool.num_pages(),
                          .free_pages = pool.free_pages(),
-                         .sequences = store.size()});
+                         .sequences = store.size(),
+                         .serving = Readiness().ok(),
+                         .fallback_layers = [this](Method method) { return auditor.fallback_layers(method); }});
 }
 
 AttentionServer::AttentionServer(std::unique_ptr<State> state) : state_(std::move(state)) {}

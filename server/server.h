@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kernels/attention.h"
+#include "server/engine/audit.h"
 #include "server/engine/engine.h"
 #include "server/kv/sequence_store.h"
 #include "server/rpc/authenticator.h"
@@ -28,6 +29,7 @@ struct ServerOptions {
                        .default_lease = absl::Minutes(10),
                        .max_lease = absl::Hours(24)};
   EngineOptions engine;
+  AuditOptions audit;
   RpcLimits rpc;
   absl::Duration expiry_interval = absl::Milliseconds(200);  // how often leases are looked at
   absl::Duration drain_grace = absl::Seconds(10);

@@ -74,6 +74,16 @@ ABSL_FLAG(std::string, tls_cert, "", "PEM file of the server's certificate chain
 ABSL_FLAG(std::string, tls_key, "", "PEM file of the certificate's private key.");
 ABSL_FLAG(absl::Duration, drain_grace, absl::Seconds(10),
           "After SIGTERM or SIGINT, the time that steps in flight have to finish.");
+ABSL_FLAG(double, audit_share, 0.001,
+          "Share of the steps with a sampled method that are run again, once exactly and once as they were, to measure "
+          "speedup and error; in [0, 1], 0: none.");
+ABSL_FLAG(double, audit_max_device_share, 0.01,
+          "The most of the device's time that audits may take, in (0, 1]; steps picked past it are skipped.");
+ABSL_FLAG(double, audit_error_bound, 0,
+          "A method whose audited relative error (root mean square) passes it in a layer is answered exactly there; 0: "
+          "never.");
+ABSL_FLAG(absl::Duration, audit_fallback_time, absl::Minutes(10),
+          "How long a method that passed --audit_error_bound is answered exactly, until it is tried again.");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning or error.");
 
 namespace santa {
@@ -239,6 +249,10 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
                    .max_lease = absl::GetFlag(FLAGS_max_lease)};
   options.engine = {.max_queued_items = absl::GetFlag(FLAGS_max_queued_items),
                     .max_batch_items = absl::GetFlag(FLAGS_max_batch_items)};
+  options.audit = {.share = absl::GetFlag(FLAGS_audit_share),
+                   .max_device_share = absl::GetFlag(FLAGS_audit_max_device_share),
+                   .error_bound = absl::GetFlag(FLAGS_audit_error_bound),
+                   .fallback_time = absl::GetFlag(FLAGS_audit_fallback_time)};
   options.rpc.max_items_per_request = absl::GetFlag(FLAGS_max_items_per_request);
   options.rpc.max_inflight_per_stream = absl::GetFlag(FLAGS_max_inflight_per_stream);
   options.rpc.max_streams = absl::GetFlag(FLAGS_max_streams);

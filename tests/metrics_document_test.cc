@@ -181,10 +181,13 @@ TEST(MetricsDocumentTest, LabelsHaveTheValuesDocumented) {
   }
   // Those that a server has from its start are there in full.
   for (const char* family : {"santa_attend_seconds", "santa_kv_bytes_read_total", "santa_dense_kv_bytes_total",
-                             "santa_value_rows_read_total", "santa_attend_items_total"}) {
+                             "santa_value_rows_read_total", "santa_attend_items_total", "santa_audit_speedup_ratio",
+                             "santa_audit_relative_error", "santa_audit_fallback_layers"}) {
     EXPECT_EQ(live.values.at({family, "method"}), documented.at({family, "method"})) << family;
   }
   EXPECT_EQ(live.values.at({"santa_kv_pages", "state"}), documented.at({"santa_kv_pages", "state"}));
+  EXPECT_EQ(live.values.at({"santa_audit_skipped_total", "reason"}),
+            documented.at({"santa_audit_skipped_total", "reason"}));
 
   Names codes;
   for (int code = 0; code <= 16; ++code) codes.insert(CodeName(static_cast<absl::StatusCode>(code)));

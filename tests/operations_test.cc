@@ -130,7 +130,17 @@ TEST(OperationsTest, MetricsAreThoseDocumented) {
                                             "santa_sequences_expired_total",
                                             "santa_grpc_requests_total",
                                             "santa_batch_items",
-                                            "santa_build_info"};
+                                            "santa_build_info",
+                                            "santa_serving",
+                                            "santa_audit_speedup_ratio",
+                                            "santa_audit_relative_error",
+                                            "santa_audit_seconds_total",
+                                            "santa_audit_device_seconds_total",
+                                            "santa_audit_skipped_total",
+                                            "santa_audit_changed_answers_total",
+                                            "santa_audit_fallback_layers",
+                                            "santa_audit_fallbacks_total",
+                                            "santa_audit_fallback_items_total"};
   EXPECT_EQ(families, documented);
   // 20 tokens of 2 heads, K and V, 8 floats each.
   for (const char* line :
@@ -144,6 +154,52 @@ TEST(OperationsTest, MetricsAreThoseDocumented) {
         "santa_attend_seconds_count{method=\"EXACT\"} 1\n", "backend=\"cpu\""}) {
     EXPECT_NE(response.body.find(line), std::string::npos) << line << "is missing of\n" << response.body;
   }
+}
+
+// The value of a series in /metrics; -1 where there is none.
+double Value(const TestServer& server, const std::string& series) {
+  std::istringstream lines(Get(server, "/metrics").body);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind(series + " ", 0) == 0) return std::stod(line.substr(series.size() + 1));
+  }
+  return -1;
+}
+
+TEST(OperationsTest, LiveStepsAreAudited) {
+  ServerOptions options;
+  options.audit = {.share = 1, .max_device_share = 1};
+  const TestServer server(options);
+  const v1::SequenceHandle handle = Create(server.stub.get()).handle();
+  ASSERT_TRUE(Fill(server.stub.get(), handle, 1, 0, 200).ok());
+  v1::AttendItem item = Item(handle, 1, 0, 200, true);
+  item.mutable_options()->set_method(v1::METHOD_SYSTEMATIC);
+  item.mutable_options()->set_sample_count(16);
+  ASSERT_EQ(AttendOne(server.stub.get(), 0, item).status().code(), 0);
+  const std::string method = "{method=\"SYSTEMATIC\"}";
+  ASSERT_TRUE(Eventually([&] { return Value(server, "santa_audit_speedup_ratio_count" + method) == 1; }));
+  EXPECT_GT(Value(server, "santa_audit_speedup_ratio_sum" + method), 0);
+  EXPECT_EQ(Value(server, "santa_audit_relative_error_count" + method), 1);
+  EXPECT_GT(Value(server, "santa_audit_relative_error_sum" + method), 1e-3);
+  EXPECT_EQ(Value(server, "santa_audit_changed_answers_total" + method), 0);
+  EXPECT_GT(Value(server, "santa_audit_device_seconds_total"), 0);
+  EXPECT_EQ(Value(server, "santa_attend_items_total{code=\"OK\",method=\"EXACT\"}"), 0);
+}
+
+TEST(OperationsTest, AnAuditedErrorPastTheBoundTurnsToExact) {
+  ServerOptions options;
+  options.audit = {.share = 1, .max_device_share = 1, .error_bound = 1e-6};
+  const TestServer server(options);
+  const v1::SequenceHandle handle = Create(server.stub.get()).handle();
+  ASSERT_TRUE(Fill(server.stub.get(), handle, 1, 0, 200).ok());
+  v1::AttendItem item = Item(handle, 1, 0, 199, false);
+  item.mutable_options()->set_method(v1::METHOD_SANTA);
+  item.mutable_options()->set_sample_count(16);
+  ASSERT_TRUE(Eventually([&] {
+    EXPECT_EQ(AttendOne(server.stub.get(), 0, item).status().code(), 0);
+    return Value(server, "santa_audit_fallback_layers{method=\"SANTA\"}") == 1;
+  }));
+  ExpectExact(AttendOne(server.stub.get(), 0, item), 1, 0, 199);
+  EXPECT_GT(Value(server, "santa_audit_fallback_items_total{method=\"SANTA\"}"), 0);
 }
 
 TEST(OperationsTest, ADrainAnswersWhatIsInFlightAndRefusesWhatIsNew) {

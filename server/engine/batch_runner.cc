@@ -195,9 +195,13 @@ void BatchRunner::PlanItem(SequenceStore::Batch* batch, Work* work) {
   if (work->writes()) {
     item.status = batch->Append(work->range(), work->repeated, &work->append);
     if (item.status.ok()) item.tokens_appended = work->append.appended;
+    item.truncations = work->append.truncations;
     return;
   }
-  item.status = batch->Read(work->step->tenant, item.sequence, work->step->layer, &work->read);
+  const Step& step = *work->step;
+  item.status = step.background ? batch->Peek(step.tenant, item.sequence, step.layer, &work->read)
+                                : batch->Read(step.tenant, item.sequence, step.layer, &work->read);
+  item.truncations = work->read.truncations;
   if (item.status.ok() && item.position >= work->read.length) {
     item.status =
         absl::OutOfRangeError(absl::StrCat("position is ", item.position, " but layer ", work->step->layer,

@@ -34,7 +34,8 @@ struct Engine::State {
   std::deque<BatchRunner::Run*> in_flight;  // begun; the first is being finished
   bool no_more_batches = false;
   std::vector<Step*> arrived;  // in order; the device thread takes all of it at once
-  int64_t queued_items = 0;    // of `arrived` and `waiting`
+  std::deque<Step*> background;
+  int64_t queued_items = 0;  // of `arrived` and `waiting`
   int64_t running_items = 0;
   bool stopping = false;
   bool device_failed = false;
@@ -55,6 +56,7 @@ struct Engine::State {
 
   void Loop();
   bool TakeWork();
+  bool TakeBackground();
   void FormBatch();
   void RunBatch();
   void FinishInOrder();
@@ -89,6 +91,17 @@ absl::Status Engine::Submit(Step* step) {
   return absl::OkStatus();
 }
 
+absl::Status Engine::SubmitBackground(Step* step) {
+  step->enqueued = absl::Now();
+  step->background = true;
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  if (state_->device_failed) return absl::UnavailableError(state_->device_error);
+  if (state_->stopping) return absl::UnavailableError("the server is shutting down");
+  state_->background.push_back(step);
+  state_->work_arrived.notify_one();
+  return absl::OkStatus();
+}
+
 void Engine::Shutdown() {
   {
     std::lock_guard<std::mutex> lock(state_->mutex);
@@ -117,7 +130,7 @@ absl::Status Engine::device_status() const {
 
 void Engine::State::Loop() {
   while (TakeWork()) {
-    FormBatch();
+    if (!TakeBackground()) FormBatch();
     HandBack(&dropped);
     if (!batch.empty()) RunBatch();
   }
@@ -130,12 +143,30 @@ void Engine::State::Loop() {
 bool Engine::State::TakeWork() {
   std::unique_lock<std::mutex> lock(mutex);
   work_arrived.wait(lock, [this] {
-    const bool work = !arrived.empty() || !waiting.empty();
+    const bool work = !arrived.empty() || !waiting.empty() || !background.empty();
     return work ? static_cast<int>(in_flight.size()) < max_in_flight : stopping;
   });
   waiting.insert(waiting.end(), arrived.begin(), arrived.end());
   arrived.clear();
-  return !waiting.empty();
+  return !waiting.empty() || !background.empty();
+}
+
+// Whether a background step is to be the next batch, or to be dropped.
+bool Engine::State::TakeBackground() {
+  std::lock_guard<std::mutex> lock(mutex);
+  if (background.empty()) return false;
+  const absl::Time now = absl::Now();
+  if (!waiting.empty() && now - background.front()->enqueued < options.background_patience) return false;
+  Step* const step = background.front();
+  background.pop_front();
+  step->queue_time = now - step->enqueued;
+  if (stopping || device_failed) {
+    FailStep(absl::UnavailableError(device_failed ? device_error : "the server is shutting down"), step);
+    dropped.push_back(step);
+  } else {
+    batch.push_back(step);
+  }
+  return true;
 }
 
 void Engine::State::FormBatch() {
@@ -192,9 +223,12 @@ void Engine::State::FinishInOrder() {
 
 void Engine::State::FinishBatch(BatchRunner::Run* run) {
   const absl::Status status = runner.Finish(run);
+  const bool background_step = run->steps.front()->background;
   {
     std::lock_guard<std::mutex> lock(mutex);
-    for (const Step* step : run->steps) running_items -= static_cast<int64_t>(step->items.size());
+    if (!background_step) {
+      for (const Step* step : run->steps) running_items -= static_cast<int64_t>(step->items.size());
+    }
     if (!status.ok() && !device_failed) {
       device_error = std::string(status.message());
       device_failed = true;
@@ -204,7 +238,11 @@ void Engine::State::FinishBatch(BatchRunner::Run* run) {
       work_arrived.notify_one();
     }
   }
-  if (on_batch) on_batch({.device_time = run->device_time, .steps = {run->steps.begin(), run->steps.end()}});
+  if (on_batch) {
+    on_batch({.background = background_step,
+              .device_time = run->device_time,
+              .steps = {run->steps.begin(), run->steps.end()}});
+  }
   HandBack(&run->steps);
 }
 

@@ -26,11 +26,13 @@ namespace santa {
 struct EngineOptions {
   int64_t max_queued_items = 4096;  // past it Submit answers RESOURCE_EXHAUSTED; a step without items counts as one
   int32_t max_batch_items = 256;    // a step that has more is a batch of its own
+  absl::Duration background_patience = absl::Milliseconds(100);  // see SubmitBackground
 };
 
 // What one batch did, for metrics. Called after each batch and before the `done` of its steps, one batch at a time;
 // must not block. Steps that were dropped before they ran are not among them.
 struct BatchReport {
+  bool background = false;  // the one step of SubmitBackground
   absl::Duration device_time;
   std::vector<const Step*> steps;
 };
@@ -50,7 +52,15 @@ class Engine {
   // RESOURCE_EXHAUSTED: the queue is full; UNAVAILABLE: shut down, or the device failed. Then `done` is not called.
   absl::Status Submit(Step* step);
 
-  // Runs what is queued, then stops the device thread. Idempotent and thread safe, but not from within `done`.
+  // For the server's own measurements: the step, whose items only read, runs as a batch of its own, so that device_time
+  // is its alone; it renews no lease and is in no count of items. It begins when no other work waits, and at the latest
+  // `background_patience` after it became the first of its kind to wait.
+  // UNAVAILABLE: shut down, or the device failed; then, as in Submit, `done` is not called. Thread safe, from within
+  // `done` too.
+  absl::Status SubmitBackground(Step* step);
+
+  // Runs what is queued, but background steps, which fail with UNAVAILABLE, then stops the device thread. Idempotent
+  // and thread safe, but not from within `done`.
   void Shutdown();
 
   int64_t queued_items() const;

@@ -151,6 +151,60 @@ TEST_F(EngineTest, WhatArrivesWhileTheDeviceIsBusyIsTheNextBatch) {
   EXPECT_EQ(layer1->o(0), MeanOfTokens(backend_.layout(), {5}));
 }
 
+TEST_F(EngineTest, ABackgroundStepWaitsForLiveOnesAndRunsAlone) {
+  Start({.background_patience = absl::InfiniteDuration()});
+  const SequenceHandle one = Create();
+  const SequenceHandle two = Create();
+  StopDevice();
+  Submit(&NewStep()->Append(one, 0, {1}).Append(two, 0, {2}));
+  at_gate_.WaitFor(1);
+  TestStep* background = NewStep();
+  ASSERT_TRUE(engine_->SubmitBackground(&background->Attend(one, 0).step()).ok());
+  EXPECT_EQ(engine_->queued_items(), 0);
+  TestStep* live = Submit(&NewStep()->Attend(one, 0));
+  TestStep* other = Submit(&NewStep()->Attend(two, 0));
+  LetGo();
+  done_count_.WaitFor(4);
+  EXPECT_EQ(done_[1], live);
+  EXPECT_EQ(done_[2], other);
+  EXPECT_EQ(live->step().batch_items, 2);
+  EXPECT_EQ(done_[3], background);
+  EXPECT_EQ(background->step().batch_items, 1);
+  EXPECT_EQ(background->o(0), MeanOfTokens(backend_.layout(), {1}));
+  EXPECT_EQ(engine_->running_items(), 0);
+}
+
+TEST_F(EngineTest, ABackgroundStepDoesNotWaitForEver) {
+  Start({.background_patience = absl::ZeroDuration()});
+  const SequenceHandle one = Create();
+  StopDevice();
+  Submit(&NewStep()->Append(one, 0, {1}));
+  at_gate_.WaitFor(1);
+  TestStep* live = Submit(&NewStep()->Attend(one, 0));
+  TestStep* background = NewStep();
+  ASSERT_TRUE(engine_->SubmitBackground(&background->Attend(one, 0).step()).ok());
+  LetGo();
+  done_count_.WaitFor(3);
+  EXPECT_EQ(done_[1], background);
+  EXPECT_EQ(done_[2], live);
+}
+
+TEST_F(EngineTest, BackgroundStepsEndWithTheEngine) {
+  Start();
+  const SequenceHandle one = Create();
+  StopDevice();
+  Submit(&NewStep()->Append(one, 0, {1}));
+  at_gate_.WaitFor(1);
+  TestStep* background = NewStep();
+  ASSERT_TRUE(engine_->SubmitBackground(&background->Attend(one, 0).step()).ok());
+  std::thread stop([this] { engine_->Shutdown(); });
+  // Submit refuses from the moment on that the engine stops.
+  while (engine_->SubmitBackground(&NewStep()->Attend(one, 0).step()).ok()) std::this_thread::yield();
+  LetGo();
+  stop.join();
+  EXPECT_EQ(background->code(0), absl::StatusCode::kUnavailable);
+}
+
 TEST_F(EngineTest, CancelledAndLateStepsAreDroppedUnrun) {
   Start();
   const SequenceHandle one = Create();

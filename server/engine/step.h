@@ -48,6 +48,8 @@ struct StepItem {
   absl::Status status;
   int64_t tokens_appended = 0;
   DecodeStatistics statistics;
+  int64_t truncations =
+      0;  // of the sequence, as ReadPlan has it: a query that is repeated while it stays sees the same
 };
 
 struct Step {
@@ -56,6 +58,7 @@ struct Step {
   std::vector<StepItem> items;
   absl::Time deadline = absl::InfiniteFuture();  // a step still queued then gets DEADLINE_EXCEEDED on every item
   std::atomic<bool> cancelled{false};            // a step still queued gets CANCELLED on every item
+  bool background = false;                       // the server's own (SubmitBackground): renews no lease
 
   // Called exactly once for each step that Submit took, on a thread of the engine's and never two at a time, after
   // every item has its status. May delete the step. Must not block nor call Shutdown; Submit is fine.

@@ -23,6 +23,7 @@ struct Sequence {
   std::vector<PageRef> pages;
   std::vector<int32_t> table;  // the ids of `pages`, kept apart so that a plan copies one contiguous run
   uint64_t sampling_key = 0;
+  int64_t truncations = 0;
   absl::Duration lease;
   absl::Time expires;
   absl::Time due;  // where it stands in the lease queue; at most `expires`
@@ -65,16 +66,21 @@ struct SequenceStore::State {
 
   int64_t PagesFor(int64_t tokens) const { return (tokens + page_size - 1) / page_size; }
 
-  // The sequence, its lease renewed, or NOT_FOUND. Says no more than that: a tenant learns nothing of another's.
-  absl::StatusOr<Sequence*> Use(std::string_view tenant, const SequenceHandle& handle, absl::Time now) {
+  // The sequence or NOT_FOUND. Says no more than that: a tenant learns nothing of another's.
+  absl::StatusOr<Sequence*> Find(std::string_view tenant, const SequenceHandle& handle, absl::Time now) {
     const auto it = sequences.find(handle.id);
     if (it == sequences.end() || it->second->handle != handle || it->second->tenant != tenant ||
         it->second->expires <= now) {
       return NotFound(handle);
     }
-    Sequence* sequence = it->second.get();
-    sequence->expires = std::max(sequence->expires, now + sequence->lease);
-    return sequence;
+    return it->second.get();
+  }
+
+  // As Find, and renews the lease.
+  absl::StatusOr<Sequence*> Use(std::string_view tenant, const SequenceHandle& handle, absl::Time now) {
+    absl::StatusOr<Sequence*> found = Find(tenant, handle, now);
+    if (found.ok()) (*found)->expires = std::max((*found)->expires, now + (*found)->lease);
+    return found;
   }
 
   static absl::Status NotFound(const SequenceHandle& handle) {
@@ -82,12 +88,22 @@ struct SequenceStore::State {
                                             ": it was released, or its lease ran out, or it never was"));
   }
 
+  absl::Status CheckLayer(int32_t layer) const {
+    if (layer >= 0 && layer < num_layers) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat("layer is ", layer, "; allowed is [0, ", num_layers, ")"));
+  }
+
   absl::StatusOr<Sequence*> UseLayer(std::string_view tenant, const SequenceHandle& handle, int32_t layer,
                                      absl::Time now) {
-    if (layer < 0 || layer >= num_layers) {
-      return absl::InvalidArgumentError(absl::StrCat("layer is ", layer, "; allowed is [0, ", num_layers, ")"));
-    }
+    if (absl::Status status = CheckLayer(layer); !status.ok()) return status;
     return Use(tenant, handle, now);
+  }
+
+  void PlanRead(const Sequence& sequence, int32_t layer, ReadPlan* plan) const {
+    plan->length = sequence.lengths[layer];
+    plan->sampling_key = sequence.sampling_key;
+    plan->truncations = sequence.truncations;
+    plan->page_table.assign(sequence.table.begin(), sequence.table.begin() + PagesFor(plan->length));
   }
 
   // The sequence, if the range may be written to it as far as positions go.
@@ -243,6 +259,7 @@ absl::StatusOr<SequenceInfo> SequenceStore::Truncate(std::string_view tenant, co
     return absl::OutOfRangeError(absl::StrCat("num_tokens is ", num_tokens, "; allowed is [0, ", sequence.longest(),
                                               "], the length of the longest layer"));
   }
+  if (num_tokens < sequence.longest()) ++sequence.truncations;
   for (int64_t& length : sequence.lengths) length = std::min(length, num_tokens);
   const int64_t pages = state_->PagesFor(num_tokens);
   dropped.assign(std::make_move_iterator(sequence.pages.begin() + pages),
@@ -314,10 +331,16 @@ absl::Status SequenceStore::Batch::Read(std::string_view tenant, const SequenceH
                                         ReadPlan* plan) {
   absl::StatusOr<Sequence*> found = state_->UseLayer(tenant, handle, layer, now_);
   if (!found.ok()) return found.status();
-  const Sequence& sequence = **found;
-  plan->length = sequence.lengths[layer];
-  plan->sampling_key = sequence.sampling_key;
-  plan->page_table.assign(sequence.table.begin(), sequence.table.begin() + state_->PagesFor(plan->length));
+  state_->PlanRead(**found, layer, plan);
+  return absl::OkStatus();
+}
+
+absl::Status SequenceStore::Batch::Peek(std::string_view tenant, const SequenceHandle& handle, int32_t layer,
+                                        ReadPlan* plan) {
+  if (absl::Status status = state_->CheckLayer(layer); !status.ok()) return status;
+  const absl::StatusOr<Sequence*> found = state_->Find(tenant, handle, now_);
+  if (!found.ok()) return found.status();
+  state_->PlanRead(**found, layer, plan);
   return absl::OkStatus();
 }
 
@@ -352,6 +375,7 @@ absl::Status SequenceStore::Batch::Append(const TokenRange& range, int64_t compa
     length = end;
   }
   plan->sampling_key = sequence.sampling_key;
+  plan->truncations = sequence.truncations;
   plan->page_table.assign(sequence.table.begin(), sequence.table.begin() + state_->PagesFor(end));
   return absl::OkStatus();
 }

@@ -65,12 +65,16 @@ struct AppendPlan {
   std::vector<PageCopy> copies;     // copy these pages before any append of the batch (copy-on-write)
   std::vector<int32_t> page_table;  // covers all position + count tokens
   uint64_t sampling_key = 0;
+  int64_t truncations = 0;  // as in ReadPlan
 };
 
 struct ReadPlan {
   std::vector<int32_t> page_table;  // covers `length` tokens
   int64_t length = 0;               // of the layer
   uint64_t sampling_key = 0;
+  // How often the sequence has lost tokens. As long as it stays the same, so do the tokens below `length`, whichever
+  // pages they move to.
+  int64_t truncations = 0;
 };
 
 // Thread safe. `now` is an argument so that leases can be tested.
@@ -112,7 +116,7 @@ class SequenceStore {
 };
 
 // Plans the reads and writes of one batch. Holds the store's lock while it lives: keep it short, and call no other
-// method of the store meanwhile. Every use renews the lease, failed ones too.
+// method of the store meanwhile. Every use but Peek renews the lease, failed ones too.
 //
 // All writes of a batch must be planned by one Batch. A fork between two of them could share a page that the batch is
 // still to write; the second plan would then move the sequence to a copy which the first one's tokens never reach.
@@ -129,6 +133,9 @@ class SequenceStore::Batch {
   // The layer as it is now; plan->length tells how much of a range is stored already. NOT_FOUND; INVALID_ARGUMENT: no
   // such layer.
   absl::Status Read(std::string_view tenant, const SequenceHandle& handle, int32_t layer, ReadPlan* plan);
+
+  // As Read, for the server's own use: renews no lease.
+  absl::Status Peek(std::string_view tenant, const SequenceHandle& handle, int32_t layer, ReadPlan* plan);
 
   // How many leading tokens of the range are stored already; when there are any, `page_table` gets the pages that hold
   // them, and only a caller that has compared them may go on to Append. Errors as of Append, but for

@@ -231,6 +231,35 @@ TEST_F(SequenceStoreTest, TruncateDropsTokensOfEveryLayerAndTheirPages) {
   EXPECT_TRUE(Append(handle, 0, 0, 1).ok());
 }
 
+TEST_F(SequenceStoreTest, APeekTellsOfTruncationsAndRenewsNoLease) {
+  const SequenceHandle handle = Create();
+  Fill(handle, 0, 6);
+  const auto peek = [&](absl::Time now) {
+    SequenceStore::Batch batch(&store_, now);
+    ReadPlan plan;
+    EXPECT_TRUE(batch.Peek("a", handle, 1, &plan).ok());
+    return plan;
+  };
+  const ReadPlan before = peek(now_);
+  EXPECT_EQ(before.length, 6);
+  EXPECT_EQ(before.page_table.size(), 2U);
+  Fill(handle, 6, 3);
+  EXPECT_EQ(peek(now_).truncations, before.truncations);
+  ASSERT_TRUE(store_.Truncate("a", handle, 9, now_).ok());
+  EXPECT_EQ(peek(now_).truncations, before.truncations) << "no token was dropped";
+  ASSERT_TRUE(store_.Truncate("a", handle, 8, now_).ok());
+  Fill(handle, 8, 1);
+  EXPECT_NE(peek(now_).truncations, before.truncations);
+  {
+    SequenceStore::Batch batch(&store_, now_);
+    ReadPlan plan;
+    EXPECT_EQ(batch.Peek("b", handle, 0, &plan).code(), absl::StatusCode::kNotFound);
+    EXPECT_EQ(batch.Peek("a", handle, 2, &plan).code(), absl::StatusCode::kInvalidArgument);
+  }
+  peek(now_ + kLease - absl::Seconds(1));
+  EXPECT_EQ(store_.Expire(now_ + kLease), 1);
+}
+
 TEST_F(SequenceStoreTest, StaleAndForeignHandlesAreNotFound) {
   const SequenceHandle handle = Create();
   Fill(handle, 0, 1);

@@ -27,6 +27,15 @@ Histogram::BucketBoundaries SecondsBuckets() {  // 10 us to 10 s
   return {1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10};
 }
 
+// Around 1, where nothing is gained; steps of at most a quarter up to 4.
+Histogram::BucketBoundaries SpeedupBuckets() {
+  return {0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 6, 8, 16};
+}
+
+Histogram::BucketBoundaries ErrorBuckets() {
+  return {1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1};
+}
+
 Histogram::BucketBoundaries ItemBuckets() { return {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024}; }
 
 template <typename Builder>
@@ -41,6 +50,18 @@ struct MethodMetrics {
   Counter* dense_kv_bytes = nullptr;
   Counter* value_rows_read = nullptr;
   Counter* items_ok = nullptr;
+};
+
+// Of one sampled method.
+struct AuditMetrics {
+  Histogram* speedup = nullptr;
+  Histogram* relative_error = nullptr;
+  Counter* exact_seconds = nullptr;
+  Counter* sampled_seconds = nullptr;
+  Counter* changed_answers = nullptr;
+  Gauge* fallback_layers = nullptr;
+  Counter* fallbacks = nullptr;
+  Counter* fallback_items = nullptr;
 };
 
 }  // namespace
@@ -95,7 +116,41 @@ struct Metrics::State {
   Family<Gauge>& build_info =
       Register(BuildGauge(), "santa_build_info", "1; the labels tell the version and the backend.", registry);
 
+  Gauge& serving =
+      Register(BuildGauge(), "santa_serving",
+               "1 while the server takes calls; 0 while it starts or drains, or its device has failed.", registry)
+          .Add({});
+
+  Family<Histogram>& audit_speedup =
+      Register(BuildHistogram(), "santa_audit_speedup_ratio",
+               "Device seconds of a step's items with EXACT over those with their method, of audited steps.", registry);
+  Family<Histogram>& audit_relative_error =
+      Register(BuildHistogram(), "santa_audit_relative_error",
+               "Distance of an answer from the exact one over the exact one's norm, of audited items.", registry);
+  Family<Counter>& audit_seconds =
+      Register(BuildCounter(), "santa_audit_seconds_total",
+               "Device seconds of audited steps, by method and run (exact, sampled).", registry);
+  Counter& audit_device_seconds =
+      Register(BuildCounter(), "santa_audit_device_seconds_total",
+               "Seconds that the device spent on audits, those that were given up among them.", registry)
+          .Add({});
+  Family<Counter>& audit_skipped =
+      Register(BuildCounter(), "santa_audit_skipped_total",
+               "Steps that were picked for an audit and did not get one, by reason.", registry);
+  Family<Counter>& audit_changed_answers =
+      Register(BuildCounter(), "santa_audit_changed_answers_total",
+               "Audited items whose repeat was not, bit for bit, the answer that the caller got.", registry);
+  Family<Gauge>& fallback_layers =
+      Register(BuildGauge(), "santa_audit_fallback_layers",
+               "Layers in which a method is answered with EXACT because its audited error passed the bound.", registry);
+  Family<Counter>& fallbacks = Register(BuildCounter(), "santa_audit_fallbacks_total",
+                                        "Times that a method fell back to EXACT in a layer.", registry);
+  Family<Counter>& fallback_items =
+      Register(BuildCounter(), "santa_audit_fallback_items_total",
+               "Attend items that were answered with EXACT in place of the method that they asked for.", registry);
+
   std::array<MethodMetrics, kMethods.size()> methods;
+  std::array<AuditMetrics, kMethods.size()> audits;  // but for EXACT
 };
 
 Metrics::Metrics(const std::string& version, const std::string& backend) : state_(std::make_unique<State>()) {
@@ -110,12 +165,25 @@ Metrics::Metrics(const std::string& version, const std::string& backend) : state
         .value_rows_read = &state_->value_rows_read.Add(labels),
         .items_ok = &state_->attend_items.Add({{"method", method}, {"code", "OK"}}),
     };
+    if (kMethods[i] == Method::kExact) continue;
+    state_->audits[i] = {
+        .speedup = &state_->audit_speedup.Add(labels, SpeedupBuckets()),
+        .relative_error = &state_->audit_relative_error.Add(labels, ErrorBuckets()),
+        .exact_seconds = &state_->audit_seconds.Add({{"method", method}, {"run", "exact"}}),
+        .sampled_seconds = &state_->audit_seconds.Add({{"method", method}, {"run", "sampled"}}),
+        .changed_answers = &state_->audit_changed_answers.Add(labels),
+        .fallback_layers = &state_->fallback_layers.Add(labels),
+        .fallbacks = &state_->fallbacks.Add(labels),
+        .fallback_items = &state_->fallback_items.Add(labels),
+    };
   }
+  for (const AuditSkip reason : kAuditSkips) state_->audit_skipped.Add({{"reason", std::string(Name(reason))}});
 }
 
 Metrics::~Metrics() = default;
 
 void Metrics::RecordBatch(const BatchReport& report) {
+  if (report.background) return;
   int64_t items = 0;
   for (const Step* step : report.steps) items += static_cast<int64_t>(step->items.size());
   state_->batch_items.Observe(static_cast<double>(items));
@@ -153,6 +221,33 @@ void Metrics::RecordRpc(std::string_view method, absl::StatusCode code) {
 
 void Metrics::RecordExpired(int64_t sequences) { state_->expired.Increment(static_cast<double>(sequences)); }
 
+void Metrics::RecordAudit(const AuditReport& report) {
+  const AuditMetrics& metrics = state_->audits[static_cast<size_t>(report.method)];
+  const double exact = absl::ToDoubleSeconds(report.exact_time);
+  const double sampled = absl::ToDoubleSeconds(report.sampled_time);
+  if (sampled > 0) metrics.speedup->Observe(exact / sampled);
+  metrics.exact_seconds->Increment(exact);
+  metrics.sampled_seconds->Increment(sampled);
+  for (const double error : report.relative_errors) metrics.relative_error->Observe(error);
+  metrics.changed_answers->Increment(static_cast<double>(report.changed_answers));
+}
+
+void Metrics::RecordAuditSkip(AuditSkip reason) {
+  state_->audit_skipped.Add({{"reason", std::string(Name(reason))}}).Increment();
+}
+
+void Metrics::RecordAuditTime(absl::Duration device_time) {
+  state_->audit_device_seconds.Increment(absl::ToDoubleSeconds(device_time));
+}
+
+void Metrics::RecordFallback(const Fallback& fallback) {
+  state_->audits[static_cast<size_t>(fallback.method)].fallbacks->Increment();
+}
+
+void Metrics::RecordFallbackItem(Method method) {
+  state_->audits[static_cast<size_t>(method)].fallback_items->Increment();
+}
+
 std::string Metrics::Render(const GaugeValues& gauges) {
   const int64_t used = gauges.total_pages - gauges.free_pages;
   state_->running.Set(static_cast<double>(gauges.running_items));
@@ -161,6 +256,11 @@ std::string Metrics::Render(const GaugeValues& gauges) {
   state_->pages_free.Set(static_cast<double>(gauges.free_pages));
   state_->pages_used.Set(static_cast<double>(used));
   state_->sequences.Set(static_cast<double>(gauges.sequences));
+  state_->serving.Set(gauges.serving ? 1 : 0);
+  for (size_t i = 0; i < kMethods.size(); ++i) {
+    if (kMethods[i] == Method::kExact || !gauges.fallback_layers) continue;
+    state_->audits[i].fallback_layers->Set(static_cast<double>(gauges.fallback_layers(kMethods[i])));
+  }
   return prometheus::TextSerializer().Serialize(state_->registry.Collect());
 }
 

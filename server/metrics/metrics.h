@@ -7,11 +7,15 @@
 #define SANTA_SERVER_METRICS_METRICS_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "kernels/attention.h"
+#include "server/engine/audit.h"
 #include "server/engine/engine.h"
 #include "server/engine/step.h"
 
@@ -24,6 +28,8 @@ struct GaugeValues {
   int64_t total_pages = 0;
   int64_t free_pages = 0;
   int64_t sequences = 0;
+  bool serving = false;
+  std::function<int64_t(Method)> fallback_layers = {};  // empty: none
 };
 
 // Thread safe. Recording takes a short lock at most.
@@ -43,6 +49,12 @@ class Metrics {
   // A call of the API that ended.
   void RecordRpc(std::string_view method, absl::StatusCode code);
   void RecordExpired(int64_t sequences);
+
+  void RecordAudit(const AuditReport& report);
+  void RecordAuditSkip(AuditSkip reason);
+  void RecordAuditTime(absl::Duration device_time);
+  void RecordFallback(const Fallback& fallback);
+  void RecordFallbackItem(Method method);
 
   // Prometheus' text format, version 0.0.4.
   std::string Render(const GaugeValues& gauges);

@@ -55,7 +55,44 @@ TEST(MetricsTest, AStepCountsOnceInEachFamily) {
        }) {
     EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
   }
-  EXPECT_THAT(text, Not(HasSubstr("santa_audit")));
+}
+
+TEST(MetricsTest, AnAuditCountsForItsMethod) {
+  Metrics metrics("1.2.3", "cpu");
+  metrics.RecordBatch({.background = true, .device_time = absl::Seconds(9), .steps = {}});
+  metrics.RecordAudit({.method = Method::kS2antaProp,
+                       .layer = 3,
+                       .exact_time = absl::Milliseconds(30),
+                       .sampled_time = absl::Milliseconds(20),
+                       .relative_errors = {0.015, 0.04},
+                       .changed_answers = 1});
+  metrics.RecordAuditTime(absl::Milliseconds(50));
+  metrics.RecordAuditSkip(AuditSkip::kTruncated);
+  metrics.RecordFallback({.method = Method::kSanta, .layer = 1, .relative_error = 0.5});
+  metrics.RecordFallbackItem(Method::kSanta);
+  const std::string text = metrics.Render(
+      {.serving = true, .fallback_layers = [](Method method) { return int64_t{method == Method::kSanta ? 2 : 0}; }});
+  for (const char* line : {
+           "santa_serving 1",
+           "santa_device_seconds_total 0",
+           "santa_audit_speedup_ratio_bucket{method=\"S2ANTA_PROP\",le=\"1.25\"} 0",
+           "santa_audit_speedup_ratio_bucket{method=\"S2ANTA_PROP\",le=\"1.5\"} 1",
+           "santa_audit_relative_error_bucket{method=\"S2ANTA_PROP\",le=\"0.02\"} 1",
+           "santa_audit_relative_error_count{method=\"S2ANTA_PROP\"} 2",
+           "santa_audit_relative_error_count{method=\"SANTA\"} 0",
+           "santa_audit_seconds_total{method=\"S2ANTA_PROP\",run=\"exact\"} 0.03",
+           "santa_audit_seconds_total{method=\"S2ANTA_PROP\",run=\"sampled\"} 0.02",
+           "santa_audit_device_seconds_total 0.05",
+           "santa_audit_skipped_total{reason=\"truncated\"} 1",
+           "santa_audit_skipped_total{reason=\"gone\"} 0",
+           "santa_audit_changed_answers_total{method=\"S2ANTA_PROP\"} 1",
+           "santa_audit_fallback_layers{method=\"SANTA\"} 2",
+           "santa_audit_fallbacks_total{method=\"SANTA\"} 1",
+           "santa_audit_fallback_items_total{method=\"SANTA\"} 1",
+       }) {
+    EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
+  }
+  EXPECT_THAT(text, Not(HasSubstr("santa_audit_speedup_ratio_count{method=\"EXACT\"}")));
 }
 
 }  // namespace

@@ -77,6 +77,7 @@ void AttendCall::Take(std::unique_ptr<AttendExchange> exchange) {
   step->deadline = deadline_;
   step->done = [this, taken] { StepDone(taken); };
   computing_.emplace(taken, std::move(exchange));
+  context_->auditor->ApplyFallbacks(step);
   absl::Status status = context_->engine->Submit(step);
   if (status.ok()) return;
   if (status.code() == absl::StatusCode::kResourceExhausted) {

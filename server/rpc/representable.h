@@ -12,9 +12,6 @@ namespace santa {
 // -1 if there is none. `data` need not be aligned. Runs at memory speed when there is none.
 int64_t FindUnrepresentable(const void* data, int64_t count, DType from, DType to);
 
-// One element of `dtype`, for messages.
-float ElementAsFloat(const void* data, int64_t index, DType dtype);
-
 }  // namespace santa
 
 #endif  // SANTA_SERVER_RPC_REPRESENTABLE_H_

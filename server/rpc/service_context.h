@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kernels/attention.h"
+#include "server/engine/audit.h"
 #include "server/engine/engine.h"
 #include "server/kv/page_pool.h"
 #include "server/kv/sequence_store.h"
@@ -30,6 +31,7 @@ struct RpcLimits {
 // Nothing is owned; all of it outlives the service.
 struct ServiceContext {
   Engine* engine = nullptr;
+  Auditor* auditor = nullptr;
   SequenceStore* store = nullptr;
   PagePool* pool = nullptr;
   Metrics* metrics = nullptr;

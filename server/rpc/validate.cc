@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/element.h"
 #include "server/rpc/representable.h"
 
 namespace santa {

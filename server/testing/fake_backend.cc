@@ -3,35 +3,11 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
+#include "kernels/element.h"
+
 namespace santa {
-namespace {
-
-float HalfToFloat(uint16_t bits) {
-  const int exponent = (bits >> 10) & 0x1f;
-  const int mantissa = bits & 0x3ff;
-  const float magnitude = exponent == 0    ? std::ldexp(static_cast<float>(mantissa), -24)
-                          : exponent == 31 ? (mantissa == 0 ? std::numeric_limits<float>::infinity()
-                                                            : std::numeric_limits<float>::quiet_NaN())
-                                           : std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
-  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
-}
-
-float Load(const char* row, int index, DType dtype) {
-  if (dtype == DType::kFloat32) {
-    float value = 0;
-    std::memcpy(&value, row + 4 * index, 4);
-    return value;
-  }
-  uint16_t bits = 0;
-  std::memcpy(&bits, row + 2 * index, 2);
-  return dtype == DType::kBFloat16 ? std::bit_cast<float>(static_cast<uint32_t>(bits) << 16) : HalfToFloat(bits);
-}
-
-}  // namespace
-
 FakeBackend::FakeBackend(const KvLayout& layout, int32_t num_pages)
     : layout_(layout),
       num_pages_(num_pages),
@@ -73,7 +49,7 @@ absl::Status FakeBackend::Append(std::span<const KvAppend> appends) {
   if (absl::Status status = Meet(Call::kAppend); !status.ok()) return status;
   for (const KvAppend& append : appends) {
     ForEachRow(append, [this](size_t offset, const char* row, DType dtype) {
-      for (int d = 0; d < layout_.head_dim; ++d) cache_[offset + d] = Load(row, d, dtype);
+      for (int d = 0; d < layout_.head_dim; ++d) cache_[offset + d] = ElementAsFloat(row, d, dtype);
     });
   }
   return absl::OkStatus();
@@ -85,7 +61,7 @@ absl::Status FakeBackend::Compare(std::span<const KvAppend> appends, std::span<b
     matches[i] = true;
     ForEachRow(appends[i], [this, match = &matches[i]](size_t offset, const char* row, DType dtype) {
       for (int d = 0; d < layout_.head_dim; ++d) {
-        *match &= std::bit_cast<uint32_t>(cache_[offset + d]) == std::bit_cast<uint32_t>(Load(row, d, dtype));
+        *match &= std::bit_cast<uint32_t>(cache_[offset + d]) == std::bit_cast<uint32_t>(ElementAsFloat(row, d, dtype));
       }
     });
   }
@@ -120,7 +96,8 @@ absl::Status FakeBackend::Decode(std::span<const DecodeItem> items) {
         for (int d = 0; d < layout_.head_dim; ++d) sum[d] += row[d];
       }
       for (int d = 0; d < layout_.head_dim; ++d) {
-        o[head * layout_.head_dim + d] = static_cast<float>(sum[d] / static_cast<double>(visible));
+        const double factor = item.options.method == Method::kExact ? 1 : 1 + sampled_error_;
+        o[head * layout_.head_dim + d] = static_cast<float>(factor * sum[d] / static_cast<double>(visible));
       }
       item.lse[head] = static_cast<float>(std::log(static_cast<double>(visible)));
     }

@@ -2,6 +2,7 @@
 #ifndef SANTA_SERVER_TESTING_FAKE_BACKEND_H_
 #define SANTA_SERVER_TESTING_FAKE_BACKEND_H_
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -37,6 +38,9 @@ class FakeBackend : public Backend {
   // More than 1: BeginDecode computes, and AwaitDecode, which meets the hook too, writes the outputs. Not later than
   // the first call.
   void set_max_decodes_in_flight(int number) { max_decodes_in_flight_ = number; }
+
+  // The relative error of every method but EXACT; they have none at first.
+  void set_sampled_error(double error) { sampled_error_ = error; }
 
   // A method that Supports refuses.
   void set_unsupported(Method method) { unsupported_ = method; }
@@ -75,6 +79,7 @@ class FakeBackend : public Backend {
   std::vector<float> cache_;  // [layer][page][K|V][kv_head][slot][D]
   std::function<absl::Status(Call)> hook_;
   int max_decodes_in_flight_ = 1;
+  std::atomic<double> sampled_error_{0};
   std::optional<Method> unsupported_;
   std::mutex begun_mutex_;
   std::deque<std::unique_ptr<Begun>> begun_;
