@@ -17,14 +17,30 @@ struct SplitLength {
 };
 constexpr SplitLength kExactLengths[] = {{1024, 64},    {2048, 128},   {4096, 256},
                                          {32768, 1024}, {65536, 2048}, {INT32_MAX, 4096}};
+// For groups of more than 4: a split's partial results are as large as so many tokens' keys and values sooner.
+constexpr SplitLength kLargeGroupLengths[] = {{1024, 64},    {2048, 128},   {4096, 256},
+                                              {16384, 1024}, {65536, 2048}, {INT32_MAX, 4096}};
 // A warp takes whole tiles of 256, and a block has four warps.
 constexpr SplitLength kTileLengths[] = {{1024, 256}, {4096, 512}, {32768, 1024}, {65536, 2048}, {INT32_MAX, 4096}};
+// Two tiles a warp sooner: the keys of the second are on their way while the first is weighed.
+constexpr SplitLength kPropLengths[] = {{1024, 256}, {4096, 512}, {16384, 1024}, {65536, 2048}, {INT32_MAX, 4096}};
+
+const SplitLength* LengthsOf(Kernel kernel, int32_t group_size) {
+  switch (kernel) {
+    case Kernel::kExact:
+      return group_size > 4 ? kLargeGroupLengths : kExactLengths;
+    case Kernel::kS2antaProp:
+      return kPropLengths;
+    default:
+      return kTileLengths;
+  }
+}
 
 Kernel KernelOf(const AttentionOptions& options, int64_t begin, int64_t end) {
   if (options.method == Method::kExact || options.sample_count >= end - begin) return Kernel::kExact;
-  if (options.method == Method::kS2antaFlash &&
-      sampling::MakeTiling(begin, end, options.sample_count).size == sampling::kMinTileSize) {
-    return Kernel::kS2antaFlash;
+  if (sampling::MakeTiling(begin, end, options.sample_count).size == sampling::kMinTileSize) {
+    if (options.method == Method::kS2antaFlash) return Kernel::kS2antaFlash;
+    if (options.method == Method::kS2antaProp) return Kernel::kS2antaProp;
   }
   return Kernel::kStoredScores;
 }
@@ -35,8 +51,8 @@ int32_t Splits::BeginOf(int32_t i) const { return std::max(begin, (begin / token
 
 int32_t Splits::EndOf(int32_t i) const { return std::min(end, (begin / tokens + i + 1) * tokens); }
 
-Splits CutSplits(Kernel kernel, int32_t begin, int32_t end) {
-  const SplitLength* length = kernel == Kernel::kExact ? kExactLengths : kTileLengths;
+Splits CutSplits(Kernel kernel, int32_t group_size, int32_t begin, int32_t end) {
+  const SplitLength* length = LengthsOf(kernel, group_size);
   while (end - begin > length->visible) ++length;
   return {.begin = begin,
           .end = end,
@@ -44,14 +60,14 @@ Splits CutSplits(Kernel kernel, int32_t begin, int32_t end) {
           .count = (end - 1) / length->tokens - begin / length->tokens + 1};
 }
 
-ItemPlan PlanItem(const DecodeItem& item) {
+ItemPlan PlanItem(const DecodeItem& item, int32_t group_size) {
   const int64_t begin = sampling::VisibleBegin(item.num_tokens, item.options.window);
   const int64_t end = item.num_tokens;
   ItemPlan plan;
   plan.kernel = KernelOf(item.options, begin, end);
   plan.begin = static_cast<int32_t>(begin);
   plan.end = static_cast<int32_t>(end);
-  plan.splits = CutSplits(plan.kernel, plan.begin, plan.end);
+  plan.splits = CutSplits(plan.kernel, group_size, plan.begin, plan.end);
   plan.sample_count = plan.kernel == Kernel::kExact ? 0 : item.options.sample_count;
   return plan;
 }

@@ -15,9 +15,13 @@ namespace santa::cuda {
 enum class Kernel : uint8_t {
   kExact,
   kS2antaFlash,   // tiles of 256 tokens
+  kS2antaProp,    // likewise
   kStoredScores,  // everything whose draws need more than one tile's scores
 };
-inline constexpr int kNumKernels = 3;
+inline constexpr int kNumKernels = 4;
+
+// Whether a kernel keeps scores in scratch (kernels/cuda/stored_scores.h).
+constexpr bool StoresScores(Kernel kernel) { return kernel == Kernel::kS2antaProp || kernel == Kernel::kStoredScores; }
 
 // Where an item's visible tokens are cut: at absolute multiples of a length.
 struct Splits {
@@ -30,10 +34,10 @@ struct Splits {
   int32_t EndOf(int32_t i) const;
 };
 
-// Splits depend on the kernel and the visible tokens [begin, end) alone, so that an item's answer is the same bit for
-// bit in every batch. A short item is cut finely, or one head of one item would keep one multiprocessor busy while the
-// others wait; a long one coarsely, as each split is a partial result to write and merge.
-Splits CutSplits(Kernel kernel, int32_t begin, int32_t end);
+// Splits depend on the cache's group size, the kernel and the visible tokens [begin, end) alone, so that an item's
+// answer is the same bit for bit in every batch. A short item is cut finely, or one head of one item would keep one
+// multiprocessor busy while the others wait; a long one coarsely, as each split is a partial result to write and merge.
+Splits CutSplits(Kernel kernel, int32_t group_size, int32_t begin, int32_t end);
 
 // One item, cut.
 struct ItemPlan {
@@ -45,8 +49,8 @@ struct ItemPlan {
   int32_t visible() const { return end - begin; }
 };
 
-// The plan of a valid item.
-ItemPlan PlanItem(const DecodeItem& item);
+// The plan of a valid item of a cache whose key/value heads serve group_size query heads each.
+ItemPlan PlanItem(const DecodeItem& item, int32_t group_size);
 
 // The kernel's (item, split) pairs are work[first, first + count).
 struct WorkRange {

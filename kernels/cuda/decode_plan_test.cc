@@ -13,21 +13,21 @@ namespace {
 TEST(DecodePlanTest, SplitsGrowWithTheVisibleTokens) {
   int32_t exact = 0, tiles = 0;
   for (const int32_t visible : {1, 512, 4096, 4097, 8193, 32768, 131072, 1 << 20, 1 << 30}) {
-    EXPECT_GE(CutSplits(Kernel::kExact, 0, visible).tokens, exact);
-    EXPECT_GE(CutSplits(Kernel::kS2antaFlash, 0, visible).tokens, tiles);
-    exact = CutSplits(Kernel::kExact, 0, visible).tokens;
-    tiles = CutSplits(Kernel::kS2antaFlash, 0, visible).tokens;
+    EXPECT_GE(CutSplits(Kernel::kExact, 4, 0, visible).tokens, exact);
+    EXPECT_GE(CutSplits(Kernel::kS2antaFlash, 4, 0, visible).tokens, tiles);
+    exact = CutSplits(Kernel::kExact, 4, 0, visible).tokens;
+    tiles = CutSplits(Kernel::kS2antaFlash, 4, 0, visible).tokens;
   }
 }
 
 TEST(DecodePlanTest, SplitsCoverTheVisibleTokensAndNoMore) {
   for (const int64_t tokens : {1, 255, 256, 257, 4096, 5000, 70000, 200001}) {
     for (const uint32_t window : {0u, 1u, 300u, 4097u, 250000u}) {
-      for (const Kernel kernel : {Kernel::kExact, Kernel::kS2antaFlash, Kernel::kStoredScores}) {
-        const ItemPlan plan = PlanItem({.num_tokens = tokens, .options = {.window = window}});
+      for (const Kernel kernel : {Kernel::kExact, Kernel::kS2antaFlash, Kernel::kS2antaProp, Kernel::kStoredScores}) {
+        const ItemPlan plan = PlanItem({.num_tokens = tokens, .options = {.window = window}}, 4);
         EXPECT_EQ(plan.end, tokens);
         EXPECT_EQ(plan.visible(), window == 0 || window > tokens ? tokens : window);
-        const Splits splits = CutSplits(kernel, plan.begin, plan.end);
+        const Splits splits = CutSplits(kernel, 4, plan.begin, plan.end);
         EXPECT_EQ(splits.BeginOf(0), plan.begin);
         EXPECT_EQ(splits.EndOf(splits.count - 1), plan.end);
         for (int32_t i = 0; i < splits.count; ++i) {
@@ -45,7 +45,7 @@ TEST(DecodePlanTest, SplitsCoverTheVisibleTokensAndNoMore) {
 
 TEST(DecodePlanTest, EachMethodHasItsKernel) {
   const auto kernel = [](Method method, uint32_t samples, int64_t tokens, uint32_t window = 0) {
-    return PlanItem({.num_tokens = tokens, .options = {.method = method, .sample_count = samples, .window = window}})
+    return PlanItem({.num_tokens = tokens, .options = {.method = method, .sample_count = samples, .window = window}}, 4)
         .kernel;
   };
   EXPECT_EQ(kernel(Method::kExact, 0, 5000), Kernel::kExact);
@@ -54,16 +54,18 @@ TEST(DecodePlanTest, EachMethodHasItsKernel) {
   EXPECT_EQ(kernel(Method::kSystematic, 4999, 50000, 4999), Kernel::kExact);
   EXPECT_EQ(kernel(Method::kS2antaFlash, 20, 5000), Kernel::kS2antaFlash);
   EXPECT_EQ(kernel(Method::kS2antaFlash, 19, 5000), Kernel::kStoredScores);  // 20 tiles: they must be larger
-  EXPECT_EQ(kernel(Method::kS2antaProp, 100, 5000), Kernel::kStoredScores);
-  EXPECT_EQ(PlanItem({.num_tokens = 10, .options = {.method = Method::kSanta, .sample_count = 10}}).sample_count, 0u);
+  EXPECT_EQ(kernel(Method::kS2antaProp, 20, 5000), Kernel::kS2antaProp);
+  EXPECT_EQ(kernel(Method::kS2antaProp, 19, 5000), Kernel::kStoredScores);
+  EXPECT_EQ(PlanItem({.num_tokens = 10, .options = {.method = Method::kSanta, .sample_count = 10}}, 4).sample_count,
+            0u);
 }
 
 TEST(DecodePlanTest, WorkHasEverySplitOnceLongItemsFirst) {
   const AttentionOptions flash = {.method = Method::kS2antaFlash, .sample_count = 2048};
   std::vector<ItemPlan> plans;
   for (const int64_t tokens : {100, 131072, 600, 5000, 200000, 600}) {
-    plans.push_back(PlanItem({.num_tokens = tokens, .options = {}}));
-    plans.push_back(PlanItem({.num_tokens = tokens, .options = flash}));
+    plans.push_back(PlanItem({.num_tokens = tokens, .options = {}}, 4));
+    plans.push_back(PlanItem({.num_tokens = tokens, .options = flash}, 4));
   }
   int32_t splits = 0;
   for (const ItemPlan& plan : plans) splits += plan.splits.count;

@@ -11,6 +11,7 @@
 #include "kernels/cuda/exact.h"
 #include "kernels/cuda/query_convert.h"
 #include "kernels/cuda/s2anta_flash.h"
+#include "kernels/cuda/s2anta_prop.h"
 #include "kernels/cuda/stored_scores.h"
 #include "kernels/sampling/score.h"
 
@@ -35,7 +36,7 @@ TableSlice SliceOf(const ItemPlan& plan, int32_t page_size) {
 
 // Scratch that the item's scores take.
 int64_t StoredBytes(const ItemPlan& plan, const DecodeItem& item, const KvLayout& layout) {
-  if (plan.kernel != Kernel::kStoredScores) return 0;
+  if (!StoresScores(plan.kernel)) return 0;
   return StoredScratchBytes(item.options.method, layout.num_query_heads, plan.begin, plan.end, plan.sample_count);
 }
 
@@ -45,7 +46,7 @@ WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
   const int64_t numbers = static_cast<int64_t>(layout.num_query_heads) * layout.head_dim;
   const int64_t most_tokens =
       std::min<int64_t>(static_cast<int64_t>(num_pages) * layout.page_size, std::numeric_limits<int32_t>::max());
-  const int64_t one_item = CutSplits(Kernel::kExact, 0, static_cast<int32_t>(most_tokens)).count + 128;
+  const int64_t one_item = CutSplits(Kernel::kExact, 1, 0, static_cast<int32_t>(most_tokens)).count + 128;
   const int64_t affordable = kPartialBytes / (numbers * 4 + layout.num_query_heads * 8);
   const int64_t items = std::clamp<int64_t>(kQueryBytes / (numbers * 4), 1, kMaxItems);
   // SANTA with as many draws as there may be wants most.
@@ -60,9 +61,10 @@ WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
 absl::StatusOr<DecodeScratch> DecodeScratch::Allocate(const KvLayout& layout, const WaveLimits& limits,
                                                       cudaStream_t stream) {
   const size_t numbers = static_cast<size_t>(layout.num_query_heads) * layout.head_dim;
-  const size_t ticket_bytes = sizeof(unsigned) * limits.items * layout.num_kv_heads;
   const std::string purpose = "partial results";
   DecodeScratch scratch;
+  scratch.num_tickets_ = static_cast<size_t>(limits.items) * layout.num_kv_heads;
+  const size_t ticket_bytes = sizeof(unsigned) * (scratch.num_tickets_ + 1);  // and next_unit
   for (const auto& [memory, bytes] :
        {std::pair{&scratch.partial_o_, numbers * sizeof(float) * limits.splits},
         std::pair{&scratch.partial_max_sum_, sizeof(float2) * layout.num_query_heads * limits.splits},
@@ -84,6 +86,7 @@ DecodeLaunch DecodeScratch::launch(const KvLayout& layout) const {
   return {.partial_o = static_cast<float*>(partial_o_.get()),
           .partial_max_sum = static_cast<float2*>(partial_max_sum_.get()),
           .tickets = static_cast<unsigned*>(tickets_.get()),
+          .next_unit = static_cast<unsigned*>(tickets_.get()) + num_tickets_,
           .num_kv_heads = layout.num_kv_heads,
           .group_size = layout.group_size(),
           .head_dim = layout.head_dim,
@@ -133,7 +136,7 @@ size_t DecodeWave::PlanItems(std::span<const DecodeItem> items) {
   int64_t stored = 0;
   for (const DecodeItem& item : items) {
     if (plans_.size() == static_cast<size_t>(limits_.items)) break;
-    const ItemPlan plan = PlanItem(item);
+    const ItemPlan plan = PlanItem(item, layout_.group_size());
     splits += plan.splits.count;
     entries += SliceOf(plan, layout_.page_size).count;
     stored += StoredBytes(plan, item, layout_);
@@ -233,18 +236,23 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
 void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch) {
   num_stored_ = 0;
   long_lines_ = false;
+  most_prop_splits_ = 0;
   for (size_t i = 0; i < items.size(); ++i) {
     const ItemPlan& plan = plans_[i];
-    if (plan.kernel != Kernel::kStoredScores) continue;
+    if (!StoresScores(plan.kernel)) continue;
     const AttentionOptions& options = items[i].options;
     const StoredItem stored = {
         .method = options.method, .budget_rounding = options.budget_rounding, .scratch = scratch};
     std::memcpy(host_at(stored_at_ + sizeof(stored) * i), &stored, sizeof(stored));
+    scratch += StoredBytes(plan, items[i], layout_);
+    if (plan.kernel == Kernel::kS2antaProp) {
+      most_prop_splits_ = std::max(most_prop_splits_, plan.splits.count);
+      continue;
+    }
     const auto number = static_cast<int32_t>(i);
     std::memcpy(host_at(numbers_at_ + sizeof(number) * num_stored_), &number, sizeof(number));
     ++num_stored_;
     long_lines_ |= NeedsLongLines(options.method, plan.begin, plan.end, plan.sample_count);
-    scratch += StoredBytes(plan, items[i], layout_);
   }
 }
 
@@ -302,9 +310,14 @@ absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t
   if (status.ok() && of(Kernel::kExact)) status = ToStatus(LaunchExact(launch, stream), "LaunchExact");
   if (status.ok() && of(Kernel::kS2antaFlash))
     status = ToStatus(LaunchS2antaFlash(launch, stream), "LaunchS2antaFlash");
+  const auto* stored = reinterpret_cast<const StoredItem*>(device_at(stored_at_));
+  if (status.ok() && of(Kernel::kS2antaProp)) {
+    status = ToStatus(LaunchS2antaProp({.decode = launch, .stored = stored, .most_splits = most_prop_splits_}, stream),
+                      "LaunchS2antaProp");
+  }
   if (status.ok() && of(Kernel::kStoredScores)) {
     status = ToStatus(LaunchStoredScores({.decode = launch,
-                                          .stored = reinterpret_cast<const StoredItem*>(device_at(stored_at_)),
+                                          .stored = stored,
                                           .numbers = reinterpret_cast<const int32_t*>(device_at(numbers_at_)),
                                           .num_items = num_stored_,
                                           .long_lines = long_lines_},

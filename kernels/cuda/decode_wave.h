@@ -43,7 +43,8 @@ class DecodeScratch {
  private:
   DeviceMemory partial_o_;
   DeviceMemory partial_max_sum_;
-  DeviceMemory tickets_;
+  DeviceMemory tickets_;  // DecodeLaunch::tickets, then its next_unit
+  size_t num_tickets_ = 0;
   DeviceMemory queries_;
   DeviceMemory stored_;
 };
@@ -100,8 +101,9 @@ class DecodeWave {
          rows_at_ = 0, lse_at_ = 0;
   size_t upload_bytes_ = 0, bytes_ = 0;
   bool converts_queries_ = false;
-  int32_t num_stored_ = 0;  // items whose scores are stored
+  int32_t num_stored_ = 0;  // items of Kernel::kStoredScores
   bool long_lines_ = false;
+  int32_t most_prop_splits_ = 0;
   std::vector<ItemPlan> plans_;
   std::vector<Output> outputs_;
   std::vector<int32_t> order_;

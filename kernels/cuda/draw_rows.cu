@@ -4,28 +4,12 @@
 // from costs a look at its records.
 #include "kernels/cuda/line_draws.cuh"
 #include "kernels/cuda/stored_launch.cuh"
+#include "kernels/cuda/tile_scratch.cuh"
 
 namespace santa::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-
-// Starts copying a block's scores from scratch, where from[head * pitch] is the first.
-template <int kHeads>
-__device__ __forceinline__ void CopyScores(TileMemory<kHeads>& memory, const float* from, size_t pitch, int heads,
-                                           int lane) {
-#pragma unroll
-  for (int head = 0; head < kHeads; ++head) {
-    if (head >= heads) break;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int token = kTileTokens / 2 * half + 4 * lane;
-      CopyScratch16(SharedAddress(&memory.value[head][TileMemory<kHeads>::Column(token)]), from + head * pitch + token,
-                    true);
-    }
-  }
-  CommitCopies();
-}
 
 // What one draw of a head from the block counts; at the end the sum of all is divided by the number of draws.
 __device__ __forceinline__ float WeightOf(const StoredArrays& arrays, Method method, const DeviceItem& item, int head,
@@ -63,7 +47,7 @@ __device__ __forceinline__ DrawnMask<kHeads> DrawBlock(TileMemory<kHeads>& memor
     return CountOneByOne<kHeads>(
         memory, [&](uint32_t mass) { return counter.Take(cumulative += mass); }, lane);
   }
-  SystematicCounter counter(grid, record.offset, cumulative);
+  SystematicCounter counter(grid, record.offset, sampling::SystematicDrawsBelow(grid, cumulative, record.offset));
   return CountEach<kHeads>(
       memory, [&](uint32_t mass) { return counter.Take(cumulative += mass); }, lane);
 }
@@ -97,7 +81,7 @@ __global__ void __launch_bounds__(32 * kWarps, kHeads > 8 ? 2 : 4)
   const int group_size = launch.decode.group_size, first_head = kv_head * group_size;
   TileMemory<kHeads>& memory = reinterpret_cast<TileMemory<kHeads>*>(bytes)[warp];
   const Method method = launch.stored[work.item].method;
-  const StoredView stored(launch, item, launch.stored[work.item]);
+  const StoredView stored(launch.decode, item, launch.stored[work.item]);
   const int in_group = lane / kLanes, head = first_head + in_group;
   const bool real = in_group < group_size;
   const sampling::RandomStream stream =
@@ -113,8 +97,7 @@ __global__ void __launch_bounds__(32 * kWarps, kHeads > 8 ? 2 : 4)
     int listed = 0;
     if (__any_sync(~0u, record.draws != 0)) {
       __syncwarp();
-      CopyScores<kHeads>(memory, stored.arrays.scores(first_head, block),
-                         static_cast<size_t>(stored.lines.num_blocks) * kBlockTokens, group_size, lane);
+      ReadTile<kHeads>(memory, stored.arrays.scores(first_head, block), stored.lines.pitch(), group_size, lane);
       if (lane % kLanes == 0) memory.mass[in_group] = real ? WeightOf(stored.arrays, method, item, head, record) : 0;
       WaitCopies<0>();
       // SANTA counts where the scores were.

@@ -39,6 +39,15 @@ inline int SpreadBlocks(int blocks, int shared_bytes) {
   return std::max(shared_bytes, most / 1024 * 1024);
 }
 
+// Blocks of a kernel that the device runs at once.
+template <typename... Arguments>
+int ResidentBlocks(void (*kernel)(Arguments...), int threads, int shared_bytes) {
+  int each = 0;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes);
+  return each * DeviceLimits::Read().multiprocessors;
+}
+
 // Starts kernel(launch) on a grid of (key/value heads, work), allowed to overlap the end of the kernel before it.
 // Asynchronous.
 inline cudaError_t LaunchDecode(void (*kernel)(DecodeLaunch), const DecodeLaunch& launch, int threads, int shared_bytes,

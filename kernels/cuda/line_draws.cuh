@@ -12,49 +12,12 @@
 
 namespace santa::cuda {
 
-// Systematic draws below a cumulative mass that grows.
-class SystematicCounter {
- public:
-  __device__ SystematicCounter(const sampling::DrawGrid& grid, uint64_t offset, uint64_t before)
-      : grid_(grid),
-        offset_(offset),
-        drawn_(sampling::SystematicDrawsBelow(grid, before, offset)),
-        cursor_(grid, offset, drawn_) {}
-
-  // Draws from where the last call ended to `through`.
-  __device__ __forceinline__ uint32_t Take(uint64_t through) {
-    uint32_t count = 0;
-    while (cursor_.position() < through) {
-      if (count == kSteps) {
-        const uint32_t drawn = sampling::SystematicDrawsBelow(grid_, through, offset_);
-        cursor_ = sampling::SystematicCursor(grid_, offset_, drawn);
-        count = drawn - drawn_;
-        break;
-      }
-      cursor_.Advance();
-      ++count;
-    }
-    drawn_ += count;
-    return count;
-  }
-  __device__ __forceinline__ uint32_t drawn() const { return drawn_; }
-
- private:
-  // A row with more draws than so many is jumped over, not walked through: attention sinks have thousands.
-  static constexpr uint32_t kSteps = 6;
-
-  const sampling::DrawGrid grid_;
-  const uint64_t offset_;
-  uint32_t drawn_;
-  sampling::SystematicCursor cursor_;
-};
-
 // Stratified draws likewise. All that lie in a stratum which ends below the cumulative mass are below it; of the
 // stratum that it cuts, the draw decides.
 class StratifiedCounter {
  public:
   __device__ StratifiedCounter(const sampling::RandomStream& stream, const sampling::DrawGrid& grid, uint64_t before)
-      : stream_(stream), grid_(grid), strata_(grid, 0, before) {
+      : stream_(stream), grid_(grid), strata_(grid, 0, sampling::SystematicDrawsBelow(grid, before, 0)) {
     drawn_ = Below(before);
   }
 
@@ -90,8 +53,8 @@ class StratifiedCounter {
 template <int kHeads>
 __device__ __forceinline__ uint64_t WeighRunAgainst(TileMemory<kHeads>& memory, float max, int lane) {
   uint64_t sum = 0;
-#pragma unroll
-  for (int word = 0; word < TileMemory<kHeads>::kRun / 32; ++word) {
+#pragma unroll 1
+  for (int word = 0; word < DrawnMask<kHeads>::kWords; ++word) {
     uint4* chunk = memory.Chunk(lane, word);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -110,9 +73,10 @@ __device__ __forceinline__ uint64_t WeighRunAgainst(TileMemory<kHeads>& memory, 
 template <int kHeads, typename Counts>
 __device__ __forceinline__ DrawnMask<kHeads> CountEach(TileMemory<kHeads>& memory, const Counts& counts, int lane) {
   DrawnMask<kHeads> drawn = {};
-#pragma unroll
+#pragma unroll 1
   for (int word = 0; word < DrawnMask<kHeads>::kWords; ++word) {
     uint4* chunk = memory.Chunk(lane, word);
+    uint32_t drawn_bits = 0;
 #pragma unroll 1
     for (int i = 0; i < 8; ++i) {
       const uint4 mass = chunk[i];
@@ -123,25 +87,9 @@ __device__ __forceinline__ DrawnMask<kHeads> CountEach(TileMemory<kHeads>& memor
       count.w = counts(mass.w);
       chunk[i] = count;
       const uint32_t bits = (count.x != 0) | (count.y != 0) << 1 | (count.z != 0) << 2 | (count.w != 0) << 3;
-      drawn.word[word] |= bits << (4 * i);
+      drawn_bits |= bits << (4 * i);
     }
-  }
-  return drawn;
-}
-
-// The same for a number that takes long to compute: less code.
-template <int kHeads, typename Counts>
-__device__ __forceinline__ DrawnMask<kHeads> CountOneByOne(TileMemory<kHeads>& memory, const Counts& counts, int lane) {
-  DrawnMask<kHeads> drawn = {};
-#pragma unroll
-  for (int word = 0; word < DrawnMask<kHeads>::kWords; ++word) {
-    auto* value = reinterpret_cast<uint32_t*>(memory.Chunk(lane, word));
-#pragma unroll 1
-    for (int i = 0; i < 32; ++i) {
-      const uint32_t count = counts(value[i]);
-      value[i] = count;
-      drawn.word[word] |= static_cast<uint32_t>(count != 0) << i;
-    }
+    drawn.Set(word, drawn_bits);
   }
   return drawn;
 }
@@ -186,17 +134,19 @@ __device__ __forceinline__ DrawnMask<kHeads> CountIndependent(TileMemory<kHeads>
   __threadfence();
   __syncwarp();
   DrawnMask<kHeads> drawn = {};
-#pragma unroll
+#pragma unroll 1
   for (int word = 0; word < DrawnMask<kHeads>::kWords; ++word) {
     uint4* chunk = memory.Chunk(lane, word);
+    uint32_t drawn_bits = 0;
 #pragma unroll 1
     for (int i = 0; i < 8; ++i) {
       const auto* from = reinterpret_cast<const uint4*>(counts + part * kRun + 32 * word) + i;
       const uint4 count = num_draws != 0 ? __ldcg(from) : uint4{};
       chunk[i] = count;
       const uint32_t bits = (count.x != 0) | (count.y != 0) << 1 | (count.z != 0) << 2 | (count.w != 0) << 3;
-      drawn.word[word] |= bits << (4 * i);
+      drawn_bits |= bits << (4 * i);
     }
+    drawn.Set(word, drawn_bits);
   }
   return drawn;
 }

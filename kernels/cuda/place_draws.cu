@@ -6,6 +6,8 @@
 #include <cstdint>
 
 #include "kernels/cuda/line_draws.cuh"
+#include "kernels/cuda/share_draws.cuh"
+#include "kernels/cuda/split_sums.cuh"
 #include "kernels/cuda/stored_launch.cuh"
 #include "kernels/sampling/tile_budgets.h"
 
@@ -15,62 +17,18 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
-// Sums over the block's threads. Every thread calls them.
-struct BlockSums {
-  uint64_t of_warp[kWarps];
-  float of_warp_float[kWarps];
-
-  // The sum of the threads before this one; all threads' to `total`.
-  __device__ uint64_t Before(uint64_t value, uint64_t& total) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint64_t through = value;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const uint64_t other = __shfl_up_sync(~0u, through, step);
-      if (lane >= step) through += other;
-    }
-    __syncthreads();  // the last call's sums have been read
-    if (lane == 31) of_warp[warp] = through;
-    __syncthreads();
-    uint64_t before = through - value;
-    total = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      if (w < warp) before += of_warp[w];
-      total += of_warp[w];
-    }
-    return before;
-  }
-  __device__ uint64_t Total(uint64_t value) {
-    uint64_t total;
-    Before(value, total);
-    return total;
-  }
-  template <typename Combine>
-  __device__ float Reduce(float value, const Combine& combine) {
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) value = combine(value, __shfl_xor_sync(~0u, value, step));
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) of_warp_float[threadIdx.x / 32] = value;
-    __syncthreads();
-    value = of_warp_float[0];
-#pragma unroll
-    for (int w = 1; w < kWarps; ++w) value = combine(value, of_warp_float[w]);
-    return value;
-  }
-};
+using Team = BlockTeam<kWarps>;
 
 // One query head of one item.
 class HeadPlacer {
  public:
-  __device__ HeadPlacer(const DeviceItem& item, const StoredItem& stored, const StoredView& view, int head,
-                        BlockSums& sums)
+  __device__ HeadPlacer(const DeviceItem& item, const StoredItem& stored, const StoredView& view, int head, Team team)
       : item_(item),
         stored_(stored),
         lines_(view.lines),
         arrays_(view.arrays),
         head_(head),
-        sums_(sums),
+        team_(team),
         stream_(sampling::MakeRandomStream(item.seed, item.sampling_key, item.layer_index, item.position, head)),
         draws_(item.sample_count),
         own_max_(arrays_.own_max(head)),
@@ -95,11 +53,7 @@ class HeadPlacer {
         }
         break;
       case Method::kS2antaProp:
-        if (stored_.budget_rounding == BudgetRounding::kSystematic) {
-          ShareSystematically();
-        } else {
-          ShareByRemainder();
-        }
+        ShareAmongLines();
         break;
       default:
         break;
@@ -120,22 +74,15 @@ class HeadPlacer {
       with_nan |= own_max_[block] != own_max_[block];
       max = fmaxf(max, own_max_[block]);
     }
-    max_ = sums_.Reduce(max, [](float a, float b) { return fmaxf(a, b); });
+    max_ = team_.Reduce(max, [](float a, float b) { return fmaxf(a, b); });
     float sum = 0;
     for (int block = threadIdx.x; block < lines_.num_blocks; block += kThreads) {
       sum += Rescale(own_max_[block], max_) * (static_cast<float>(mass[block]) / sampling::kMassOne);
     }
-    sum = sums_.Reduce(sum, [](float a, float b) { return a + b; });
+    sum = team_.Reduce(sum, [](float a, float b) { return a + b; });
     with_nan = __syncthreads_or(with_nan);
     if (with_nan) sum = NAN;
-    if (threadIdx.x == 0) {
-      const float sink = item_.sinks ? item_.sinks[head_] * kLog2E : kNegativeInfinity;
-      const float max = fmaxf(max_, sink);
-      const float of_tokens = Rescale(max_, max) * sum, of_all = of_tokens + Rescale(sink, max);
-      item_.lse[head_] = (max + log2f(of_all)) / kLog2E;
-      *arrays_.head_sum(head_) = {
-          .max = max_, .sum = sum, .divisor = static_cast<float>(draws_) * (of_all / of_tokens)};
-    }
+    if (threadIdx.x == 0) WriteHeadSum(arrays_.head_sum(head_), item_, head_, max_, sum);
     return !with_nan;
   }
 
@@ -145,7 +92,7 @@ class HeadPlacer {
     for (int first = 0; first < lines_.num_blocks; first += kThreads) {
       const int block = first + static_cast<int>(threadIdx.x);
       uint64_t total;
-      const uint64_t before = sums_.Before(block < lines_.num_blocks ? mass[block] : 0, total);
+      const uint64_t before = team_.Before(block < lines_.num_blocks ? mass[block] : 0, total);
       if (block < lines_.num_blocks) before_[block] = below + before;
       below += total;
     }
@@ -155,71 +102,17 @@ class HeadPlacer {
 
   // A line's mass beside other lines.
   __device__ uint64_t Weight(int line) const {
-    if (line >= lines_.num_lines) return 0;
     const int begin = lines_.Begin(line);
     return sampling::TileMass(before_[lines_.End(line)] - before_[begin], Rescale(line_max_[begin], max_));
   }
 
-  __device__ uint64_t TotalWeight() {
-    uint64_t weight = 0;
-    for (int line = threadIdx.x; line < lines_.num_lines; line += kThreads) weight += Weight(line);
-    return sums_.Total(weight);
-  }
-
-  // kernels/sampling/tile_budgets.h: SystematicBudgets.
-  __device__ void ShareSystematically() {
-    const uint64_t total = TotalWeight();
-    const sampling::DrawGrid grid = sampling::MakeDrawGrid(total, draws_);
-    const uint64_t offset = sampling::UniformBelow(sampling::Random64(stream_, sampling::Purpose::kBudget, 0), total);
-    uint64_t below = 0;
-    for (int first = 0; first < lines_.num_lines; first += kThreads) {
-      const int line = first + static_cast<int>(threadIdx.x);
-      const uint64_t weight = Weight(line);
-      uint64_t of_all;
-      const uint64_t before = below + sums_.Before(weight, of_all);
-      if (line < lines_.num_lines) {
-        count_[line] = sampling::SystematicDrawsBelow(grid, before + weight, offset) -
-                       sampling::SystematicDrawsBelow(grid, before, offset);
-      }
-      below += of_all;
-    }
-  }
-
-  // kernels/sampling/tile_budgets.h: LargestRemainderBudgets.
-  __device__ void ShareByRemainder() {
-    const uint64_t total = TotalWeight();
-    uint64_t* remainder = arrays_.remainder(head_);
-    uint64_t whole = 0;
-    for (int line = threadIdx.x; line < lines_.num_lines; line += kThreads) {
-      const unsigned __int128 share = static_cast<unsigned __int128>(Weight(line)) * draws_;
-      count_[line] = static_cast<uint32_t>(share / total);
-      remainder[line] = static_cast<uint64_t>(share % total);
-      whole += count_[line];
-    }
-    const uint64_t left = draws_ - sums_.Total(whole);
-    if (left == 0) return;
-    // The largest threshold that at least `left` remainders reach.
-    const auto reach = [&](uint64_t threshold) {
-      uint64_t reached = 0;
-      for (int line = threadIdx.x; line < lines_.num_lines; line += kThreads) reached += remainder[line] >= threshold;
-      return sums_.Total(reached);
-    };
-    uint64_t low = 0;
-    uint64_t high = total;
-    while (high - low > 1) {
-      const uint64_t middle = low + (high - low) / 2;
-      (reach(middle) >= left ? low : high) = middle;
-    }
-    // All above it get one draw, and the first of those at it what is left.
-    uint64_t at_it = left - reach(low + 1);
-    for (int first = 0; first < lines_.num_lines; first += kThreads) {
-      const int line = first + static_cast<int>(threadIdx.x);
-      const bool real = line < lines_.num_lines;
-      const bool equal = real && remainder[line] == low;
-      uint64_t equals;
-      const uint64_t before = sums_.Before(equal ? 1 : 0, equals);
-      if (real && (remainder[line] > low || (equal && before < at_it))) ++count_[line];
-      at_it -= equals < at_it ? equals : at_it;
+  __device__ void ShareAmongLines() {
+    const Shares shares = {.num_lines = lines_.num_lines, .draws = draws_, .count = count_};
+    const auto weight = [this](int line) { return Weight(line); };
+    if (stored_.budget_rounding == BudgetRounding::kSystematic) {
+      ShareSystematically(team_, shares, stream_, weight);
+    } else {
+      ShareByRemainder(team_, shares, arrays_.remainder(head_), weight);
     }
   }
 
@@ -233,7 +126,7 @@ class HeadPlacer {
     for (int first = 0; first < lines_.num_blocks; first += kThreads) {
       const int block = first + static_cast<int>(threadIdx.x);
       uint64_t total;
-      const uint64_t before = sums_.Before(block < lines_.num_blocks ? __ldcg(count_ + block) : 0, total);
+      const uint64_t before = team_.Before(block < lines_.num_blocks ? __ldcg(count_ + block) : 0, total);
       if (block < lines_.num_blocks) count_[block] = static_cast<uint32_t>(below + before);
       below += total;
     }
@@ -297,7 +190,7 @@ class HeadPlacer {
   const StoredLines lines_;
   const StoredArrays arrays_;
   const int head_;
-  BlockSums& sums_;
+  Team team_;
   const sampling::RandomStream stream_;
   const uint32_t draws_;
   const float* const own_max_;
@@ -308,14 +201,14 @@ class HeadPlacer {
 };
 
 __global__ void __launch_bounds__(kThreads) PlaceDrawsKernel(const __grid_constant__ StoredLaunch launch) {
-  __shared__ BlockSums sums;
+  __shared__ Team::Shared shared;
   LetLaterKernelStart();
   const int number = launch.numbers[blockIdx.y];
   const DeviceItem& item = launch.decode.items[number];
   const StoredItem& stored = launch.stored[number];
-  const StoredView view(launch, item, stored);
+  const StoredView view(launch.decode, item, stored);
   WaitForEarlierKernel();
-  HeadPlacer(item, stored, view, blockIdx.x, sums).Run();
+  HeadPlacer(item, stored, view, blockIdx.x, Team(shared)).Run();
 }
 
 }  // namespace

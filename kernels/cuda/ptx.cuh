@@ -96,6 +96,22 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// What a thread of another block left before its release is there after an acquire that reads it.
+__device__ __forceinline__ void StoreRelease(unsigned* to, unsigned value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+__device__ __forceinline__ unsigned LoadAcquire(const unsigned* from) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+
+// The 128 bytes from `line` on, which are aligned to that, will not be read before they are written again: what the L2
+// cache has of them need not go to memory. All who have read them are done.
+__device__ __forceinline__ void DiscardLine(void* line) {
+  asm volatile("discard.global.L2 [%0], 128;" ::"l"(line) : "memory");
+}
+
 // Programmatic dependent launch: a kernel may start while the one before it in the stream still runs. Nothing that the
 // earlier one wrote may be read, nor anything written, before WaitForEarlierKernel(). No-ops before Hopper.
 __device__ __forceinline__ void WaitForEarlierKernel() {

@@ -132,12 +132,14 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads == 4 && D
     const int listed = ListDrawn<kHeads>(mine.tile, drawn, lane);
     rows_read += listed;
     sums.Open(mine.tile, draws.budget, lane);
+    constexpr int kMore = kKeySlabs<Kv, D> + kValueSlabs<Kv, D>;
+    // Counts are up to the budget, which is at most 256: every format holds them.
     if (keys.exhausted()) {  // its ring is free
-      GatherTile<Kv, D, kHeads, kBlocks, kKeySlabs<Kv, D> + kValueSlabs<Kv, D>>(
-          sums.out, mine.tile, SharedAddress(mine.keys), view, listed, tile_begin, lane);
+      GatherTile<Kv, D, kHeads, kMore, true>(sums.out, mine.tile, listed, SharedAddress(mine.keys), view, tile_begin,
+                                             lane);
     } else {
-      GatherTile<Kv, D, kHeads, kBlocks, kValueSlabs<Kv, D>>(sums.out, mine.tile, SharedAddress(mine.values), view,
-                                                             listed, tile_begin, lane);
+      GatherTile<Kv, D, kHeads, kValueSlabs<Kv, D>, true>(sums.out, mine.tile, listed, SharedAddress(mine.values), view,
+                                                          tile_begin, lane);
     }
     __syncwarp();
   }

@@ -157,7 +157,7 @@ class SplitMerger {
         stride_(static_cast<size_t>(launch.num_kv_heads) * launch.group_size) {
     const size_t first = item.first_split * stride_ + kv_head * launch.group_size;
     max_sums_ = launch.partial_max_sum + first;
-    partial_o_ = reinterpret_cast<const float4*>(launch.partial_o + first * D);
+    partial_o_ = reinterpret_cast<float4*>(launch.partial_o + first * D);
   }
 
   __device__ void Run() {
@@ -173,6 +173,7 @@ class SplitMerger {
       WaitCopies<0>();
       __syncthreads();
       Weigh(count);
+      Discard(from, count);
       __syncthreads();
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
@@ -222,6 +223,13 @@ class SplitMerger {
     CommitCopies();
   }
 
+  // Gives up the partial outputs, which every thread has copied.
+  __device__ void Discard(int from, int count) {
+    for (int quad = 8 * threadIdx.x; quad < count * quads_; quad += 8 * blockDim.x) {
+      DiscardLine(partial_o_ + (from + quad / quads_) * stride_ * (D / 4) + quad % quads_);
+    }
+  }
+
   // A warp a head: the largest score so far, the sum against it, and the factors that bring the outputs to it.
   __device__ void Weigh(int count) {
     const int lane = threadIdx.x % 32;
@@ -255,7 +263,7 @@ class SplitMerger {
   const int group_size_, num_splits_, quads_, at_once_;
   const size_t stride_;  // between splits, in heads
   const float2* max_sums_;
-  const float4* partial_o_;
+  float4* partial_o_;
 };
 
 // Counts the split in; the last one of the (item, head) merges them all and writes the answer. All threads call it.

@@ -6,6 +6,7 @@
 #include "kernels/cuda/stored_launch.cuh"
 #include "kernels/cuda/tile_draws.cuh"
 #include "kernels/cuda/tile_scores.cuh"
+#include "kernels/cuda/tile_scratch.cuh"
 
 namespace santa::cuda {
 namespace {
@@ -24,33 +25,6 @@ struct alignas(128) WarpMemory {
 template <typename Kv, int D, int kHeads>
 constexpr int kWarpsOf = 4 * sizeof(WarpMemory<Kv, D, kHeads>) <= 96 * 1024 ? 4 : 2;
 
-// The larger of two; NaN where one is.
-__device__ __forceinline__ float MaxOrNan(float a, float b) {
-  float result;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
-  return result;
-}
-
-// Copies a tile's scores of `heads` heads to scratch, where to[head * pitch] is the first; bit h: head h has a NaN.
-template <int kHeads>
-__device__ __forceinline__ uint32_t WriteScores(float* to, size_t pitch, const TileMemory<kHeads>& memory, int heads,
-                                                int lane) {
-  uint32_t with_nan = 0;
-#pragma unroll
-  for (int head = 0; head < kHeads; ++head) {
-    if (head >= heads) break;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int token = kTileTokens / 2 * half + 4 * lane;
-      const float4 s = *reinterpret_cast<const float4*>(&memory.value[head][TileMemory<kHeads>::Column(token)]);
-      *reinterpret_cast<float4*>(to + head * pitch + token) = s;
-      const float max = MaxOrNan(MaxOrNan(s.x, s.y), MaxOrNan(s.z, s.w));
-      with_nan |= static_cast<uint32_t>(max != max) << head;
-    }
-  }
-  return __reduce_or_sync(~0u, with_nan);
-}
-
 template <typename Kv, int D, int kHeads>
 __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads <= 4 && D <= 128 ? 4 : 2)
     StoreScoresKernel(const __grid_constant__ StoredLaunch launch) {
@@ -65,7 +39,7 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads <= 4 && D
   const CacheView<Kv, D> view(launch.decode, item, work, kv_head);
   int tile = view.begin / kTileTokens + warp;
   const int32_t first_page = view.PageOf(tile * kTileTokens);
-  const StoredView stored(launch, item, launch.stored[work.item]);
+  const StoredView stored(launch.decode, item, launch.stored[work.item]);
   WaitForEarlierKernel();  // what was read up to here came from the host
   KeyStream<Kv, D, kWarps, kKeySlabs<Kv, D>> keys(view, SharedAddress(mine.keys), tile, first_page, lane);
   QueryFragment<D> q[kBlocks];
@@ -77,15 +51,14 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads <= 4 && D
   for (; tile * kTileTokens < view.end; tile += kWarps) {
     const int block = tile - stored.lines.first_block;
     ScoreTile<Kv, D, kHeads, kBlocks>(mine.tile, keys, view, q, scorer, tile * kTileTokens, lane);
-    const uint32_t with_nan =
-        WriteScores<kHeads>(stored.arrays.scores(first_head, block),
-                            static_cast<size_t>(stored.lines.num_blocks) * kBlockTokens, mine.tile, group_size, lane);
+    WriteTile<kHeads>(stored.arrays.scores(first_head, block), stored.lines.pitch(), mine.tile, group_size, lane);
+    __syncwarp();
     float max;
-    uint64_t mass = WeighRun<kHeads>(mine.tile, max, lane);
+    uint64_t mass = WeighRun<kHeads, true>(mine.tile, max, lane);
 #pragma unroll
     for (int step = 1; step < TileMemory<kHeads>::kLanes; step *= 2) mass += __shfl_xor_sync(~0u, mass, step);
     if (lane % TileMemory<kHeads>::kLanes == 0 && head < group_size) {
-      stored.arrays.own_max(first_head + head)[block] = with_nan >> head & 1 ? NAN : max;
+      stored.arrays.own_max(first_head + head)[block] = max;
       stored.arrays.own_mass(first_head + head)[block] = mass;
     }
     __syncwarp();

@@ -10,8 +10,9 @@ namespace santa::cuda {
 
 // Starts kernel(launch), allowed to overlap the end of the kernel before it. So that a kernel may rely on all those
 // before it, every block calls WaitForEarlierKernel() before it ends.
-inline cudaError_t LaunchStored(void (*kernel)(StoredLaunch), const StoredLaunch& launch, dim3 grid, int threads,
-                                int shared_bytes, cudaStream_t stream) {
+template <typename Launch>
+cudaError_t LaunchStored(void (*kernel)(Launch), const Launch& launch, dim3 grid, int threads, int shared_bytes,
+                         cudaStream_t stream) {
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
     return error;
   }
@@ -39,10 +40,9 @@ struct StoredView {
   StoredLines lines;
   StoredArrays arrays;
 
-  __device__ StoredView(const StoredLaunch& launch, const DeviceItem& item, const StoredItem& stored)
+  __device__ StoredView(const DecodeLaunch& launch, const DeviceItem& item, const StoredItem& stored)
       : lines(LinesOf(stored.method, item.begin, item.end, item.sample_count)),
-        arrays(stored.scratch, stored.method, launch.decode.num_kv_heads * launch.decode.group_size, lines,
-               item.sample_count) {}
+        arrays(stored.scratch, stored.method, launch.num_kv_heads * launch.group_size, lines, item.sample_count) {}
 };
 
 }  // namespace santa::cuda

@@ -3,6 +3,7 @@
 #ifndef SANTA_KERNELS_CUDA_STORED_LAYOUT_H_
 #define SANTA_KERNELS_CUDA_STORED_LAYOUT_H_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/attention.h"
@@ -31,6 +32,8 @@ struct StoredLines {
     const int32_t end = (first_line + line + 1) * line_blocks - first_block;
     return end < num_blocks ? end : num_blocks;
   }
+  // Tokens between two heads' scores.
+  SANTA_HOST_DEVICE size_t pitch() const { return static_cast<size_t>(num_blocks) * kBlockTokens; }
 };
 
 SANTA_HOST_DEVICE bool DrawsOnTiles(Method method) {

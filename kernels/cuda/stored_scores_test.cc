@@ -264,6 +264,22 @@ TEST_F(StoredScoresTest, AnItemAnswersAloneAsInABatch) {
   }
 }
 
+// More splits than blocks that run at once, so that scoring, drawing and gathering of different items overlap.
+TEST_F(StoredScoresTest, AnItemAnswersAloneAsAmongMany) {
+  Problem problem = MakeProblem({.group_size = 4, .num_kv_heads = 2, .head_dim = 64}, 5000);
+  for (const AttentionOptions& options : Methods(37)) {
+    SCOPED_TRACE(Describe(options));
+    problem.step.options = options;
+    const std::vector<Item> items = Seeds(problem, 200);
+    const std::vector<Answer> together = DecodeOnGpu(items);
+    for (const size_t i : {0, 1, 57, 198, 199}) {
+      const Answer alone = DecodeOnGpu({items[i]})[0];
+      EXPECT_EQ(together[i].o, alone.o) << i;
+      EXPECT_EQ(together[i].rows_read, alone.rows_read) << i;
+    }
+  }
+}
+
 TEST(StoredScratch, GrowsWithTokensAndDraws) {
   int64_t before = 0;
   for (const int64_t tokens : {100, 300, 5000, 1 << 20}) {

@@ -16,6 +16,7 @@
 #include "kernels/cuda/decode_plan.h"
 #include "kernels/cuda/exact.h"
 #include "kernels/cuda/s2anta_flash.h"
+#include "kernels/cuda/s2anta_prop.h"
 #include "kernels/cuda/stored_scores.h"
 #include "kernels/reference/number_format.h"
 #include "kernels/sampling/score.h"
@@ -60,7 +61,8 @@ Batch Cut(const std::vector<Item>& items) {
   Batch batch;
   for (const Item& item : items) {
     const reference::Step& step = item.problem->step;
-    batch.plans.push_back(PlanItem({.num_tokens = step.num_tokens, .options = step.options}));
+    batch.plans.push_back(
+        PlanItem({.num_tokens = step.num_tokens, .options = step.options}, item.problem->shape.group_size));
     batch.splits += batch.plans.back().splits.count;
   }
   batch.work.resize(batch.splits);
@@ -77,6 +79,7 @@ struct StoredParts {
   std::vector<StoredItem> host;
   std::vector<int32_t> numbers;
   bool long_lines = false;
+  int32_t most_prop_splits = 0;
   DeviceVector<uint8_t> scratch;
   DeviceVector<StoredItem> stored;
   DeviceVector<int32_t> device_numbers{numbers};
@@ -88,11 +91,16 @@ struct StoredParts {
       const reference::Step& step = items[i].problem->step;
       const ItemPlan& plan = batch.plans[i];
       host.push_back({.method = step.options.method, .budget_rounding = step.options.budget_rounding});
-      places.push_back(bytes);
-      if (plan.kernel != Kernel::kStoredScores) continue;
+      places.push_back(0);
+      if (!StoresScores(plan.kernel)) continue;
+      places.back() = bytes;
+      bytes += StoredScratchBytes(step.options.method, step.num_query_heads, plan.begin, plan.end, plan.sample_count);
+      if (plan.kernel == Kernel::kS2antaProp) {
+        most_prop_splits = std::max(most_prop_splits, plan.splits.count);
+        continue;
+      }
       numbers.push_back(static_cast<int32_t>(i));
       long_lines |= NeedsLongLines(step.options.method, plan.begin, plan.end, plan.sample_count);
-      bytes += StoredScratchBytes(step.options.method, step.num_query_heads, plan.begin, plan.end, plan.sample_count);
     }
     return std::vector<uint8_t>(bytes, 0xff);
   }
@@ -111,10 +119,14 @@ void Launch(DecodeLaunch launch, const std::vector<Item>& items, const Batch& ba
   };
   if (of(Kernel::kExact)) Check(LaunchExact(launch, nullptr));
   if (of(Kernel::kS2antaFlash)) Check(LaunchS2antaFlash(launch, nullptr));
-  if (of(Kernel::kStoredScores)) {
-    const StoredParts parts(items, batch);
-    // Twice: the second run must find in order what the first one left.
-    for (int run = 0; run < 2; ++run) {
+  const StoredParts parts(items, batch);
+  // Twice: the second run must find in order what the first one left.
+  for (int run = 0; run < 2; ++run) {
+    if (of(Kernel::kS2antaProp)) {
+      Check(LaunchS2antaProp({.decode = launch, .stored = parts.stored.get(), .most_splits = parts.most_prop_splits},
+                             nullptr));
+    }
+    if (of(Kernel::kStoredScores)) {
       Check(LaunchStoredScores({.decode = launch,
                                 .stored = parts.stored.get(),
                                 .numbers = parts.device_numbers.get(),
@@ -122,7 +134,6 @@ void Launch(DecodeLaunch launch, const std::vector<Item>& items, const Batch& ba
                                 .long_lines = parts.long_lines},
                                nullptr));
     }
-    Check(cudaDeviceSynchronize());
   }
   Check(cudaDeviceSynchronize());
 }
@@ -216,7 +227,8 @@ std::vector<Answer> DecodeOnGpu(const std::vector<Item>& items) {
   const DeviceVector<unsigned long long> rows_read(std::vector<unsigned long long>(items.size(), 0));
   const DeviceVector<float> partial_o(std::vector<float>(batch.splits * outputs, NAN));
   const DeviceVector<float2> partial_max_sum(std::vector<float2>(batch.splits * heads, float2{NAN, NAN}));
-  const DeviceVector<unsigned> tickets(std::vector<unsigned>(items.size() * shape.num_kv_heads, 0));
+  const size_t num_tickets = items.size() * shape.num_kv_heads;
+  const DeviceVector<unsigned> tickets(std::vector<unsigned>(num_tickets + 1, 0));  // and next_unit
   std::vector<DeviceItem> host_items;
   int32_t first_split = 0;
   for (size_t i = 0; i < items.size(); ++i) {
@@ -251,6 +263,7 @@ std::vector<Answer> DecodeOnGpu(const std::vector<Item>& items) {
           .partial_o = partial_o.get(),
           .partial_max_sum = partial_max_sum.get(),
           .tickets = tickets.get(),
+          .next_unit = tickets.get() + num_tickets,
           .num_kv_heads = shape.num_kv_heads,
           .group_size = shape.group_size,
           .head_dim = shape.head_dim,
@@ -264,8 +277,7 @@ std::vector<Answer> DecodeOnGpu(const std::vector<Item>& items) {
   for (size_t i = 0; i < items.size(); ++i) {
     answers[i].o.assign(all_o.begin() + i * outputs, all_o.begin() + (i + 1) * outputs);
     answers[i].lse.assign(all_lse.begin() + i * heads, all_lse.begin() + (i + 1) * heads);
-    // Stored scores are run twice.
-    answers[i].rows_read = all_rows[i] / (batch.plans[i].kernel == Kernel::kStoredScores ? 2 : 1);
+    answers[i].rows_read = all_rows[i] / (StoresScores(batch.plans[i].kernel) ? 2 : 1);  // these were run twice
   }
   return answers;
 }

@@ -33,41 +33,56 @@ struct alignas(16) TileMemory {
   __device__ __forceinline__ uint4* Chunk(int lane, int chunk) {
     return reinterpret_cast<uint4*>(&value[lane / kLanes][Column(lane % kLanes * kRun + 32 * chunk)]);
   }
+  __device__ __forceinline__ const uint4* Chunk(int lane, int chunk) const {
+    return const_cast<TileMemory*>(this)->Chunk(lane, chunk);
+  }
 };
 
-// The systematic draws of one head on one tile, S_t of them.
-struct TileDraws {
-  sampling::RandomStream stream;  // the head's
-  uint32_t budget;                // S_t, at least 1
-  int64_t tile;                   // its absolute number
-};
-
-// What a lane's run of tokens drew: bit i of word w is token 32 w + i.
+// What a lane's run of tokens drew: bit i of word w is token 32 w + i. Loops over words are not unrolled: kernels for
+// large groups are long enough.
 template <int kHeads>
 struct DrawnMask {
   static constexpr int kWords = TileMemory<kHeads>::kRun / 32;
   uint32_t word[kWords];
+
+  // word[at] = bits, where `at` is not known before.
+  __device__ __forceinline__ void Set(int at, uint32_t bits) {
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) word[w] = w == at ? bits : word[w];
+  }
 };
 
-// Turns a lane's scores into masses against the tile's largest score; the sum of those of the lane.
-template <int kHeads>
+// The larger of two; kKeepNan: NaN where one is.
+template <bool kKeepNan>
+__device__ __forceinline__ float Larger(float a, float b) {
+  if constexpr (!kKeepNan) return fmaxf(a, b);
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
+// Turns a lane's scores into masses against the tile's largest score; the sum of those of the lane. kKeepNan: where a
+// score is NaN, so is the largest, and all masses are 0.
+template <int kHeads, bool kKeepNan = false>
 __device__ __forceinline__ uint64_t WeighRun(TileMemory<kHeads>& memory, float& max, int lane) {
   using Memory = TileMemory<kHeads>;
-  constexpr int kWords = Memory::kRun / 32;
+  constexpr int kWords = DrawnMask<kHeads>::kWords;
   max = kNegativeInfinity;
-#pragma unroll
+#pragma unroll 1
   for (int word = 0; word < kWords; ++word) {
     const uint4* chunk = memory.Chunk(lane, word);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float4 s = *reinterpret_cast<const float4*>(chunk + i);
-      max = fmaxf(max, fmaxf(fmaxf(s.x, s.y), fmaxf(s.z, s.w)));
+      max = Larger<kKeepNan>(max, Larger<kKeepNan>(Larger<kKeepNan>(s.x, s.y), Larger<kKeepNan>(s.z, s.w)));
     }
   }
 #pragma unroll
-  for (int step = 1; step < Memory::kLanes; step *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
+  for (int step = 1; step < Memory::kLanes; step *= 2) {
+    max = Larger<kKeepNan>(max, __shfl_xor_sync(~0u, max, step));
+  }
   uint64_t sum = 0;
-#pragma unroll
+#pragma unroll 1
   for (int word = 0; word < kWords; ++word) {
     uint4* chunk = memory.Chunk(lane, word);
 #pragma unroll
@@ -89,9 +104,10 @@ template <int kHeads>
 __device__ __forceinline__ DrawnMask<kHeads> CountRun(TileMemory<kHeads>& memory, sampling::SystematicCursor cursor,
                                                       uint64_t through, int lane) {
   DrawnMask<kHeads> drawn = {};
-#pragma unroll
+#pragma unroll 1
   for (int word = 0; word < DrawnMask<kHeads>::kWords; ++word) {
     uint4* chunk = memory.Chunk(lane, word);
+    uint32_t bits = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint4 mass = chunk[i];
@@ -102,13 +118,112 @@ __device__ __forceinline__ DrawnMask<kHeads> CountRun(TileMemory<kHeads>& memory
         uint32_t here = 0;
         for (; cursor.position() < through; cursor.Advance()) ++here;
         (&count.x)[k] = here;
-        drawn.word[word] |= static_cast<uint32_t>(here != 0) << (4 * i + k);
+        bits |= static_cast<uint32_t>(here != 0) << (4 * i + k);
       }
       chunk[i] = count;
     }
+    drawn.Set(word, bits);
   }
   return drawn;
 }
+
+// Replaces each number of the lane's run by counts(that), in order; which are not 0. For one that takes long to
+// compute: little code.
+template <int kHeads, typename Counts>
+__device__ __forceinline__ DrawnMask<kHeads> CountOneByOne(TileMemory<kHeads>& memory, const Counts& counts, int lane) {
+  DrawnMask<kHeads> drawn = {};
+#pragma unroll 1
+  for (int word = 0; word < DrawnMask<kHeads>::kWords; ++word) {
+    auto* value = reinterpret_cast<uint32_t*>(memory.Chunk(lane, word));
+    uint32_t bits = 0;
+#pragma unroll 1
+    for (int i = 0; i < 32; ++i) {
+      const uint32_t count = counts(value[i]);
+      value[i] = count;
+      bits |= static_cast<uint32_t>(count != 0) << i;
+    }
+    drawn.Set(word, bits);
+  }
+  return drawn;
+}
+
+// Systematic draws below a cumulative mass that grows.
+class SystematicCounter {
+ public:
+  // drawn: below the first mass to come.
+  __device__ SystematicCounter(const sampling::DrawGrid& grid, uint64_t offset, uint32_t drawn)
+      : grid_(grid), offset_(offset), drawn_(drawn), cursor_(grid, offset, drawn) {}
+
+  // Draws from where the last call ended to `through`.
+  __device__ __forceinline__ uint32_t Take(uint64_t through) {
+    uint32_t count = 0;
+    while (cursor_.position() < through) {
+      if (count == kSteps) {
+        const uint32_t drawn = sampling::SystematicDrawsBelow(grid_, through, offset_);
+        cursor_ = sampling::SystematicCursor(grid_, offset_, drawn);
+        count = drawn - drawn_;
+        break;
+      }
+      cursor_.Advance();
+      ++count;
+    }
+    drawn_ += count;
+    return count;
+  }
+  __device__ __forceinline__ uint32_t drawn() const { return drawn_; }
+
+ private:
+  // A row with more draws than so many is jumped over, not walked through: attention sinks have thousands.
+  static constexpr uint32_t kSteps = 6;
+
+  const sampling::DrawGrid grid_;
+  const uint64_t offset_;
+  uint32_t drawn_;
+  sampling::SystematicCursor cursor_;
+};
+
+// As CountRun, from the draw `first` on; for heads with a great many draws.
+template <int kHeads>
+__device__ __forceinline__ DrawnMask<kHeads> CountManyInRun(TileMemory<kHeads>& memory, const sampling::DrawGrid& grid,
+                                                            uint64_t offset, uint32_t first, uint64_t through,
+                                                            int lane) {
+  SystematicCounter counter(grid, offset, first);
+  return CountOneByOne<kHeads>(
+      memory, [&](uint32_t mass) { return counter.Take(through += mass); }, lane);
+}
+inline constexpr uint32_t kManyDraws = 64;
+
+// Masses to draw counts for every head; `sum`: of the lane's run; draws, random: of the lane's head, lane / kLanes.
+// kMany: counting goes faster past a row that has a great many draws, at the price of more code. The head's total mass
+// to `total`.
+template <int kHeads, bool kMany>
+__device__ __forceinline__ DrawnMask<kHeads> DrawMasses(TileMemory<kHeads>& memory, uint64_t sum, uint32_t draws,
+                                                        uint64_t random, uint64_t& total, int lane) {
+  constexpr int kLanes = TileMemory<kHeads>::kLanes;
+  uint64_t through = sum;  // of this lane's run and those before it
+#pragma unroll
+  for (int step = 1; step < kLanes; step *= 2) {
+    const uint64_t other = __shfl_up_sync(~0u, through, step, kLanes);
+    if (lane % kLanes >= step) through += other;
+  }
+  total = __shfl_sync(~0u, through, kLanes - 1, kLanes);
+  const sampling::DrawGrid grid = sampling::MakeDrawGrid(total, max(draws, 1u));
+  const uint64_t offset = sampling::UniformBelow(random, total);
+  const uint64_t before = through - sum;
+  // A head without draws counts from behind the last one.
+  const uint32_t first = draws == 0 ? 1 : sampling::SystematicDrawsBelow(grid, before, offset);
+  if constexpr (kMany) {
+    if (__any_sync(~0u, draws > kManyDraws)) return CountManyInRun<kHeads>(memory, grid, offset, first, before, lane);
+  }
+  return CountRun<kHeads>(memory, sampling::SystematicCursor(grid, offset, first), before, lane);
+}
+
+// The systematic draws of one head on one tile, S_t of them.
+struct TileDraws {
+  sampling::RandomStream stream;  // the head's
+  uint32_t budget;                // S_t, at least 1
+  int64_t tile;                   // its absolute number
+};
 
 // Scores to draw counts for every head, memory.max and memory.mass beside them. draws: of the lane's head, lane /
 // kLanes. Heads that are not `real` draw nothing.
@@ -116,26 +231,14 @@ template <int kHeads>
 __device__ __forceinline__ DrawnMask<kHeads> DrawTile(TileMemory<kHeads>& memory, const TileDraws& draws, bool real,
                                                       int lane) {
   constexpr int kLanes = TileMemory<kHeads>::kLanes;
-  const int head = lane / kLanes, part = lane % kLanes;
   float max;
   const uint64_t sum = WeighRun<kHeads>(memory, max, lane);
-  uint64_t through = sum;  // of this lane's run and those before it
-#pragma unroll
-  for (int step = 1; step < kLanes; step *= 2) {
-    const uint64_t other = __shfl_up_sync(~0u, through, step, kLanes);
-    if (part >= step) through += other;
-  }
-  const uint64_t total = __shfl_sync(~0u, through, kLanes - 1, kLanes);
-  const sampling::DrawGrid grid = sampling::MakeDrawGrid(total, draws.budget);
-  const uint64_t offset =
-      sampling::UniformBelow(sampling::Random64(draws.stream, sampling::Purpose::kTile, draws.tile), total);
-  const uint64_t before = through - sum;
-  const uint32_t first = real ? sampling::SystematicDrawsBelow(grid, before, offset) : draws.budget;
-  const DrawnMask<kHeads> drawn =
-      CountRun<kHeads>(memory, sampling::SystematicCursor(grid, offset, first), before, lane);
-  if (part == 0) {
-    memory.max[head] = max;
-    memory.mass[head] = static_cast<float>(total) / sampling::kMassOne;
+  const uint64_t random = sampling::Random64(draws.stream, sampling::Purpose::kTile, draws.tile);
+  uint64_t total;
+  const DrawnMask<kHeads> drawn = DrawMasses<kHeads, false>(memory, sum, real ? draws.budget : 0, random, total, lane);
+  if (lane % kLanes == 0) {
+    memory.max[lane / kLanes] = max;
+    memory.mass[lane / kLanes] = static_cast<float>(total) / sampling::kMassOne;
   }
   __syncwarp();
   return drawn;

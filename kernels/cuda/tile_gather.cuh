@@ -1,7 +1,9 @@
-// A warp's gather: the sum of the value rows that a tile drew, each times its draw count, for every head of the group;
-// each row is read once for them all.
+// A warp's gather: the weighted sum of the value rows that a tile drew, for every head of the group; each row is read
+// once for them all.
 #ifndef SANTA_KERNELS_CUDA_TILE_GATHER_CUH_
 #define SANTA_KERNELS_CUDA_TILE_GATHER_CUH_
+
+#include <cuda_fp16.h>
 
 #include "kernels/cuda/cache_view.cuh"
 #include "kernels/cuda/tile_draws.cuh"
@@ -27,44 +29,82 @@ __device__ __forceinline__ void CopyListed(uint32_t slab, const CacheView<Kv, D>
   CommitCopies();
 }
 
-// Adds the drawn rows of the tile to `out`. ring: kSlabs slabs of the warp. All copies that the lane started before
-// have arrived afterwards.
-template <typename Kv, int D, int kHeads, int kBlocks, int kSlabs>
-__device__ __forceinline__ void GatherTile(OutputFragment<D> (&out)[kBlocks], const TileMemory<kHeads>& memory,
-                                           uint32_t ring, const CacheView<Kv, D>& view, int listed, int tile_begin,
-                                           int lane) {
+// Takes from a weight w >= 0 what T holds of it, towards 0. Does so again and again, and nothing is left, but for what
+// underflows fp16.
+template <typename T>
+__device__ __forceinline__ float TakeHeld(float& weight);
+template <>
+__device__ __forceinline__ float TakeHeld<__nv_bfloat16>(float& weight) {
+  const float held = __uint_as_float(__float_as_uint(weight) & 0xffff0000u);
+  weight -= held;
+  return held;
+}
+template <>
+__device__ __forceinline__ float TakeHeld<__half>(float& weight) {
+  const float held = __half2float(__float2half_rz(fminf(weight, 65504.0f)));
+  weight -= held;
+  return held;
+}
+
+// Adds the listed rows of the tile to `out`, each times weight(head, its entry in the list). ring: kSlabs slabs of the
+// warp. kHeld: the products' type holds every weight; else one goes into them in parts. All copies that the lane
+// started before have arrived afterwards.
+template <typename Kv, int D, int kHeads, int kSlabs, bool kHeld, int kBlocks, typename Weight>
+__device__ __forceinline__ void GatherListed(OutputFragment<D> (&out)[kBlocks], const uint8_t* list, int listed,
+                                             const Weight& weight, uint32_t ring, const CacheView<Kv, D>& view,
+                                             int tile_begin, int lane) {
+  using T = Compute<Kv>;
   const int r = lane / 4, c = lane % 4;
 #pragma unroll
   for (int i = 0; i < kSlabs; ++i) {
-    CopyListed<Kv, D>(ring + i * Slab<Kv, D>::kBytes, view, memory.list, listed, i * kSlabRows, tile_begin, lane);
+    CopyListed<Kv, D>(ring + i * Slab<Kv, D>::kBytes, view, list, listed, i * kSlabRows, tile_begin, lane);
   }
   uint32_t slot = 0;
 #pragma unroll 1
   for (int at = 0; at < listed; at += kSlabRows) {
-    int column[4];  // of the lane's tokens 2c, 2c + 1, 2c + 8, 2c + 9
+    float left[kBlocks][4];  // of the weights of entries 2c, 2c + 1, 2c + 8, 2c + 9
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int entry = at + 2 * c + (i & 1) + 4 * (i & 2);
-      column[i] = entry < listed ? TileMemory<kHeads>::Column(memory.list[entry]) : -1;
-    }
-    WeightFragment p[kBlocks];
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      const int head = 8 * block + r;
-      float count[4];  // to 256: exact in every format
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        count[i] = column[i] >= 0 && head < kHeads ? static_cast<float>(memory.value[head][column[i]]) : 0.0f;
+      for (int block = 0; block < kBlocks; ++block) {
+        const int head = 8 * block + r;
+        left[block][i] = entry < listed && head < kHeads ? weight(head, entry) : 0.0f;
       }
-      p[block] = {Pack<Compute<Kv>>(count[0], count[1]), Pack<Compute<Kv>>(count[2], count[3])};
     }
     WaitCopies<kSlabs - 1>();
-    Accumulate<Kv, D, kBlocks>(out, ring + slot, p, lane);
+    bool more;
+    do {
+      WeightFragment p[kBlocks];
+      more = false;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        float held[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          held[i] = kHeld ? left[block][i] : TakeHeld<T>(left[block][i]);
+          more |= !kHeld && left[block][i] > 0 && held[i] > 0;
+        }
+        p[block] = {Pack<T>(held[0], held[1]), Pack<T>(held[2], held[3])};
+      }
+      Accumulate<Kv, D, kBlocks>(out, ring + slot, p, lane);
+    } while (!kHeld && __any_sync(~0u, more));
     __syncwarp();
-    CopyListed<Kv, D>(ring + slot, view, memory.list, listed, at + kSlabs * kSlabRows, tile_begin, lane);
+    CopyListed<Kv, D>(ring + slot, view, list, listed, at + kSlabs * kSlabRows, tile_begin, lane);
     slot += Slab<Kv, D>::kBytes;
     if (slot == kSlabs * Slab<Kv, D>::kBytes) slot = 0;
   }
+}
+
+// Likewise, the weights being the tile's draw counts.
+template <typename Kv, int D, int kHeads, int kSlabs, bool kHeld, int kBlocks>
+__device__ __forceinline__ void GatherTile(OutputFragment<D> (&out)[kBlocks], const TileMemory<kHeads>& memory,
+                                           int listed, uint32_t ring, const CacheView<Kv, D>& view, int tile_begin,
+                                           int lane) {
+  const auto count = [&memory](int head, int entry) {
+    return static_cast<float>(memory.value[head][TileMemory<kHeads>::Column(memory.list[entry])]);
+  };
+  GatherListed<Kv, D, kHeads, kSlabs, kHeld>(out, memory.list, listed, count, ring, view, tile_begin, lane);
 }
 
 }  // namespace santa::cuda

@@ -24,7 +24,7 @@ __device__ __forceinline__ float LargestOf(const float* max, int begin, int end,
 __global__ void __launch_bounds__(32 * kWarps) WeighLinesKernel(const __grid_constant__ StoredLaunch launch) {
   LetLaterKernelStart();
   const WorkUnit work = launch.decode.work[blockIdx.y];
-  const StoredView stored(launch, launch.decode.items[work.item], launch.stored[work.item]);
+  const StoredView stored(launch.decode, launch.decode.items[work.item], launch.stored[work.item]);
   const int head = blockIdx.x, lane = threadIdx.x % 32;
   WaitForEarlierKernel();
   if (stored.lines.line_blocks == 1) return;

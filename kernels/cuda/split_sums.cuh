@@ -1,0 +1,88 @@
+// How warps, then splits, of a method that stored its scores become one answer: plain sums in a fixed order, divided at
+// the end by a number that was known before.
+#ifndef SANTA_KERNELS_CUDA_SPLIT_SUMS_CUH_
+#define SANTA_KERNELS_CUDA_SPLIT_SUMS_CUH_
+
+#include "kernels/cuda/split_merge.cuh"
+#include "kernels/cuda/stored_layout.h"
+
+namespace santa::cuda {
+
+// A head's softmax over all its tokens: for the answer, and its lse, which is written here.
+__device__ __forceinline__ void WriteHeadSum(HeadSum* to, const DeviceItem& item, int head, float max, float sum) {
+  const float sink = item.sinks ? item.sinks[head] * kLog2E : kNegativeInfinity;
+  const float of_both = fmaxf(max, sink);
+  const float of_tokens = Rescale(max, of_both) * sum, of_all = of_tokens + Rescale(sink, of_both);
+  item.lse[head] = (of_both + log2f(of_all)) / kLog2E;
+  *to = {.max = max, .sum = sum, .divisor = static_cast<float>(item.sample_count) * (of_all / of_tokens)};
+}
+
+// Adds up the block's warps for heads 8 * block .. + 7: the answer, where the item has but one split, or a partial
+// result. sums: [H] of the item. All threads call it.
+template <typename Kv, int D, int kWarps>
+__device__ void AddWarps(float (&of_warp)[kWarps][8][D + 4], const OutputFragment<D>& out, const DecodeLaunch& launch,
+                         const DeviceItem& item, const HeadSum* sums, int split, int kv_head, int block) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  __syncthreads();  // the memory was something else
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int j = 0; j < D / 16; ++j) {
+      of_warp[warp][2 * (lane % 4) + h][OutputDim<Kv>(j, lane, 0)] = out.o[j][h];
+      of_warp[warp][2 * (lane % 4) + h][OutputDim<Kv>(j, lane, 1)] = out.o[j][h + 2];
+    }
+  }
+  __syncthreads();
+  const int group_size = launch.group_size;
+  const int heads = min(8, group_size - 8 * block);
+  for (int i = 4 * threadIdx.x; i < heads * D; i += 4 * 32 * kWarps) {
+    const int head = 8 * block + i / D, dim = i % D;
+    float4 o = {};
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) o += *reinterpret_cast<const float4*>(&of_warp[w][i / D][dim]);
+    if (item.num_splits == 1) {
+      const AnswerWriter answer(launch, item, kv_head);
+      answer.WriteOutput<D>(head, dim, o, __ldcg(&sums[answer.first_head + head].divisor));
+    } else {
+      const size_t to =
+          (static_cast<size_t>(item.first_split + split) * launch.num_kv_heads + kv_head) * group_size + head;
+      *reinterpret_cast<float4*>(launch.partial_o + to * D + dim) = o;
+    }
+  }
+}
+
+// Counts one of several splits in, on a ticket that was `first` before the first of them; the last one of the (item,
+// head) adds them all up, writes the answer and leaves the ticket zero. All threads call it.
+template <int D>
+__device__ void AddSplits(const DecodeLaunch& launch, const DeviceItem& item, const HeadSum* sums, unsigned* ticket,
+                          unsigned first, int kv_head) {
+  __threadfence();
+  __syncthreads();
+  bool last = false;
+  if (threadIdx.x == 0) {
+    last = atomicAdd(ticket, 1) + 1 == first + item.num_splits;
+    if (last) *ticket = 0;
+  }
+  if (!__syncthreads_or(last)) return;
+  __threadfence();
+  const AnswerWriter answer(launch, item, kv_head);
+  const size_t stride = static_cast<size_t>(launch.num_kv_heads) * launch.group_size * (D / 4);
+  auto* partial = reinterpret_cast<float4*>(launch.partial_o) + item.first_split * stride +
+                  static_cast<size_t>(answer.first_head) * (D / 4);
+  const int quads = launch.group_size * D / 4;
+  for (int quad = threadIdx.x; quad < quads; quad += blockDim.x) {
+    float4 o = {};
+#pragma unroll 8
+    for (int split = 0; split < item.num_splits; ++split) o += __ldcg(partial + split * stride + quad);
+    const int head = 4 * quad / D;
+    answer.WriteOutput<D>(head, 4 * quad % D, o, __ldcg(&sums[answer.first_head + head].divisor));
+  }
+  __syncthreads();  // all partial results have been read
+  for (int quad = 8 * threadIdx.x; quad < item.num_splits * quads; quad += 8 * blockDim.x) {
+    DiscardLine(partial + quad / quads * stride + quad % quads);
+  }
+}
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_SPLIT_SUMS_CUH_
