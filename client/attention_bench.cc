@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "client/bench/echo_server.h"
 #include "client/bench/load_options.h"
 #include "client/bench/load_report.h"
 #include "client/bench/load_run.h"
@@ -41,11 +42,18 @@ int main(int argc, char** argv) {
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
 
+  if (!options->serve_echo.empty()) {
+    const absl::Status status = santa::bench::ServeEcho(options->serve_echo, stop, std::cout);
+    if (status.ok()) return 0;
+    std::cerr << "attention_bench: " << status.message() << '\n';
+    return kFailed;
+  }
+
   const absl::StatusOr<santa::bench::LoadResult> result = santa::bench::RunLoad(*options, stop, std::cerr);
   if (!result.ok()) {
     std::cerr << "attention_bench: " << result.status().message() << '\n';
     return absl::IsInvalidArgument(result.status()) ? kUsageError : kFailed;
   }
   std::cout << (options->json ? santa::bench::LoadJson(*options, *result) : santa::bench::LoadTable(*options, *result));
-  return result->counts.steps > 0 ? 0 : kFailed;
+  return result->counts.steps > 0 || result->counts.prompt_tokens > 0 ? 0 : kFailed;
 }

@@ -66,6 +66,38 @@ TEST(AttentionBenchTest, OpenLoopThatAppendsWithASampledMethod) {
   EXPECT_EQ(Sequences(server), 0);
 }
 
+TEST(AttentionBenchTest, AnEchoOfTheSameSizesInTheSameRun) {
+  for (const std::string kind : {"raw", "protobuf"}) {
+    const TestServer server;
+    const CommandResult result =
+        Bench(server, "--clients=2 --sequences=2 --tokens=uniform:10:40 --json --echo=" + kind);
+    ASSERT_EQ(result.exit_code, 0) << result.output;
+    const nlohmann::json json = Last(result);
+    EXPECT_EQ(json["echo"]["kind"], kind) << json;
+    EXPECT_GT(json["echo"]["latency_us"]["count"], 0) << json;
+    EXPECT_GT(json["echo"]["request_bytes"], 0) << json;
+    EXPECT_GT(json["echo"]["without_device_over_echo_p50"], 0) << json;
+    EXPECT_LE(json["without_device_us"]["p50"], json["latency_us"]["p50"]) << json;
+    EXPECT_EQ(json["failed_steps"], 0) << json;
+    EXPECT_NEAR(json["seconds"].get<double>(), 0.5, 0.2) << json;
+    EXPECT_EQ(Sequences(server), 0);
+  }
+}
+
+TEST(AttentionBenchTest, PromptsBesideDecoding) {
+  const TestServer server;
+  const CommandResult result =
+      Bench(server, "--clients=2 --prefill_clients=1 --prefill_chunk=16 --tokens=40 --layers=2 --json");
+  ASSERT_EQ(result.exit_code, 0) << result.output;
+  const nlohmann::json json = Last(result);
+  EXPECT_GT(json["steps"], 0) << json;
+  EXPECT_GT(json["prefill"]["tokens_per_second"], 0) << json;
+  EXPECT_GT(json["prefill"]["latency_us"]["count"], 0) << json;
+  EXPECT_EQ(json["prefill"]["failed_prompts"], 0) << json;
+  EXPECT_EQ(json["errors"], nlohmann::json::object()) << json;
+  EXPECT_EQ(Sequences(server), 0);
+}
+
 TEST(AttentionBenchTest, CountsWhatTheServerRefuses) {
   const TestServer server({}, /*num_pages=*/2);  // 32 tokens
   const CommandResult result = Bench(server, "--tokens=30 --append --json");

@@ -32,7 +32,7 @@ bool AllOk(const AttendStream::Result& result) {
 }  // namespace
 
 LoadClient::LoadClient(const LoadOptions& options, int64_t index, std::unique_ptr<AttentionClient> client)
-    : options_(options), index_(index), client_(std::move(client)) {}
+    : options_(options), index_(index), client_(std::move(client)), arrivals_(options.seed * 7919 + index) {}
 
 LoadClient::~LoadClient() = default;
 
@@ -42,44 +42,101 @@ absl::StatusOr<std::unique_ptr<LoadClient>> LoadClient::Connect(const LoadOption
   return std::unique_ptr<LoadClient>(new LoadClient(options, index, *std::move(client)));
 }
 
-absl::Status LoadClient::Prepare(const TensorView& k, const TensorView& v, const std::atomic<bool>& stop) {
+std::unique_ptr<AttendStream> LoadClient::OpenStream() {
+  return client_->OpenAttendStream({.max_in_flight = kMaxInFlight});
+}
+
+v1::CreateSequenceRequest LoadClient::NewSequence(int64_t sequence) const {
   v1::CreateSequenceRequest create;
   create.set_lease_seconds(
       std::min(info().limits().max_lease_seconds(), options_.warmup_seconds + options_.seconds + kSpareLeaseSeconds));
-  const int64_t repeat = k.shape[0];
+  create.set_sampling_key(1 + static_cast<uint64_t>(sequence));
+  return create;
+}
+
+std::vector<KvChunk> LoadClient::Chunks(int64_t tokens, int64_t most) const {
   std::vector<KvChunk> chunks;
   for (int64_t layer = 0; layer < options_.layers; ++layer) {
-    for (int64_t position = 0; position < options_.tokens; position += repeat) {
-      const int64_t tokens = std::min(repeat, options_.tokens - position);
-      chunks.push_back({static_cast<uint32_t>(layer), position, Rows(k, 0, tokens), Rows(v, 0, tokens)});
+    for (int64_t position = 0; position < tokens; position += most) {
+      const int64_t count = std::min(most, tokens - position);
+      chunks.push_back({static_cast<uint32_t>(layer), position, Rows(k_, 0, count), Rows(v_, 0, count)});
     }
   }
+  return chunks;
+}
+
+absl::Status LoadClient::Prepare(const TensorView& k, const TensorView& v, const std::atomic<bool>& stop) {
+  k_ = k;
+  v_ = v;
+  if (uploads()) return absl::OkStatus();
   std::vector<v1::SequenceHandle> handles;
+  std::vector<int64_t> tokens;
   for (int64_t i = 0; i < options_.sequences; ++i) {
     if (stop) return absl::CancelledError("stopped while sequences were uploaded");
-    create.set_sampling_key(1 + index_ * options_.sequences + i);
-    absl::StatusOr<OwnedSequence> sequence = OwnedSequence::Create(*client_, create);
+    const int64_t number = index_ * options_.sequences + i;
+    absl::StatusOr<OwnedSequence> sequence = OwnedSequence::Create(*client_, NewSequence(number));
     if (!sequence.ok()) return sequence.status();
     handles.push_back(sequence->handle());
+    tokens.push_back(options_.TokensOf(number));
     sequences_.push_back(*std::move(sequence));
-    const absl::StatusOr<v1::Sequence> stored = client_->AppendKv(handles.back(), chunks, absl::Now() + kUploadTimeout);
+    const absl::StatusOr<v1::Sequence> stored =
+        client_->AppendKv(handles.back(), Chunks(tokens.back(), k.shape[0]), absl::Now() + kUploadTimeout);
     if (!stored.ok()) return stored.status();
   }
-  source_ = std::make_unique<StepSource>(options_, info().layout(), handles, options_.seed + index_);
-  stream_ = client_->OpenAttendStream({.max_in_flight = kMaxInFlight});
+  source_ = std::make_unique<StepSource>(options_, info().layout(), handles, tokens, options_.seed + index_);
+  stream_ = OpenStream();
   return absl::OkStatus();
 }
 
+absl::StatusOr<LoadClient::Exchange> LoadClient::SendOne() {
+  const LoadStep step = source_->Next();
+  AttendStream::Result result = stream_->Attend(step.request, absl::Now() + kUploadTimeout);
+  if (!result.ok()) return result.status();
+  for (const v1::AttendResult& item : result->results()) {
+    if (item.status().code() != 0) return ToStatus(item.status());
+  }
+  return Exchange{step.request, *std::move(result)};
+}
+
+void LoadClient::RunUploads(const LoadWindow& window) {
+  for (Clock::time_point begun = Clock::now(); begun < window.end.load(); begun = Clock::now()) {
+    // Lengths of their own, after those of the sequences that were there before.
+    const int64_t number = options_.decode_clients() * options_.sequences + index_ + prompts_++ * options_.clients;
+    const int64_t tokens = options_.TokensOf(number);
+    absl::StatusOr<OwnedSequence> sequence = OwnedSequence::Create(*client_, NewSequence(number));
+    absl::Status status = sequence.status();
+    if (status.ok()) {
+      const int64_t most = std::min(options_.prefill_chunk, k_.shape[0]);
+      status = client_->AppendKv(sequence->handle(), Chunks(tokens, most), absl::Now() + kUploadTimeout).status();
+    }
+    const Clock::time_point now = Clock::now();
+    {
+      const std::lock_guard lock(mutex_);
+      if (status.ok() && window.Contains(now)) counts_.prompt_tokens += tokens;
+      if (window.Contains(begun)) {
+        if (status.ok()) counts_.prompts.Record(std::chrono::nanoseconds(now - begun).count());
+        if (!status.ok()) ++counts_.failed_items[status.code()];
+        if (!status.ok()) ++counts_.failed_prompts;
+      }
+    }
+    if (!status.ok()) std::this_thread::sleep_for(kPauseAfterFailure);
+  }
+}
+
 void LoadClient::Run(const LoadWindow& window) {
+  if (uploads()) return RunUploads(window);
   options_.rate > 0 ? RunOpenLoop(window) : RunClosedLoop(window);
+  bool drained = false;
   {
     std::unique_lock lock(mutex_);
-    changed_.wait_for(lock, kDrain, [this] { return in_flight_ == 0; });
+    drained = changed_.wait_for(lock, kDrain, [this] { return in_flight_ == 0; });
     const AttendStreamStatistics statistics = stream_->statistics();
     counts_.streams_opened = statistics.streams_opened;
     counts_.requests_resent = statistics.requests_resent;
   }
+  if (drained) return;
   stream_.reset();  // what is unanswered fails with CANCELLED
+  stream_ = OpenStream();
 }
 
 void LoadClient::RunClosedLoop(const LoadWindow& window) {
@@ -107,11 +164,10 @@ void LoadClient::SubmitNext(const LoadWindow& window) {
 
 void LoadClient::RunOpenLoop(const LoadWindow& window) {
   prctl(PR_SET_TIMERSLACK, 1);  // nanosecond; a thread wakes up to 50 us late otherwise
-  std::mt19937_64 random(options_.seed * 7919 + index_);
   // The sum of independent Poisson processes is one of the summed rate.
-  std::exponential_distribution<double> gap(options_.rate / static_cast<double>(options_.clients));
+  std::exponential_distribution<double> gap(options_.rate / static_cast<double>(options_.decode_clients()));
   const auto next_gap = [&] {
-    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(gap(random)));
+    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(gap(arrivals_)));
   };
   int64_t unsent = 0;
   for (Clock::time_point arrival = Clock::now() + next_gap(); arrival < window.end.load(); arrival += next_gap()) {
@@ -135,7 +191,7 @@ void LoadClient::Submit(LoadStep step, Clock::time_point intended, const LoadWin
     const std::lock_guard lock(mutex_);
     ++in_flight_;
   }
-  const Flight flight = {.intended = intended, .sent = Clock::now(), .layer = step.layer, .position = step.position};
+  const Flight flight = {.intended = intended, .sent = Clock::now(), .layer = step.layer, .appended = step.appended};
   stream_->Submit(std::move(step.request), absl::InfiniteFuture(),
                   [this, flight, &window](const AttendStream::Result& result) { OnAnswer(flight, result, window); });
 }
@@ -143,7 +199,7 @@ void LoadClient::Submit(LoadStep step, Clock::time_point intended, const LoadWin
 void LoadClient::OnAnswer(const Flight& flight, const AttendStream::Result& result, const LoadWindow& window) {
   const Clock::time_point now = Clock::now();
   const bool ok = AllOk(result);
-  if (!ok) source_->Refused(flight.layer, flight.position);
+  if (!ok) source_->Refused(flight.layer, flight.appended);
   const bool goes_on = options_.rate == 0 && now < window.end.load();
   {
     const std::lock_guard lock(mutex_);
@@ -172,6 +228,8 @@ void LoadClient::CountAnswered(const Flight& flight, Clock::time_point now, cons
   }
   if (!window.Contains(flight.intended)) return;
   counts_.latency.Record(std::chrono::nanoseconds(now - flight.intended).count());
+  counts_.without_device.Record(std::chrono::nanoseconds(now - flight.intended).count() -
+                                static_cast<int64_t>(1e9 * statistics.device_seconds()));
   counts_.late_seconds += Seconds(flight.sent - flight.intended);
   counts_.queue_seconds += statistics.queue_seconds();
   counts_.device_seconds += statistics.device_seconds();

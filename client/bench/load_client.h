@@ -1,4 +1,5 @@
-// One client of the load: a connection, its sequences, and a stream on which it keeps steps going.
+// One client of the load: a connection, its sequences, and a stream on which it keeps steps going; or, of the last
+// options.prefill_clients, one that uploads prompts.
 #ifndef SANTA_CLIENT_BENCH_LOAD_CLIENT_H_
 #define SANTA_CLIENT_BENCH_LOAD_CLIENT_H_
 
@@ -16,19 +17,10 @@
 #include "client/attention_client.h"
 #include "client/bench/load_counts.h"
 #include "client/bench/load_options.h"
+#include "client/bench/load_window.h"
 #include "client/bench/step_source.h"
 
 namespace santa::bench {
-
-using Clock = std::chrono::steady_clock;
-
-// The measured time; before `begin` is the warm-up. The load ends with it. `end` may be brought forward meanwhile.
-struct LoadWindow {
-  Clock::time_point begin;
-  std::atomic<Clock::time_point> end;
-
-  bool Contains(Clock::time_point time) const { return time >= begin && time < end.load(); }
-};
 
 class LoadClient {
  public:
@@ -40,16 +32,24 @@ class LoadClient {
 
   const v1::ServerInfo& info() const { return client_->info(); }
 
-  // Makes the sequences and stores options.tokens tokens in each layer that steps go through: k and v, [tokens, H_kv,
-  // D], over and over. CANCELLED when `stop` became true.
+  // Makes the sequences and stores their tokens in each layer that steps go through: k and v, [tokens, H_kv, D], over
+  // and over; both outlive the client. CANCELLED when `stop` became true.
   absl::Status Prepare(const TensorView& k, const TensorView& v, const std::atomic<bool>& stop);
 
-  // After Prepare: sends steps until window.end, then waits for their answers, up to 10 seconds.
+  // After Prepare: sends steps until window.end, then waits for their answers, up to 10 seconds. May be called again.
   //
   // Closed loop: an answered step is followed by the next at once, from the library's thread; one that failed, after 10
   // ms. A step begins when its message is ready and handed to the stream. Open loop: steps begin at the arrivals of a
-  // Poisson process, sent or not, and do not wait for one another.
+  // Poisson process, sent or not, and do not wait for one another. A client that uploads: each prompt, in a sequence of
+  // its own that is then released, is followed by the next.
   void Run(const LoadWindow& window);
+
+  // Sends one step and waits: what its messages look like. Of a client that decodes.
+  struct Exchange {
+    v1::AttendRequest request;
+    v1::AttendResponse response;
+  };
+  absl::StatusOr<Exchange> SendOne();
 
   // Thread safe.
   LoadCounts counts() const;
@@ -59,11 +59,17 @@ class LoadClient {
     Clock::time_point intended;
     Clock::time_point sent;
     uint32_t layer = 0;
-    int64_t position = 0;
+    int64_t appended = 0;
   };
 
   LoadClient(const LoadOptions& options, int64_t index, std::unique_ptr<AttentionClient> client);
 
+  std::unique_ptr<AttendStream> OpenStream();
+  bool uploads() const { return index_ >= options_.decode_clients(); }
+  v1::CreateSequenceRequest NewSequence(int64_t sequence) const;
+  std::vector<KvChunk> Chunks(int64_t tokens, int64_t most) const;  // of all layers
+
+  void RunUploads(const LoadWindow& window);
   void RunClosedLoop(const LoadWindow& window);
   void RunOpenLoop(const LoadWindow& window);
   void SubmitNext(const LoadWindow& window);  // of the closed loop
@@ -77,8 +83,12 @@ class LoadClient {
   const LoadOptions options_;
   const int64_t index_;
   const std::unique_ptr<AttentionClient> client_;
+  std::mt19937_64 arrivals_;
   std::vector<OwnedSequence> sequences_;
   std::unique_ptr<StepSource> source_;
+  TensorView k_;
+  TensorView v_;
+  int64_t prompts_ = 0;  // begun
 
   std::mutex submit_mutex_;  // held from a step's position to its submission: appends must be sent in order
   mutable std::mutex mutex_;

@@ -31,7 +31,8 @@ LoadCounts RunOne(const FakeAttentionServer& server, LoadOptions options) {
 
 TEST(LoadClientTest, ClosedLoopAppendsEveryTokenOnce) {
   const FakeAttentionServer server;
-  const LoadCounts counts = RunOne(server, {.sequences = 2, .tokens = 10, .layers = 2, .append = true, .in_flight = 5});
+  const LoadCounts counts =
+      RunOne(server, {.sequences = 2, .tokens = Lengths::Fixed(10), .layers = 2, .append = true, .in_flight = 5});
   EXPECT_GT(counts.steps, 0);
   EXPECT_EQ(counts.items, 2 * counts.steps);
   EXPECT_EQ(counts.failed_steps, 0);
@@ -47,7 +48,7 @@ TEST(LoadClientTest, OpenLoopSendsAtItsRateWhateverTheAnswersTake) {
   Faults faults;
   faults.max_delay_milliseconds = 40;
   const FakeAttentionServer server(faults);
-  const LoadCounts counts = RunOne(server, {.tokens = 3, .rate = 400});
+  const LoadCounts counts = RunOne(server, {.tokens = Lengths::Fixed(3), .rate = 400});
   // 120 arrivals in the mean, with a standard deviation of 11; the seed is fixed.
   EXPECT_GT(server.attend_requests(), 60);
   EXPECT_LT(server.attend_requests(), 200);
@@ -62,16 +63,29 @@ TEST(LoadClientTest, AStreamThatFailsIsCountedAndTheLoadGoesOn) {
   faults.requests_before_break = 2;
   faults.break_code = 13;  // INTERNAL: the library does not try again
   const FakeAttentionServer server(faults);
-  const LoadCounts counts = RunOne(server, {.sequences = 2, .tokens = 10, .append = true, .in_flight = 2});
+  const LoadCounts counts =
+      RunOne(server, {.sequences = 2, .tokens = Lengths::Fixed(10), .append = true, .in_flight = 2});
   EXPECT_GE(counts.failed_steps, 3);
   EXPECT_GE(counts.failed_items.at(absl::StatusCode::kInternal), 6);
   EXPECT_GT(counts.steps, counts.failed_steps);  // it got over them
   EXPECT_EQ(server.num_sequences(), 0);
 }
 
+TEST(LoadClientTest, UploadsPromptAfterPrompt) {
+  const FakeAttentionServer server;
+  const LoadCounts counts =
+      RunOne(server, {.tokens = Lengths::Fixed(10), .layers = 2, .prefill_clients = 1, .prefill_chunk = 3});
+  EXPECT_GT(counts.prompts.count(), 1);
+  EXPECT_EQ(counts.failed_prompts, 0);
+  EXPECT_GE(counts.prompt_tokens, 10);
+  EXPECT_EQ(counts.prompt_tokens % 10, 0);
+  EXPECT_EQ(counts.steps_ever, 0);
+  EXPECT_EQ(server.num_sequences(), 0);  // each was released
+}
+
 TEST(LoadClientTest, StopsInTheMiddleOfUploads) {
   const FakeAttentionServer server;
-  LoadOptions options = {.server = server.target(), .tokens = 4};
+  LoadOptions options = {.server = server.target(), .tokens = Lengths::Fixed(4)};
   auto client = LoadClient::Connect(options, 0);
   ASSERT_TRUE(client.ok()) << client.status();
   std::mt19937_64 random(1);

@@ -24,11 +24,13 @@ struct IntegerFlag {
 constexpr IntegerFlag kIntegerFlags[] = {
     {"clients", &LoadOptions::clients, 1, 4096, "connections, each with a stream and sequences of its own"},
     {"sequences", &LoadOptions::sequences, 1, 65536, "of each client; all attend in one message a step: the batch"},
-    {"tokens", &LoadOptions::tokens, 0, int64_t{1} << 30, "uploaded to each sequence and layer before the load"},
     {"layers", &LoadOptions::layers, 1, 65536, "of the server's layers; steps go through them in turn"},
     {"samples", &LoadOptions::samples, 0, int64_t{1} << 30,
      "value rows drawn for each query head; 0 with a sampled method: a sixteenth of the tokens"},
     {"in_flight", &LoadOptions::in_flight, 1, 4096, "closed loop: unanswered steps of each client"},
+    {"prefill_clients", &LoadOptions::prefill_clients, 0, 4096,
+     "of the clients: these upload prompts of --tokens, one after another, instead of decoding"},
+    {"prefill_chunk", &LoadOptions::prefill_chunk, 1, 65536, "tokens of a prompt in one message, of one layer"},
     {"seed", &LoadOptions::seed, 0, std::numeric_limits<int64_t>::max(), "of the tensors, draws and arrivals"},
 };
 
@@ -66,6 +68,18 @@ absl::Status Refuse(std::string_view flag, std::string_view value, std::string_v
   return absl::InvalidArgumentError(Concat("--", flag, " is \"", value, "\"; allowed is ", allowed));
 }
 
+absl::Status SetEcho(std::string_view value, LoadOptions& options) {
+  if (value == "none")
+    options.echo.reset();
+  else if (value == "raw")
+    options.echo = EchoKind::kRaw;
+  else if (value == "protobuf")
+    options.echo = EchoKind::kProtobuf;
+  else
+    return Refuse("echo", value, "none, raw or protobuf");
+  return absl::OkStatus();
+}
+
 absl::Status SetNamed(std::string_view name, std::string_view value, LoadOptions& options) {
   if (name == "server" || name == "metrics") {
     if (name == "server" && value.empty()) return Refuse(name, value, "HOST:PORT");
@@ -73,6 +87,19 @@ absl::Status SetNamed(std::string_view name, std::string_view value, LoadOptions
       return Refuse(name, value, "HOST:PORT, or nothing");
     }
     (name == "server" ? options.server : options.metrics) = std::string(value);
+    return absl::OkStatus();
+  }
+  if (name == "echo") return SetEcho(value, options);
+  if (name == "echo_server" || name == "serve_echo") {
+    if (!value.empty() && value.find(':') == std::string_view::npos)
+      return Refuse(name, value, "HOST:PORT, or nothing");
+    (name == "echo_server" ? options.echo_server : options.serve_echo) = std::string(value);
+    return absl::OkStatus();
+  }
+  if (name == "tokens") {
+    absl::StatusOr<Lengths> lengths = Lengths::Parse(value);
+    if (!lengths.ok()) return absl::InvalidArgumentError(lengths.status().message());
+    options.tokens = *std::move(lengths);
     return absl::OkStatus();
   }
   if (name == "method") {
@@ -131,8 +158,15 @@ absl::Status CheckTogether(const LoadOptions& options) {
     return absl::InvalidArgumentError(
         Concat("--samples is ", options.samples, ", but --method=EXACT draws none; allowed is 0"));
   }
-  if (options.tokens == 0 && !options.append) {
-    return absl::InvalidArgumentError("--tokens is 0; without --append a step needs at least 1 token to attend to");
+  if (options.TokensOf(0) == 0 && (!options.append || options.prefill_clients > 0)) {
+    return absl::InvalidArgumentError("--tokens is 0; a prompt, and without --append a step, needs at least 1 token");
+  }
+  if (options.prefill_clients > options.clients) {
+    return absl::InvalidArgumentError(
+        Concat("--prefill_clients is ", options.prefill_clients, "; allowed is up to --clients, ", options.clients));
+  }
+  if (options.echo && options.decode_clients() == 0) {
+    return absl::InvalidArgumentError("--echo needs a client that decodes; --prefill_clients takes them all");
   }
   return absl::OkStatus();
 }
@@ -143,9 +177,9 @@ void AppendHelp(std::string_view name, std::string_view value, std::string_view 
 
 }  // namespace
 
-uint32_t LoadOptions::sample_count() const {
+uint32_t LoadOptions::SampleCountOf(int64_t tokens_stored) const {
   if (method == v1::METHOD_EXACT) return 0;
-  return static_cast<uint32_t>(samples > 0 ? samples : std::max<int64_t>(1, tokens / 16));
+  return static_cast<uint32_t>(samples > 0 ? samples : std::max<int64_t>(1, tokens_stored / 16));
 }
 
 absl::StatusOr<LoadOptions> ParseLoadOptions(std::span<const std::string_view> arguments) {
@@ -163,7 +197,9 @@ absl::StatusOr<LoadOptions> ParseLoadOptions(std::span<const std::string_view> a
     const bool has_value = equals != std::string_view::npos;
     const std::string_view name = argument.substr(2, has_value ? equals - 2 : equals);
     absl::Status status;
-    if (const BooleanFlag* boolean = FindBoolean(name)) {
+    if (name == "echo" && !has_value) {
+      status = SetEcho("raw", options);
+    } else if (const BooleanFlag* boolean = FindBoolean(name)) {
       status = SetBoolean(*boolean, has_value ? argument.substr(equals + 1) : "true", options);
     } else if (has_value) {
       status = SetFlag(name, argument.substr(equals + 1), options);
@@ -186,13 +222,19 @@ absl::Status CheckAgainst(const v1::ServerInfo& server, const LoadOptions& optio
     return absl::InvalidArgumentError(Concat("--", flag, " is ", value, "; this server's ", what, " is ", most));
   };
   const int64_t page = std::max(1, server.layout().page_size());
-  const int64_t pages = (options.tokens + page - 1) / page;
   const int64_t all = options.clients * options.sequences;
+  int64_t longest = 0;
+  int64_t pages = 0;
+  for (int64_t i = 0; i < all; ++i) {
+    const int64_t tokens = options.TokensOf(i);
+    longest = std::max(longest, tokens);
+    pages += (tokens + page - 1) / page;
+  }
   for (const absl::Status& status : {
            check("layers", options.layers, server.layout().num_layers(), "num_layers"),
            check("sequences", options.sequences, limits.max_items_per_request(), "max_items_per_request"),
-           check("tokens", options.tokens, limits.max_tokens_per_sequence(), "max_tokens_per_sequence"),
-           check("samples", options.sample_count(), limits.max_sample_count(), "max_sample_count"),
+           check("tokens", longest, limits.max_tokens_per_sequence(), "max_tokens_per_sequence"),
+           check("samples", options.SampleCountOf(longest), limits.max_sample_count(), "max_sample_count"),
        }) {
     if (!status.ok()) return status;
   }
@@ -205,10 +247,9 @@ absl::Status CheckAgainst(const v1::ServerInfo& server, const LoadOptions& optio
     return absl::InvalidArgumentError(Concat("--clients times --sequences is ", all, "; this server has room for ",
                                              limits.max_sequences() - server.num_sequences(), " more sequences"));
   }
-  if (all * pages > server.free_pages()) {
-    return absl::InvalidArgumentError(Concat("--clients times --sequences times --tokens takes ", all * pages,
-                                             " pages of ", page, " tokens; this server has ", server.free_pages(),
-                                             " free"));
+  if (pages > server.free_pages()) {
+    return absl::InvalidArgumentError(Concat("--clients times --sequences times --tokens takes ", pages, " pages of ",
+                                             page, " tokens; this server has ", server.free_pages(), " free"));
   }
   return absl::OkStatus();
 }
@@ -223,6 +264,16 @@ std::string LoadUsage() {
   AppendHelp("metrics", "", "HOST:PORT of the server's /metrics: device time is then the device's own count", text);
   AppendHelp("method", "EXACT", "EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH or S2ANTA_PROP", text);
   AppendHelp("dtype", "bf16", "of q, and of appended k and v: bf16, fp16 or fp32", text);
+  AppendHelp("tokens", defaults.tokens.text(),
+             "uploaded to each sequence and layer before the load: N, or by sequence uniform:LEAST:MOST,\n"
+             "      loguniform:LEAST:MOST, lognormal:MEDIAN:SIGMA:MOST or file:PATH, whose numbers are taken in turn",
+             text);
+  AppendHelp("echo", "none",
+             "raw or protobuf: in turn with the load, send messages of the same size to a process that only\n"
+             "      answers them: raw by reference (just --echo is that), or as a naive program would, by protobuf",
+             text);
+  AppendHelp("echo_server", "", "HOST:PORT of one that --serve_echo started, on the server's machine say", text);
+  AppendHelp("serve_echo", "", "HOST:PORT: be an echo server there, and nothing else, until a signal", text);
   for (const IntegerFlag& flag : kIntegerFlags) {
     AppendHelp(flag.name, Concat(defaults.*flag.field), flag.help, text);
   }

@@ -28,19 +28,37 @@ v1::ServerInfo Server() {
 }
 
 TEST(LoadOptionsTest, ReadsEveryFlag) {
-  const auto options =
-      Parse({"--server=[::1]:7", "--metrics", "host:8", "--clients=2", "--sequences=3", "--tokens=64", "--layers=2",
-             "--method=s2anta_flash", "--samples=9", "--dtype=fp16", "--append", "--in_flight=4", "--rate=1.5",
-             "--warmup_seconds=0", "--seconds=0.5", "--seed=6", "--json=true"});
+  const auto options = Parse({"--server=[::1]:7",
+                              "--metrics",
+                              "host:8",
+                              "--clients=2",
+                              "--sequences=3",
+                              "--tokens=64",
+                              "--layers=2",
+                              "--method=s2anta_flash",
+                              "--samples=9",
+                              "--dtype=fp16",
+                              "--append",
+                              "--in_flight=4",
+                              "--rate=1.5",
+                              "--warmup_seconds=0",
+                              "--seconds=0.5",
+                              "--seed=6",
+                              "--json=true",
+                              "--echo",
+                              "--echo_server=host:9",
+                              "--serve_echo=host:0",
+                              "--prefill_clients=1",
+                              "--prefill_chunk=7"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->server, "[::1]:7");
   EXPECT_EQ(options->metrics, "host:8");
   EXPECT_EQ(options->clients, 2);
   EXPECT_EQ(options->sequences, 3);
-  EXPECT_EQ(options->tokens, 64);
+  EXPECT_EQ(options->TokensOf(5), 64);
   EXPECT_EQ(options->layers, 2);
   EXPECT_EQ(options->method, v1::METHOD_S2ANTA_FLASH);
-  EXPECT_EQ(options->sample_count(), 9);
+  EXPECT_EQ(options->SampleCountOf(64), 9);
   EXPECT_EQ(options->dtype, ElementType::kFloat16);
   EXPECT_TRUE(options->append);
   EXPECT_EQ(options->in_flight, 4);
@@ -49,12 +67,20 @@ TEST(LoadOptionsTest, ReadsEveryFlag) {
   EXPECT_EQ(options->seconds, 0.5);
   EXPECT_EQ(options->seed, 6);
   EXPECT_TRUE(options->json);
+  EXPECT_EQ(options->echo, EchoKind::kRaw);
+  EXPECT_EQ(options->echo_server, "host:9");
+  EXPECT_EQ(options->serve_echo, "host:0");
+  EXPECT_EQ(options->prefill_clients, 1);
+  EXPECT_EQ(options->decode_clients(), 1);
+  EXPECT_EQ(options->prefill_chunk, 7);
+  EXPECT_EQ(Parse({"--echo=protobuf"})->echo, EchoKind::kProtobuf);
+  EXPECT_EQ(Parse({"--echo=none"})->echo, std::nullopt);
 }
 
 TEST(LoadOptionsTest, SampleCountFollowsTheMethod) {
-  EXPECT_EQ(Parse({"--tokens=4096"})->sample_count(), 0);
-  EXPECT_EQ(Parse({"--tokens=4096", "--method=SANTA"})->sample_count(), 256);
-  EXPECT_EQ(Parse({"--tokens=4", "--method=SANTA"})->sample_count(), 1);
+  EXPECT_EQ(Parse({})->SampleCountOf(4096), 0);
+  EXPECT_EQ(Parse({"--method=SANTA"})->SampleCountOf(4096), 256);
+  EXPECT_EQ(Parse({"--method=SANTA"})->SampleCountOf(4), 1);
 }
 
 TEST(LoadOptionsTest, RefusesWithASentence) {
@@ -76,7 +102,12 @@ TEST(LoadOptionsTest, RefusesWithASentence) {
       {{"--server="}, "--server is \"\""},
       {{"--metrics=9464"}, "--metrics is \"9464\"; allowed is HOST:PORT"},
       {{"--samples=4"}, "--samples is 4, but --method=EXACT draws none"},
-      {{"--tokens=0"}, "--tokens is 0; without --append"},
+      {{"--tokens=0"}, "--tokens is 0; a prompt, and without --append a step, needs at least 1 token"},
+      {{"--tokens=uniform:9:1"}, "--tokens is \"uniform:9:1\"; allowed is N, uniform:LEAST:MOST"},
+      {{"--echo=loud"}, "--echo is \"loud\"; allowed is none, raw or protobuf"},
+      {{"--echo_server=9"}, "--echo_server is \"9\"; allowed is HOST:PORT"},
+      {{"--prefill_clients=2"}, "--prefill_clients is 2; allowed is up to --clients, 1"},
+      {{"--prefill_clients=1", "--echo"}, "--echo needs a client that decodes"},
   };
   for (const auto& test : cases) {
     const auto options = Parse(test.arguments);
@@ -89,14 +120,17 @@ TEST(LoadOptionsTest, HelpNamesEveryFlag) {
   EXPECT_TRUE(Parse({"--help"})->help);
   EXPECT_TRUE(Parse({"-h"})->help);
   const std::string usage = LoadUsage();
-  for (const char* flag : {"server", "metrics", "clients", "sequences", "tokens", "layers", "method", "samples",
-                           "dtype", "append", "in_flight", "rate", "warmup_seconds", "seconds", "seed", "json"}) {
+  for (const char* flag :
+       {"server",  "metrics", "clients", "sequences",   "tokens",     "layers",          "method",
+        "samples", "dtype",   "append",  "in_flight",   "rate",       "warmup_seconds",  "seconds",
+        "seed",    "json",    "echo",    "echo_server", "serve_echo", "prefill_clients", "prefill_chunk"}) {
     EXPECT_NE(usage.find(std::string("  --") + flag + "="), std::string::npos) << flag;
   }
 }
 
 TEST(LoadOptionsTest, TakesWhatTheServerCan) {
-  LoadOptions fits = {.clients = 3, .sequences = 3, .tokens = 176, .layers = 2};  // 9 sequences, 99 pages
+  LoadOptions fits = {
+      .clients = 3, .sequences = 3, .tokens = Lengths::Fixed(176), .layers = 2};  // 9 sequences, 99 pages
   EXPECT_TRUE(CheckAgainst(Server(), fits).ok()) << CheckAgainst(Server(), fits);
   const struct {
     LoadOptions options;
@@ -104,11 +138,13 @@ TEST(LoadOptionsTest, TakesWhatTheServerCan) {
   } cases[] = {
       {{.layers = 3}, "--layers is 3; this server's num_layers is 2"},
       {{.sequences = 9}, "--sequences is 9; this server's max_items_per_request is 8"},
-      {{.tokens = 5000}, "--tokens is 5000; this server's max_tokens_per_sequence is 4096"},
+      {{.tokens = Lengths::Fixed(5000)}, "--tokens is 5000; this server's max_tokens_per_sequence is 4096"},
       {{.method = v1::METHOD_SANTA, .samples = 101}, "--samples is 101; this server's max_sample_count is 100"},
       {{.method = v1::METHOD_S2ANTA_PROP}, "--method is S2ANTA_PROP, which this server has not"},
-      {{.clients = 2, .sequences = 5, .tokens = 16}, "is 10; this server has room for 9 more sequences"},
-      {{.clients = 3, .sequences = 3, .tokens = 177}, "takes 108 pages of 16 tokens; this server has 100 free"},
+      {{.clients = 2, .sequences = 5, .tokens = Lengths::Fixed(16)},
+       "is 10; this server has room for 9 more sequences"},
+      {{.clients = 3, .sequences = 3, .tokens = Lengths::Fixed(177)},
+       "takes 108 pages of 16 tokens; this server has 100 free"},
   };
   for (const auto& test : cases) {
     const absl::Status status = CheckAgainst(Server(), test.options);

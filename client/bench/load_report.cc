@@ -23,13 +23,47 @@ struct NamedQuantile {
 constexpr NamedQuantile kQuantiles[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p99.9", 0.999}};
 
 std::string Shape(const LoadOptions& options) {
-  std::string text =
-      absl::StrFormat("%d clients x %d sequences x %d tokens, %d layers, %s", options.clients, options.sequences,
-                      options.tokens, options.layers, std::string(MethodName(options.method)));
-  if (options.sample_count() > 0) absl::StrAppend(&text, " S ", options.sample_count());
+  std::string text = absl::StrFormat("%d clients x %d sequences x %s tokens, %d layers, %s", options.decode_clients(),
+                                     options.sequences, options.tokens.text(), options.layers,
+                                     std::string(MethodName(options.method)));
+  if (options.method != v1::METHOD_EXACT) {
+    absl::StrAppend(&text, " S ", options.samples > 0 ? absl::StrCat(options.samples) : "n / 16");
+  }
   if (options.append) text += ", appending";
+  if (options.prefill_clients > 0) absl::StrAppend(&text, "; ", options.prefill_clients, " clients upload prompts");
   if (options.rate > 0) return absl::StrCat(text, "; open loop, ", options.rate, " steps/s");
   return absl::StrCat(text, "; closed loop, ", options.in_flight, " in flight a client");
+}
+
+double Quantile(const LatencyHistogram& latency, double fraction) {
+  return Microseconds(static_cast<double>(latency.Quantile(fraction)));
+}
+
+std::string QuantileLine(const char* name, const LatencyHistogram& latency) {
+  std::string text = name;
+  for (const auto& [label, fraction] : kQuantiles) {
+    absl::StrAppendFormat(&text, " %s %.1f,", label, Quantile(latency, fraction));
+  }
+  absl::StrAppendFormat(&text, " max %.1f, mean %.1f\n", Microseconds(static_cast<double>(latency.max())),
+                        Microseconds(latency.mean()));
+  return text;
+}
+
+Json QuantilesJson(const LatencyHistogram& latency) {
+  Json json = {{"count", latency.count()}};
+  for (const auto& [name, fraction] : kQuantiles) json[name] = Quantile(latency, fraction);
+  json["max"] = Microseconds(static_cast<double>(latency.max()));
+  json["mean"] = Microseconds(latency.mean());
+  return json;
+}
+
+std::string EchoLines(const LoadOptions& options, const LoadResult& result) {
+  std::string text = QuantileLine("less device ", result.counts.without_device);
+  if (!result.echo) return text;
+  text += QuantileLine(*options.echo == EchoKind::kRaw ? "echo, raw us" : "echo, pb us ", *result.echo);
+  absl::StrAppendFormat(&text, "over echo    p50 less device is %.3f of the echo's; %d bytes there, %d back\n",
+                        OverEcho(result), result.request_bytes, result.answer_bytes);
+  return text;
 }
 
 std::string StageLine(const char* name, double microseconds, double total, const char* what) {
@@ -48,6 +82,12 @@ Stages MeanStages(const LoadCounts& counts) {
   return stages;
 }
 
+double OverEcho(const LoadResult& result) {
+  if (!result.echo) return 0;
+  return Ratio(static_cast<double>(result.counts.without_device.Quantile(0.5)),
+               static_cast<double>(result.echo->Quantile(0.5)));
+}
+
 double DeviceBusyShare(const LoadResult& result) {
   if (result.server_counters) return Ratio(result.server_counters->device_seconds, result.server_seconds);
   return Ratio(result.counts.device_seconds_share, result.seconds);
@@ -59,14 +99,17 @@ std::string LoadTable(const LoadOptions& options, const LoadResult& result) {
   std::string text = absl::StrFormat("server       %s %s, %s: %s\nload         %s\nmeasured     %.2f s\n",
                                      options.server, result.server.version(), result.server.backend(),
                                      result.server.device(), Shape(options), result.seconds);
-  absl::StrAppendFormat(&text, "throughput   %.1f steps/s, %.1f items/s\nlatency us  ",
+  absl::StrAppendFormat(&text, "throughput   %.1f steps/s, %.1f items/s\n",
                         Ratio(static_cast<double>(counts.steps), result.seconds),
                         Ratio(static_cast<double>(counts.items), result.seconds));
-  for (const auto& [name, fraction] : kQuantiles) {
-    absl::StrAppendFormat(&text, " %s %.1f,", name, Microseconds(static_cast<double>(latency.Quantile(fraction))));
+  text += QuantileLine("latency us  ", latency);
+  text += EchoLines(options, result);
+  if (options.prefill_clients > 0) {
+    absl::StrAppendFormat(&text, "prefill      %.1f tokens/s of %d layers, %d prompts failed\n",
+                          Ratio(static_cast<double>(counts.prompt_tokens), result.seconds), options.layers,
+                          counts.failed_prompts);
+    text += QuantileLine("prompts us  ", counts.prompts);
   }
-  absl::StrAppendFormat(&text, " max %.1f, mean %.1f\n", Microseconds(static_cast<double>(latency.max())),
-                        Microseconds(latency.mean()));
 
   const Stages stages = MeanStages(counts);
   const double mean = Microseconds(latency.mean());
@@ -107,24 +150,33 @@ std::string LoadJson(const LoadOptions& options, const LoadResult& result) {
                {"load",
                 {{"clients", options.clients},
                  {"sequences", options.sequences},
-                 {"tokens", options.tokens},
+                 {"tokens", options.tokens.text()},
                  {"layers", options.layers},
                  {"method", MethodName(options.method)},
-                 {"sample_count", options.sample_count()},
+                 {"samples", options.samples},
                  {"append", options.append},
+                 {"prefill_clients", options.prefill_clients},
+                 {"prefill_chunk", options.prefill_chunk},
                  {"in_flight", options.rate > 0 ? Json(nullptr) : Json(options.in_flight)},
                  {"rate", options.rate}}},
                {"seconds", result.seconds},
                {"steps", counts.steps},
                {"steps_per_second", Ratio(static_cast<double>(counts.steps), result.seconds)},
                {"items_per_second", Ratio(static_cast<double>(counts.items), result.seconds)}};
-  Json& latency = json["latency_us"];
-  latency["count"] = counts.latency.count();
-  for (const auto& [name, fraction] : kQuantiles) {
-    latency[name] = Microseconds(static_cast<double>(counts.latency.Quantile(fraction)));
+  json["latency_us"] = QuantilesJson(counts.latency);
+  json["without_device_us"] = QuantilesJson(counts.without_device);
+  if (result.echo) {
+    json["echo"] = {{"kind", *options.echo == EchoKind::kRaw ? "raw" : "protobuf"},
+                    {"request_bytes", result.request_bytes},
+                    {"answer_bytes", result.answer_bytes},
+                    {"latency_us", QuantilesJson(*result.echo)},
+                    {"without_device_over_echo_p50", OverEcho(result)}};
   }
-  latency["max"] = Microseconds(static_cast<double>(counts.latency.max()));
-  latency["mean"] = Microseconds(counts.latency.mean());
+  if (options.prefill_clients > 0) {
+    json["prefill"] = {{"tokens_per_second", Ratio(static_cast<double>(counts.prompt_tokens), result.seconds)},
+                       {"latency_us", QuantilesJson(counts.prompts)},
+                       {"failed_prompts", counts.failed_prompts}};
+  }
 
   const Stages stages = MeanStages(counts);
   json["stages_us"] = {{"late", stages.late},

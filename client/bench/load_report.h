@@ -18,6 +18,9 @@ struct Stages {
 };
 Stages MeanStages(const LoadCounts& counts);
 
+// The median of a step's latency less its device time, over the median of the echo; 0 without one.
+double OverEcho(const LoadResult& result);
+
 // Seconds that the device computed over seconds measured, from /metrics where the result has them, else from the
 // answers' statistics.
 double DeviceBusyShare(const LoadResult& result);

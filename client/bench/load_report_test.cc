@@ -58,6 +58,33 @@ TEST(LoadReportTest, Json) {
   EXPECT_EQ(nlohmann::json::parse(LoadJson({}, result))["server_metrics"]["batches"], 3.0);
 }
 
+TEST(LoadReportTest, AnEchoStandsBesideTheSteps) {
+  LoadResult result = Result();
+  result.counts.without_device.Record(300000);
+  result.echo.emplace().Record(200000);
+  result.request_bytes = 12345;
+  const LoadOptions options = {.echo = EchoKind::kRaw};
+  EXPECT_NEAR(OverEcho(result), 1.5, 0.02);
+  const auto json = nlohmann::json::parse(LoadJson(options, result));
+  EXPECT_EQ(json["echo"]["kind"], "raw");
+  EXPECT_EQ(json["echo"]["request_bytes"], 12345);
+  EXPECT_EQ(json["echo"]["latency_us"]["max"], 200.0);
+  EXPECT_EQ(json["without_device_us"]["max"], 300.0);
+  EXPECT_NE(LoadTable(options, result).find("12345 bytes there"), std::string::npos);
+  EXPECT_FALSE(nlohmann::json::parse(LoadJson({}, Result())).contains("echo"));
+}
+
+TEST(LoadReportTest, PromptsAreTold) {
+  LoadResult result = Result();
+  result.counts.prompt_tokens = 500;
+  result.counts.prompts.Record(1000000);
+  const LoadOptions options = {.clients = 2, .prefill_clients = 1};
+  const auto json = nlohmann::json::parse(LoadJson(options, result));
+  EXPECT_EQ(json["prefill"]["tokens_per_second"], 250.0);
+  EXPECT_EQ(json["prefill"]["latency_us"]["max"], 1000.0);
+  EXPECT_NE(LoadTable(options, result).find("1 clients upload prompts"), std::string::npos);
+}
+
 TEST(LoadReportTest, TheTableNamesWhatFailed) {
   const std::string table = LoadTable({.rate = 10}, Result());
   EXPECT_NE(table.find("RESOURCE_EXHAUSTED: 4 items"), std::string::npos) << table;

@@ -20,6 +20,17 @@ ServerCounters ServerCounters::operator-(const ServerCounters& earlier) const {
           .tokens_appended = tokens_appended - earlier.tokens_appended};
 }
 
+ServerCounters& ServerCounters::operator+=(const ServerCounters& other) {
+  device_seconds += other.device_seconds;
+  steps += other.steps;
+  queue_seconds += other.queue_seconds;
+  batches += other.batches;
+  batch_items += other.batch_items;
+  kv_bytes_read += other.kv_bytes_read;
+  tokens_appended += other.tokens_appended;
+  return *this;
+}
+
 std::map<std::string, double> SumByName(std::string_view text) {
   std::map<std::string, double> sums;
   while (!text.empty()) {

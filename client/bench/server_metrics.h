@@ -22,6 +22,7 @@ struct ServerCounters {
   double tokens_appended = 0;  // counted once for each layer
 
   ServerCounters operator-(const ServerCounters& earlier) const;
+  ServerCounters& operator+=(const ServerCounters& other);
 };
 
 // Values of Prometheus' text format, version 0.0.4, by name, summed over labels; a histogram's buckets are left out.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <numeric>
+#include <utility>
 
 #include "client/wire.h"
 
@@ -16,22 +17,22 @@ Tensor RandomTensor(const std::vector<int64_t>& shape, ElementType type, std::mt
 }
 
 StepSource::StepSource(const LoadOptions& options, const v1::KvLayout& layout,
-                       std::span<const v1::SequenceHandle> sequences, uint64_t seed)
-    : append_(options.append), positions_(options.layers, options.append ? options.tokens : options.tokens - 1) {
+                       std::span<const v1::SequenceHandle> sequences, std::vector<int64_t> tokens, uint64_t seed)
+    : append_(options.append), tokens_(std::move(tokens)), appended_(options.layers, 0) {
   std::mt19937_64 random(seed);
   const auto tensor = [&](int64_t heads) {
     return ToWire(RandomTensor({1, heads, layout.head_dim()}, options.dtype, random).view());
   };
-  for (const v1::SequenceHandle& sequence : sequences) {
+  for (size_t i = 0; i < sequences.size(); ++i) {
     v1::AttendItem& item = *template_.add_items();
-    *item.mutable_handle() = sequence;
+    *item.mutable_handle() = sequences[i];
     *item.mutable_q() = tensor(layout.num_query_heads());
     if (append_) {
       *item.mutable_k() = tensor(layout.num_kv_heads());
       *item.mutable_v() = tensor(layout.num_kv_heads());
     }
     item.mutable_options()->set_method(options.method);
-    item.mutable_options()->set_sample_count(options.sample_count());
+    item.mutable_options()->set_sample_count(options.SampleCountOf(tokens_[i]));
   }
   template_.mutable_items(0)->mutable_options()->set_want_statistics(true);
 }
@@ -42,21 +43,22 @@ LoadStep StepSource::Next() {
   {
     const std::lock_guard lock(mutex_);
     number = steps_++;
-    step.layer = static_cast<uint32_t>(number % positions_.size());
-    step.position = positions_[step.layer];
-    if (append_) ++positions_[step.layer];
+    step.layer = static_cast<uint32_t>(number % appended_.size());
+    step.appended = appended_[step.layer];
+    if (append_) ++appended_[step.layer];
   }
   step.request.set_layer(step.layer);
-  for (v1::AttendItem& item : *step.request.mutable_items()) {
-    item.set_position(step.position);
+  for (int i = 0; i < step.request.items_size(); ++i) {
+    v1::AttendItem& item = *step.request.mutable_items(i);
+    item.set_position(tokens_[i] + step.appended - (append_ ? 0 : 1));
     item.mutable_options()->set_seed(number);
   }
   return step;
 }
 
-void StepSource::Refused(uint32_t layer, int64_t position) {
+void StepSource::Refused(uint32_t layer, int64_t appended) {
   const std::lock_guard lock(mutex_);
-  if (append_) positions_[layer] = std::min(positions_[layer], position);
+  appended_[layer] = std::min(appended_[layer], appended);
 }
 
 }  // namespace santa::bench

@@ -20,29 +20,31 @@ Tensor RandomTensor(const std::vector<int64_t>& shape, ElementType type, std::mt
 struct LoadStep {
   v1::AttendRequest request;
   uint32_t layer = 0;
-  int64_t position = 0;
+  int64_t appended = 0;  // tokens of the layer before this step's
 };
 
-// Steps of one batch of sequences, which have options.tokens tokens in each layer: layer after layer, at the last
-// stored position, or with options.append at the next one. The first item of each asks for statistics: they say what
+// Steps of one batch of sequences, which have their tokens in each layer: layer after layer, at the last stored
+// position, or with options.append at the next one. The first item of each asks for statistics: they say what
 // the whole step met. Thread safe.
 class StepSource {
  public:
+  // `tokens`: stored in each of the sequences.
   StepSource(const LoadOptions& options, const v1::KvLayout& layout, std::span<const v1::SequenceHandle> sequences,
-             uint64_t seed);
+             std::vector<int64_t> tokens, uint64_t seed);
 
   LoadStep Next();
 
-  // The step's tokens may not be stored everywhere: with append, the layer goes on from its position again. All tokens
-  // of a sequence are the same bytes, so that repeating one that is stored is harmless.
-  void Refused(uint32_t layer, int64_t position);
+  // The step's tokens may not be stored everywhere: with append, the layer goes on from there again. All tokens of a
+  // sequence are the same bytes, so that repeating one that is stored is harmless.
+  void Refused(uint32_t layer, int64_t appended);
 
  private:
   const bool append_;
+  const std::vector<int64_t> tokens_;
   v1::AttendRequest template_;
   std::mutex mutex_;
   uint64_t steps_ = 0;
-  std::vector<int64_t> positions_;  // of the next step, by layer
+  std::vector<int64_t> appended_;  // by layer
 };
 
 }  // namespace santa::bench

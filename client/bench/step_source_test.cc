@@ -21,7 +21,7 @@ std::vector<v1::SequenceHandle> Handles(int count) {
 }
 
 TEST(StepSourceTest, AttendsInEverySequenceLayerAfterLayer) {
-  StepSource source({.tokens = 10, .layers = 2, .method = v1::METHOD_SANTA, .samples = 3}, Layout(), Handles(3), 1);
+  StepSource source({.layers = 2, .method = v1::METHOD_SANTA, .samples = 3}, Layout(), Handles(3), {10, 20, 30}, 1);
   for (const uint32_t layer : {0, 1, 0, 1}) {
     const LoadStep step = source.Next();
     EXPECT_EQ(step.request.layer(), layer);
@@ -29,7 +29,7 @@ TEST(StepSourceTest, AttendsInEverySequenceLayerAfterLayer) {
     for (int i = 0; i < 3; ++i) {
       const v1::AttendItem& item = step.request.items(i);
       EXPECT_EQ(item.handle().id(), i + 1);
-      EXPECT_EQ(item.position(), 9);
+      EXPECT_EQ(item.position(), 10 * i + 9);
       EXPECT_EQ(item.q().data().size(), 4 * 8 * 2);
       EXPECT_FALSE(item.has_k());
       EXPECT_EQ(item.options().method(), v1::METHOD_SANTA);
@@ -41,29 +41,29 @@ TEST(StepSourceTest, AttendsInEverySequenceLayerAfterLayer) {
 }
 
 TEST(StepSourceTest, AppendsInOrderAndGoesBackToWhatWasRefused) {
-  StepSource source({.tokens = 10, .layers = 2, .append = true}, Layout(), Handles(1), 1);
+  StepSource source({.layers = 2, .append = true}, Layout(), Handles(1), {10}, 1);
   const auto next = [&source] {
     const LoadStep step = source.Next();
-    EXPECT_EQ(step.request.items(0).position(), step.position);
+    EXPECT_EQ(step.request.items(0).position(), 10 + step.appended);
     EXPECT_EQ(step.request.items(0).v().data().size(), 2 * 8 * 2);
-    return std::pair<uint32_t, int64_t>(step.layer, step.position);
+    return std::pair<uint32_t, int64_t>(step.layer, step.appended);
   };
   using Pair = std::pair<uint32_t, int64_t>;
-  EXPECT_EQ(next(), Pair(0, 10));
-  EXPECT_EQ(next(), Pair(1, 10));
-  EXPECT_EQ(next(), Pair(0, 11));
-  EXPECT_EQ(next(), Pair(1, 11));
-  source.Refused(0, 10);  // and so the one that followed it
-  source.Refused(0, 11);
-  EXPECT_EQ(next(), Pair(0, 10));
-  EXPECT_EQ(next(), Pair(1, 12));
-  EXPECT_EQ(next(), Pair(0, 11));
+  EXPECT_EQ(next(), Pair(0, 0));
+  EXPECT_EQ(next(), Pair(1, 0));
+  EXPECT_EQ(next(), Pair(0, 1));
+  EXPECT_EQ(next(), Pair(1, 1));
+  source.Refused(0, 0);  // and so the one that followed it
+  source.Refused(0, 1);
+  EXPECT_EQ(next(), Pair(0, 0));
+  EXPECT_EQ(next(), Pair(1, 2));
+  EXPECT_EQ(next(), Pair(0, 1));
 }
 
 TEST(StepSourceTest, TheSeedDecidesTheTensors) {
-  const LoadOptions options = {.tokens = 10};
+  const LoadOptions options;
   const auto q = [&](uint64_t seed) {
-    StepSource source(options, Layout(), Handles(1), seed);
+    StepSource source(options, Layout(), Handles(1), {10}, seed);
     return source.Next().request.items(0).q().data();
   };
   EXPECT_EQ(q(1), q(1));
