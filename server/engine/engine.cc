@@ -1,6 +1,8 @@
 #include "server/engine/engine.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -10,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/engine/adaptive_watch.h"
 #include "server/engine/batch_former.h"
 #include "server/engine/batch_runner.h"
 
@@ -33,6 +36,7 @@ struct Engine::State {
   std::condition_variable batch_began;      // or no other will
   std::deque<BatchRunner::Run*> in_flight;  // begun; the first is being finished
   bool no_more_batches = false;
+  bool device_thread_sleeps = false;
   std::vector<Step*> arrived;  // in order; the device thread takes all of it at once
   std::deque<Step*> background;
   int64_t queued_items = 0;  // of `arrived` and `waiting`
@@ -40,6 +44,9 @@ struct Engine::State {
   bool stopping = false;
   bool device_failed = false;
   std::string device_error;  // a string, and not a Status, which threads would share
+
+  // Counts what may give the device thread something to do, so that it can watch for it without the mutex.
+  std::atomic<uint64_t> arrivals{0};
 
   std::mutex join_mutex;
   std::thread thread;
@@ -50,11 +57,13 @@ struct Engine::State {
   // The device thread's own, but for runner.Finish.
   BatchFormer former;
   BatchRunner runner;
+  AdaptiveWatch watch;
   std::vector<Step*> waiting;  // in order of arrival
   std::vector<Step*> batch;
   std::vector<Step*> dropped;
 
   void Loop();
+  void WakeDeviceThread();
   bool TakeWork();
   bool TakeBackground();
   void FormBatch();
@@ -87,7 +96,7 @@ absl::Status Engine::Submit(Step* step) {
   }
   state_->arrived.push_back(step);
   state_->queued_items += weight;
-  if (state_->arrived.size() == 1) state_->work_arrived.notify_one();
+  state_->WakeDeviceThread();
   return absl::OkStatus();
 }
 
@@ -98,7 +107,7 @@ absl::Status Engine::SubmitBackground(Step* step) {
   if (state_->device_failed) return absl::UnavailableError(state_->device_error);
   if (state_->stopping) return absl::UnavailableError("the server is shutting down");
   state_->background.push_back(step);
-  state_->work_arrived.notify_one();
+  state_->WakeDeviceThread();
   return absl::OkStatus();
 }
 
@@ -106,7 +115,7 @@ void Engine::Shutdown() {
   {
     std::lock_guard<std::mutex> lock(state_->mutex);
     state_->stopping = true;
-    state_->work_arrived.notify_one();
+    state_->WakeDeviceThread();
   }
   std::lock_guard<std::mutex> lock(state_->join_mutex);  // a second caller waits here too until the thread has ended
   if (state_->thread.joinable()) state_->thread.join();
@@ -139,13 +148,32 @@ void Engine::State::Loop() {
   batch_began.notify_one();
 }
 
+// With the mutex held, after anything that TakeWork waits for.
+void Engine::State::WakeDeviceThread() {
+  arrivals.fetch_add(1, std::memory_order_release);
+  if (device_thread_sleeps) work_arrived.notify_one();
+}
+
 // Waits until there is work, and room for it on the device; false when there is none left and none will come.
 bool Engine::State::TakeWork() {
-  std::unique_lock<std::mutex> lock(mutex);
-  work_arrived.wait(lock, [this] {
+  const auto ready = [this] {
     const bool work = !arrived.empty() || !waiting.empty() || !background.empty();
     return work ? static_cast<int>(in_flight.size()) < max_in_flight : stopping;
-  });
+  };
+  std::unique_lock<std::mutex> lock(mutex);
+  if (!ready()) {
+    const auto idle_since = std::chrono::steady_clock::now();
+    const uint64_t seen = arrivals.load(std::memory_order_acquire);
+    lock.unlock();
+    const bool came = watch.For([this, seen] { return arrivals.load(std::memory_order_acquire) != seen; });
+    lock.lock();
+    if (!came || !ready()) {
+      device_thread_sleeps = true;
+      work_arrived.wait(lock, ready);
+      device_thread_sleeps = false;
+    }
+    watch.Learn(std::chrono::steady_clock::now() - idle_since);
+  }
   waiting.insert(waiting.end(), arrived.begin(), arrived.end());
   arrived.clear();
   return !waiting.empty() || !background.empty();
@@ -235,7 +263,7 @@ void Engine::State::FinishBatch(BatchRunner::Run* run) {
     }
     if (max_in_flight > 1) {
       in_flight.pop_front();
-      work_arrived.notify_one();
+      WakeDeviceThread();
     }
   }
   if (on_batch) {

@@ -1,0 +1,38 @@
+#include "server/engine/adaptive_watch.h"
+
+#include <gtest/gtest.h>
+
+namespace santa {
+namespace {
+
+using std::chrono::microseconds;
+
+TEST(AdaptiveWatchTest, SleepsAtFirstAndWatchesOnceGapsAreShort) {
+  AdaptiveWatch watch;
+  EXPECT_EQ(watch.limit(), AdaptiveWatch::Duration::zero());
+  for (int i = 0; i < 20; ++i) watch.Learn(microseconds(50));
+  EXPECT_GE(watch.limit(), microseconds(99));
+  EXPECT_LE(watch.limit(), microseconds(110));
+}
+
+TEST(AdaptiveWatchTest, StopsWatchingAfterAFewLongGaps) {
+  AdaptiveWatch watch;
+  for (int i = 0; i < 20; ++i) watch.Learn(microseconds(50));
+  for (int i = 0; i < 3; ++i) watch.Learn(std::chrono::hours(1));
+  EXPECT_EQ(watch.limit(), AdaptiveWatch::Duration::zero());
+  for (int i = 0; i < 20; ++i) watch.Learn(microseconds(50));  // however long they were
+  EXPECT_GT(watch.limit(), microseconds(99));
+}
+
+TEST(AdaptiveWatchTest, TellsWhetherItCame) {
+  AdaptiveWatch watch;
+  EXPECT_TRUE(watch.For([] { return true; }));  // what is there already it sees without watching
+  EXPECT_FALSE(watch.For([] { return false; }));
+  for (int i = 0; i < 20; ++i) watch.Learn(AdaptiveWatch::kLongest / 2);
+  int looks = 0;
+  EXPECT_TRUE(watch.For([&looks] { return ++looks == 2; }));
+  EXPECT_EQ(looks, 2);
+}
+
+}  // namespace
+}  // namespace santa
