@@ -12,11 +12,12 @@ constexpr char kMethod[] = "Attend";
 
 }  // namespace
 
-AttendReactor* NewAttendStream(ServiceContext* context, const grpc::CallbackServerContext& call) {
+AttendReactor* NewAttendStream(ServiceContext* context, ExchangePool* exchanges,
+                               const grpc::CallbackServerContext& call) {
   absl::StatusOr<std::string> tenant = TenantOf(call, *context->authenticator);
   absl::Status status = tenant.status();
   if (status.ok()) {
-    auto stream = std::make_unique<AttendCall>(context, *std::move(tenant), DeadlineOf(call));
+    auto stream = std::make_unique<AttendCall>(context, exchanges, *std::move(tenant), DeadlineOf(call));
     status = context->streams->Add(stream.get());
     if (status.ok()) {
       stream->Begin();
@@ -27,8 +28,8 @@ AttendReactor* NewAttendStream(ServiceContext* context, const grpc::CallbackServ
   return new RefusedStream<AttendReactor>(status);
 }
 
-AttendCall::AttendCall(ServiceContext* context, std::string tenant, absl::Time deadline)
-    : context_(context), tenant_(std::move(tenant)), deadline_(deadline) {}
+AttendCall::AttendCall(ServiceContext* context, ExchangePool* exchanges, std::string tenant, absl::Time deadline)
+    : context_(context), exchanges_(exchanges), tenant_(std::move(tenant)), deadline_(deadline) {}
 
 void AttendCall::Begin() {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -53,16 +54,18 @@ void AttendCall::OnReadDone(bool ok) {
   bytes.Swap(&incoming_);
   parsing_ = true;
   lock.unlock();
-  absl::StatusOr<std::unique_ptr<AttendExchange>> exchange =
-      AttendExchange::Read(bytes, context_->layout, context_->limits.max_items_per_request, context_->metrics);
+  std::unique_ptr<AttendExchange> exchange = exchanges_->Take();
+  const absl::Status status =
+      exchange->Read(bytes, context_->layout, context_->limits.max_items_per_request, context_->metrics);
   bytes.Clear();
   lock.lock();
   parsing_ = false;
-  if (!exchange.ok()) {
-    if (end_.ok()) end_ = exchange.status();
+  if (!status.ok()) {
+    if (end_.ok()) end_ = status;
   } else if (end_.ok() && !cancelled_) {
-    Take(*std::move(exchange));
+    Take(std::move(exchange));
   }
+  if (exchange != nullptr) exchanges_->Return(std::move(exchange));
   Proceed();
 }
 
@@ -71,12 +74,14 @@ void AttendCall::Take(std::unique_ptr<AttendExchange> exchange) {
   Step* const step = taken->step();
   if (step->items.empty()) {  // nothing valid in it
     answers_.push_back(taken->Answer());
+    exchanges_->Return(std::move(exchange));
     return;
   }
   step->tenant = tenant_;
   step->deadline = deadline_;
   step->done = [this, taken] { StepDone(taken); };
-  computing_.emplace(taken, std::move(exchange));
+  taken->place = computing_.size();
+  computing_.push_back(std::move(exchange));
   context_->auditor->ApplyFallbacks(step);
   absl::Status status = context_->engine->Submit(step);
   if (status.ok()) return;
@@ -89,14 +94,23 @@ void AttendCall::Take(std::unique_ptr<AttendExchange> exchange) {
     context_->metrics->RecordRefusedItem(Name(item.options.method), status.code());
   }
   answers_.push_back(taken->Answer());
-  computing_.erase(taken);
+  exchanges_->Return(Remove(taken));
+}
+
+std::unique_ptr<AttendExchange> AttendCall::Remove(AttendExchange* exchange) {
+  std::unique_ptr<AttendExchange>& place = computing_[exchange->place];
+  std::swap(place, computing_.back());
+  place->place = exchange->place;
+  std::unique_ptr<AttendExchange> removed = std::move(computing_.back());
+  computing_.pop_back();
+  return removed;
 }
 
 void AttendCall::StepDone(AttendExchange* exchange) {
   context_->metrics->RecordStep(*exchange->step());
   grpc::ByteBuffer answer = exchange->Answer();
   std::lock_guard<std::mutex> lock(mutex_);
-  computing_.erase(exchange);
+  exchanges_->Return(Remove(exchange));
   if (!cancelled_) answers_.push_back(std::move(answer));
   Proceed();
 }
@@ -118,7 +132,7 @@ void AttendCall::OnCancel() {
 void AttendCall::Cancel() {
   cancelled_ = true;
   answers_.clear();
-  for (const auto& [exchange, owner] : computing_) exchange->step()->cancelled = true;
+  for (const auto& exchange : computing_) exchange->step()->cancelled = true;
 }
 
 void AttendCall::Proceed() {

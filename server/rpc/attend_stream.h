@@ -12,7 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <unordered_map>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -25,11 +25,12 @@ namespace santa {
 using AttendReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 
 // The reactor for a call: an AttendCall, or one that only refuses. Deletes itself.
-AttendReactor* NewAttendStream(ServiceContext* context, const grpc::CallbackServerContext& call);
+AttendReactor* NewAttendStream(ServiceContext* context, ExchangePool* exchanges,
+                               const grpc::CallbackServerContext& call);
 
 class AttendCall final : public AttendReactor, public DrainableStream {
  public:
-  AttendCall(ServiceContext* context, std::string tenant, absl::Time deadline);
+  AttendCall(ServiceContext* context, ExchangePool* exchanges, std::string tenant, absl::Time deadline);
   void Begin();  // starts reading; the stream is in the registry by then
 
   void BeginDrain() override;
@@ -42,19 +43,21 @@ class AttendCall final : public AttendReactor, public DrainableStream {
   // All but StepDone with mutex_ held.
   void Take(std::unique_ptr<AttendExchange> exchange);
   void StepDone(AttendExchange* exchange);  // device thread
+  std::unique_ptr<AttendExchange> Remove(AttendExchange* exchange);
   void Cancel();
   void Proceed();  // starts every operation that may start now
   void FinishWith(const absl::Status& status);
   size_t unanswered() const { return computing_.size() + answers_.size() + (writing_ ? 1 : 0); }
 
   ServiceContext* const context_;
+  ExchangePool* const exchanges_;
   const std::string tenant_;
   const absl::Time deadline_;
 
   // Held across gRPC's Start* and Finish, none of which runs a reaction inline. OnDone takes it before it deletes, so
   // that whoever called Finish has left.
   std::mutex mutex_;
-  std::unordered_map<AttendExchange*, std::unique_ptr<AttendExchange>> computing_;
+  std::vector<std::unique_ptr<AttendExchange>> computing_;
   std::deque<grpc::ByteBuffer> answers_;  // wait for the write in flight
   grpc::ByteBuffer incoming_;
   grpc::ByteBuffer outgoing_;

@@ -11,7 +11,6 @@
 #include "server/rpc/attend_stream.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/validate.h"
-#include "server/rpc/wire.h"
 
 namespace santa {
 namespace {
@@ -154,7 +153,7 @@ grpc::ServerReadReactor<grpc::ByteBuffer>* AttentionService::AppendKv(grpc::Call
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttentionService::Attend(
     grpc::CallbackServerContext* call) {
-  return NewAttendStream(context_, *call);
+  return NewAttendStream(context_, &exchanges_, *call);
 }
 
 }  // namespace santa

@@ -8,6 +8,7 @@
 
 #include "proto/santa/attention/v1/attention.grpc.pb.h"
 #include "server/rpc/service_context.h"
+#include "server/rpc/wire.h"
 
 namespace santa {
 
@@ -51,6 +52,7 @@ class AttentionService final : public AttentionServiceBase {
  private:
   ServiceContext* const context_;
   const uint64_t page_token_nonce_;
+  ExchangePool exchanges_;
 };
 
 }  // namespace santa

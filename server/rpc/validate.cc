@@ -28,8 +28,9 @@ std::string ShapeText(const Extents& shape) {
 
 std::string DTypeText(DType dtype) { return std::string(Name(dtype)); }
 
-// Checks dtype, shape and length.
-absl::StatusOr<DType> ReadTensor(const v1::Tensor& tensor, const std::string& field, std::span<const int64_t> shape) {
+// Checks dtype, shape and length. `data` is the tensor's, here and below.
+absl::StatusOr<DType> ReadTensor(const v1::Tensor& tensor, std::string_view data, const std::string& field,
+                                 std::span<const int64_t> shape) {
   absl::StatusOr<DType> dtype = ToDType(tensor.dtype(), field + ".dtype");
   if (!dtype.ok()) return dtype;
   if (!std::equal(shape.begin(), shape.end(), tensor.shape().begin(), tensor.shape().end())) {
@@ -37,19 +38,18 @@ absl::StatusOr<DType> ReadTensor(const v1::Tensor& tensor, const std::string& fi
   }
   size_t bytes = SizeOf(*dtype);
   for (const int64_t extent : shape) bytes *= static_cast<size_t>(extent);  // extents of the layout: no overflow
-  if (tensor.data().size() != bytes) {
-    return Bad(field + ".data", absl::StrCat(tensor.data().size(), " bytes long"),
+  if (data.size() != bytes) {
+    return Bad(field + ".data", absl::StrCat(data.size(), " bytes long"),
                absl::StrCat(bytes, " for shape ", ShapeText(shape), " of ", DTypeText(*dtype)));
   }
   return dtype;
 }
 
 // Keys or values to store.
-absl::StatusOr<DType> ReadStored(const v1::Tensor& tensor, const std::string& field, std::span<const int64_t> shape,
-                                 DType stored) {
-  absl::StatusOr<DType> dtype = ReadTensor(tensor, field, shape);
+absl::StatusOr<DType> ReadStored(const v1::Tensor& tensor, std::string_view data, const std::string& field,
+                                 std::span<const int64_t> shape, DType stored) {
+  absl::StatusOr<DType> dtype = ReadTensor(tensor, data, field, shape);
   if (!dtype.ok()) return dtype;
-  const std::string& data = tensor.data();
   const auto count = static_cast<int64_t>(data.size() / SizeOf(*dtype));
   const int64_t bad = FindUnrepresentable(data.data(), count, *dtype, stored);
   if (bad >= 0) {
@@ -59,17 +59,22 @@ absl::StatusOr<DType> ReadStored(const v1::Tensor& tensor, const std::string& fi
   return dtype;
 }
 
-absl::Status ReadNewTokens(const v1::Tensor& k, const v1::Tensor& v, const std::string& prefix, int64_t position,
-                           int64_t count, const KvLayout& layout, NewTokens* out) {
+struct StoredTensor {
+  const v1::Tensor& tensor;
+  std::string_view data;
+};
+
+absl::Status ReadNewTokens(const StoredTensor& k, const StoredTensor& v, int64_t position, int64_t count,
+                           const KvLayout& layout, NewTokens* out) {
   const std::array<int64_t, 3> shape = {count, layout.num_kv_heads, layout.head_dim};
-  const absl::StatusOr<DType> k_dtype = ReadStored(k, prefix + "k", shape, layout.dtype);
+  const absl::StatusOr<DType> k_dtype = ReadStored(k.tensor, k.data, "k", shape, layout.dtype);
   if (!k_dtype.ok()) return k_dtype.status();
-  const absl::StatusOr<DType> v_dtype = ReadStored(v, prefix + "v", shape, layout.dtype);
+  const absl::StatusOr<DType> v_dtype = ReadStored(v.tensor, v.data, "v", shape, layout.dtype);
   if (!v_dtype.ok()) return v_dtype.status();
   if (*k_dtype != *v_dtype) {
-    return Bad(prefix + "v.dtype", DTypeText(*v_dtype), absl::StrCat("that of k, ", DTypeText(*k_dtype)));
+    return Bad("v.dtype", DTypeText(*v_dtype), absl::StrCat("that of k, ", DTypeText(*k_dtype)));
   }
-  *out = {.position = position, .count = count, .dtype = *k_dtype, .k = k.data().data(), .v = v.data().data()};
+  *out = {.position = position, .count = count, .dtype = *k_dtype, .k = k.data.data(), .v = v.data.data()};
   return absl::OkStatus();
 }
 
@@ -177,45 +182,53 @@ absl::StatusOr<absl::Duration> ToLease(double seconds, absl::Duration max_lease)
   return std::max(absl::Seconds(seconds), absl::Nanoseconds(1));
 }
 
-absl::Status ReadAttendItem(const v1::AttendItem& item, const std::string& field, const KvLayout& layout,
-                            StepItem* out) {
-  const std::string prefix = field + ".";
-  const absl::StatusOr<SequenceHandle> handle = ToHandle(item.has_handle(), item.handle(), prefix + "handle");
+namespace {
+
+// ReadAttendItem, with fields' names as of the item, which need no memory: a name of the whole is made for errors only.
+absl::Status ReadNamelessItem(const v1::AttendItem& item, const ItemTensors& tensors, const KvLayout& layout,
+                              StepItem* out) {
+  const absl::StatusOr<SequenceHandle> handle = ToHandle(item.has_handle(), item.handle(), "handle");
   if (!handle.ok()) return handle.status();
   out->sequence = *handle;
-  if (absl::Status status = CheckPosition(item.position(), prefix + "position"); !status.ok()) return status;
+  if (absl::Status status = CheckPosition(item.position(), "position"); !status.ok()) return status;
   out->position = item.position();
 
-  if (!item.has_q()) return Bad(prefix + "q", "absent", "a tensor");
+  if (!item.has_q()) return Bad("q", "absent", "a tensor");
   if (item.q().shape_size() == 3 && item.q().shape(0) > 1) {
-    return absl::UnimplementedError(absl::StrCat(prefix, "q.shape is ", ShapeText(item.q().shape()),
-                                                 "; this server takes one query token an item"));
+    return absl::UnimplementedError(
+        absl::StrCat("q.shape is ", ShapeText(item.q().shape()), "; this server takes one query token an item"));
   }
   const std::array<int64_t, 3> q_shape = {1, layout.num_query_heads, layout.head_dim};
-  const absl::StatusOr<DType> io_dtype = ReadTensor(item.q(), prefix + "q", q_shape);
+  const absl::StatusOr<DType> io_dtype = ReadTensor(item.q(), tensors.q, "q", q_shape);
   if (!io_dtype.ok()) return io_dtype.status();
-  const std::string& q = item.q().data();
-  const int64_t bad = FindUnrepresentable(q.data(), q_shape[1] * q_shape[2], *io_dtype, *io_dtype);
-  if (bad >= 0) {
-    return Bad(absl::StrCat(prefix, "q.data: element ", bad), ElementAsFloat(q.data(), bad, *io_dtype), "finite");
-  }
+  const char* const q = tensors.q.data();
+  const int64_t bad = FindUnrepresentable(q, q_shape[1] * q_shape[2], *io_dtype, *io_dtype);
+  if (bad >= 0) return Bad(absl::StrCat("q.data: element ", bad), ElementAsFloat(q, bad, *io_dtype), "finite");
   out->io_dtype = *io_dtype;
-  out->q = item.q().data().data();
+  out->q = q;
 
-  if (item.has_k() != item.has_v()) {
-    return Bad(prefix + (item.has_k() ? "v" : "k"), "absent", "k and v, or neither");
-  }
+  if (item.has_k() != item.has_v()) return Bad(item.has_k() ? "v" : "k", "absent", "k and v, or neither");
   if (item.has_k()) {
-    if (absl::Status status = ReadNewTokens(item.k(), item.v(), prefix, item.position(), 1, layout, &out->tokens);
+    if (absl::Status status =
+            ReadNewTokens({item.k(), tensors.k}, {item.v(), tensors.v}, item.position(), 1, layout, &out->tokens);
         !status.ok()) {
       return status;
     }
   }
-  absl::StatusOr<AttentionOptions> options = ToOptions(item.options(), layout.num_query_heads, prefix + "options");
+  absl::StatusOr<AttentionOptions> options = ToOptions(item.options(), layout.num_query_heads, "options");
   if (!options.ok()) return options.status();
   out->options = *options;
   if (!item.options().sink_logits().empty()) out->sink_logits = item.options().sink_logits().data();
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status ReadAttendItem(const v1::AttendItem& item, const ItemTensors& tensors, const std::string& field,
+                            const KvLayout& layout, StepItem* out) {
+  absl::Status status = ReadNamelessItem(item, tensors, layout, out);
+  if (status.ok()) return status;
+  return absl::Status(status.code(), absl::StrCat(field, ".", std::string(status.message())));
 }
 
 absl::Status ReadAppendChunk(const v1::AppendKvRequest& chunk, const SequenceHandle& handle, const KvLayout& layout,
@@ -235,7 +248,8 @@ absl::Status ReadAppendChunk(const v1::AppendKvRequest& chunk, const SequenceHan
     return Bad("k.shape", ShapeText(chunk.k().shape()),
                absl::StrCat("what fits the ", chunk.k().data().size(), " bytes of k.data"));
   }
-  return ReadNewTokens(chunk.k(), chunk.v(), "", chunk.position(), count, layout, &out->tokens);
+  return ReadNewTokens({chunk.k(), chunk.k().data()}, {chunk.v(), chunk.v().data()}, chunk.position(), count, layout,
+                       &out->tokens);
 }
 
 absl::Status CheckLayer(uint32_t layer, const KvLayout& layout) {

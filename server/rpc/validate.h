@@ -17,6 +17,7 @@
 #include "proto/santa/attention/v1/attention.pb.h"
 #include "server/engine/step.h"
 #include "server/kv/sequence_store.h"
+#include "server/rpc/item_tensors.h"
 
 namespace santa {
 
@@ -31,9 +32,10 @@ absl::StatusOr<AttentionOptions> ToOptions(const v1::AttentionOptions& options, 
 // A lease of the API, in seconds: 0 (a default) or (0, max_lease].
 absl::StatusOr<absl::Duration> ToLease(double seconds, absl::Duration max_lease);
 
-// Fills the first half of `out` (see StepItem) but for o and lse. Its pointers lead into `item`, which must outlive it.
-absl::Status ReadAttendItem(const v1::AttendItem& item, const std::string& field, const KvLayout& layout,
-                            StepItem* out);
+// Fills the first half of `out` (see StepItem) but for o and lse. Its pointers lead into `item` and `tensors`, which
+// must outlive it; the data of item's own tensors is not looked at. `field` names the item. Allocates for errors alone.
+absl::Status ReadAttendItem(const v1::AttendItem& item, const ItemTensors& tensors, const std::string& field,
+                            const KvLayout& layout, StepItem* out);
 
 // The same of an AppendKv message; `handle` is the one in force.
 absl::Status ReadAppendChunk(const v1::AppendKvRequest& chunk, const SequenceHandle& handle, const KvLayout& layout,

@@ -1,11 +1,9 @@
 #include "server/rpc/wire.h"
 
-#include <google/protobuf/io/coded_stream.h>
-#include <google/protobuf/wire_format_lite.h>
 #include <grpcpp/support/proto_buffer_reader.h>
 #include <grpcpp/support/proto_buffer_writer.h>
 
-#include <unordered_set>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,39 +13,6 @@ namespace santa {
 namespace {
 
 absl::Status Unreadable() { return absl::InvalidArgumentError("the message is not a request of this method"); }
-
-void SetStatus(const absl::Status& status, v1::ItemStatus* out) {
-  out->set_code(static_cast<int>(status.code()));
-  out->set_message(std::string(status.message()));
-}
-
-// How many items a request has, without making them: an empty item takes two bytes on the wire and a hundred in memory.
-absl::StatusOr<int64_t> CountItems(const grpc::ByteBuffer& bytes) {
-  using google::protobuf::internal::WireFormatLite;
-  grpc::ByteBuffer copy(bytes);  // of references, not of bytes
-  grpc::ProtoBufferReader reader(&copy);
-  if (!reader.status().ok()) return Unreadable();
-  google::protobuf::io::CodedInputStream input(&reader);
-  int64_t items = 0;
-  while (const uint32_t tag = input.ReadTag()) {
-    if (WireFormatLite::GetTagFieldNumber(tag) == v1::AttendRequest::kItemsFieldNumber) ++items;
-    if (!WireFormatLite::SkipField(&input, tag)) return Unreadable();
-  }
-  if (!input.ConsumedEntireMessage()) return Unreadable();
-  return items;
-}
-
-// Room for the answer, where the engine writes it: nothing is copied afterwards.
-void MakeRoom(const v1::AttendItem& item, const KvLayout& layout, StepItem* step_item, v1::AttendResult* result) {
-  v1::Tensor* o = result->mutable_o();
-  o->set_dtype(item.q().dtype());
-  *o->mutable_shape() = item.q().shape();
-  std::string* data = o->mutable_data();
-  data->resize(item.q().data().size());
-  step_item->o = data->data();
-  result->mutable_lse()->Resize(layout.num_query_heads, 0);
-  step_item->lse = result->mutable_lse()->mutable_data();
-}
 
 void SetStatistics(const Step& step, const StepItem& item, v1::AttendStatistics* out) {
   out->set_visible_tokens(item.statistics.visible_tokens);
@@ -81,64 +46,77 @@ grpc::ByteBuffer Encode(const google::protobuf::MessageLite& message) {
   return bytes;
 }
 
-absl::StatusOr<std::unique_ptr<AttendExchange>> AttendExchange::Read(const grpc::ByteBuffer& bytes,
-                                                                     const KvLayout& layout, int32_t max_items,
-                                                                     Metrics* metrics) {
-  const absl::StatusOr<int64_t> items = CountItems(bytes);
-  if (!items.ok()) return items.status();
-  if (*items < 1 || *items > max_items) {
-    return absl::InvalidArgumentError(absl::StrCat("items is ", *items, " long; allowed is [1, ", max_items, "]"));
-  }
-  std::unique_ptr<AttendExchange> exchange(new AttendExchange());
-  if (absl::Status status = Decode(bytes, &exchange->request_); !status.ok()) return status;
-  exchange->ReadItems(layout, metrics);
-  return exchange;
+absl::Status AttendExchange::Read(const grpc::ByteBuffer& bytes, const KvLayout& layout, int32_t max_items,
+                                  Metrics* metrics) {
+  if (absl::Status status = reader_.Read(bytes, max_items); !status.ok()) return status;
+  ReadItems(layout, metrics);
+  return absl::OkStatus();
 }
 
 void AttendExchange::ReadItems(const KvLayout& layout, Metrics* metrics) {
-  const int count = request_.items_size();
-  response_.set_request_id(request_.request_id());
-  response_.mutable_results()->Reserve(count);
-  step_.items.reserve(count);
-  places_.reserve(count);
-  const absl::Status layer_status = CheckLayer(request_.layer(), layout);
-  if (layer_status.ok()) step_.layer = static_cast<int32_t>(request_.layer());
-  std::unordered_set<uint64_t> seen;
-  for (int i = 0; i < count; ++i) {
-    const v1::AttendItem& item = request_.items(i);
+  const v1::AttendRequest& request = reader_.request();
+  writer_.Reset(request.request_id(), layout);
+  step_.items.clear();
+  step_.cancelled = false;
+  places_.clear();
+  seen_.clear();
+  const absl::Status layer_status = CheckLayer(request.layer(), layout);
+  step_.layer = layer_status.ok() ? static_cast<int32_t>(request.layer()) : 0;
+  for (int i = 0; i < request.items_size(); ++i) {
+    const v1::AttendItem& item = request.items(i);
     const std::string field = absl::StrCat("items[", i, "]");
-    v1::AttendResult* result = response_.add_results();
     StepItem step_item;
     absl::Status status = layer_status;
-    if (status.ok()) status = ReadAttendItem(item, field, layout, &step_item);
-    if (status.ok() && !seen.insert(item.handle().id()).second) {
+    if (status.ok()) status = ReadAttendItem(item, reader_.tensors(i), field, layout, &step_item);
+    if (status.ok() && !seen_.insert(item.handle().id()).second) {
       status = absl::InvalidArgumentError(absl::StrCat(field, ".handle.id is ", item.handle().id(),
                                                        "; allowed is one item of a sequence in a request"));
     }
     if (!status.ok()) {
-      SetStatus(status, result->mutable_status());
+      writer_.AddRefused(status);
       metrics->RecordRefusedItem(MethodLabel(item.options().method()), status.code());
       continue;
     }
-    MakeRoom(item, layout, &step_item, result);
+    writer_.AddAnswered(step_item.io_dtype);
     step_.items.push_back(std::move(step_item));
     places_.push_back(i);
+  }
+  writer_.Allocate();
+  for (size_t i = 0; i < places_.size(); ++i) {
+    step_.items[i].o = writer_.o(places_[i]);
+    step_.items[i].lse = writer_.lse(places_[i]);
   }
 }
 
 grpc::ByteBuffer AttendExchange::Answer() {
   for (size_t i = 0; i < places_.size(); ++i) {
     const StepItem& item = step_.items[i];
-    v1::AttendResult* result = response_.mutable_results(places_[i]);
-    SetStatus(item.status, result->mutable_status());
     if (!item.status.ok()) {
-      result->clear_o();
-      result->clear_lse();
-    } else if (request_.items(places_[i]).options().want_statistics()) {
-      SetStatistics(step_, item, result->mutable_statistics());
+      writer_.SetFailed(places_[i], item.status);
+    } else if (reader_.request().items(places_[i]).options().want_statistics()) {
+      SetStatistics(step_, item, &statistics_);
+      writer_.SetStatistics(places_[i], statistics_);
     }
   }
-  return Encode(response_);
+  return writer_.Take();
+}
+
+std::unique_ptr<AttendExchange> ExchangePool::Take() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!free_.empty()) {
+      std::unique_ptr<AttendExchange> exchange = std::move(free_.back());
+      free_.pop_back();
+      return exchange;
+    }
+  }
+  return std::make_unique<AttendExchange>();
+}
+
+void ExchangePool::Return(std::unique_ptr<AttendExchange> exchange) {
+  if (exchange->memory() > kMostMemory) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (free_.size() < kMost) free_.push_back(std::move(exchange));
 }
 
 }  // namespace santa

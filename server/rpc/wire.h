@@ -1,5 +1,4 @@
-// The wire's bytes to steps and back: the one place that knows how messages are encoded. A faster path than protobuf's
-// parser would go here and nowhere else.
+// The wire's bytes to steps and back.
 #ifndef SANTA_SERVER_RPC_WIRE_H_
 #define SANTA_SERVER_RPC_WIRE_H_
 
@@ -8,15 +7,17 @@
 
 #include <cstdint>
 #include <memory>
-#include <string>
+#include <mutex>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "kernels/attention.h"
 #include "proto/santa/attention/v1/attention.pb.h"
 #include "server/engine/step.h"
 #include "server/metrics/metrics.h"
+#include "server/rpc/attend_answer_writer.h"
+#include "server/rpc/attend_request_reader.h"
 
 namespace santa {
 
@@ -28,16 +29,18 @@ grpc::Status ToGrpc(const absl::Status& status);
 absl::Status Decode(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message);
 grpc::ByteBuffer Encode(const google::protobuf::MessageLite& message);
 
-// One request of an Attend stream: owns the message that came, the step whose pointers lead into it, and the response,
-// which the step fills. Not thread safe; does not move.
+// One request of an Attend stream: owns what came, the step whose pointers lead into it, and the answer, which the step
+// fills. Used for one request after another, without allocating: but for what gRPC is given to send. Not thread safe;
+// does not move.
 class AttendExchange {
  public:
-  // An error ends the stream: bytes that are no request, or a number of items outside [1, max_items], which cannot be
-  // answered item by item (each answer would be larger than what it answers).
-  static absl::StatusOr<std::unique_ptr<AttendExchange>> Read(const grpc::ByteBuffer& bytes, const KvLayout& layout,
-                                                              int32_t max_items, Metrics* metrics);
+  AttendExchange() = default;
   AttendExchange(const AttendExchange&) = delete;
   AttendExchange& operator=(const AttendExchange&) = delete;
+
+  // An error ends the stream: bytes that are no request, or a number of items outside [1, max_items], which cannot be
+  // answered item by item (each answer would be larger than what it answers).
+  absl::Status Read(const grpc::ByteBuffer& bytes, const KvLayout& layout, int32_t max_items, Metrics* metrics);
 
   // The items that are valid; the others have their answer already. Tenant, deadline and `done` are the caller's to
   // set.
@@ -46,14 +49,33 @@ class AttendExchange {
   // The answer, once every item of the step has its status.
   grpc::ByteBuffer Answer();
 
+  size_t memory() const { return reader_.memory(); }  // bytes that it keeps
+  size_t place = 0;                                   // in the caller's list of exchanges
+
  private:
-  AttendExchange() = default;
   void ReadItems(const KvLayout& layout, Metrics* metrics);
 
-  v1::AttendRequest request_;
-  v1::AttendResponse response_;
+  AttendRequestReader reader_;
+  AttendAnswerWriter writer_;
+  v1::AttendStatistics statistics_;
   Step step_;
   std::vector<int> places_;  // step item -> request item
+  absl::flat_hash_set<uint64_t> seen_;
+};
+
+// Exchanges that are not in use, for all streams. Thread safe.
+class ExchangePool {
+ public:
+  std::unique_ptr<AttendExchange> Take();
+  void Return(std::unique_ptr<AttendExchange> exchange);
+
+ private:
+  // What is kept: more exchanges than a busy server has in flight, none of them with the memory of a giant's message.
+  static constexpr size_t kMost = 256;
+  static constexpr size_t kMostMemory = 1 << 20;
+
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<AttendExchange>> free_;
 };
 
 }  // namespace santa

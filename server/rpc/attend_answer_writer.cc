@@ -1,0 +1,158 @@
+#include "server/rpc/attend_answer_writer.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <string>
+
+#include "server/rpc/convert.h"
+
+namespace santa {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "lse is sent as it lies in memory");
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kHeadRoom = 64;   // of an item's fields before the data of o: at most 54 bytes
+constexpr size_t kLengthRoom = 6;  // a tag and a length
+
+constexpr uint8_t Tag(int field, int wire_type) { return static_cast<uint8_t>(field << 3 | wire_type); }
+constexpr int kVarint = 0;
+constexpr int kBytes = 2;
+
+char* PutVarint(uint64_t value, char* to) {
+  for (; value >= 0x80; value >>= 7) *to++ = static_cast<char>(value | 0x80);
+  *to++ = static_cast<char>(value);
+  return to;
+}
+
+char* PutTag(int field, int wire_type, char* to) {
+  *to++ = static_cast<char>(Tag(field, wire_type));
+  return to;
+}
+
+char* PutLength(int field, size_t length, char* to) { return PutVarint(length, PutTag(field, kBytes, to)); }
+
+size_t VarintSize(uint64_t value) {
+  size_t size = 1;
+  for (; value >= 0x80; value >>= 7) ++size;
+  return size;
+}
+
+size_t AlignUp(size_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
+
+// The fields of o before its data.
+char* PutTensorHead(const KvLayout& layout, DType dtype, size_t data_bytes, char* to) {
+  to = PutVarint(static_cast<uint64_t>(ToMessage(dtype)), PutTag(v1::Tensor::kDtypeFieldNumber, kVarint, to));
+  const std::array<uint64_t, 3> shape = {1, static_cast<uint64_t>(layout.num_query_heads),
+                                         static_cast<uint64_t>(layout.head_dim)};
+  to = PutLength(v1::Tensor::kShapeFieldNumber, VarintSize(shape[0]) + VarintSize(shape[1]) + VarintSize(shape[2]), to);
+  for (const uint64_t extent : shape) to = PutVarint(extent, to);
+  return PutLength(v1::Tensor::kDataFieldNumber, data_bytes, to);
+}
+
+}  // namespace
+
+void AttendAnswerWriter::Reset(uint64_t request_id, const KvLayout& layout) {
+  Release();
+  request_id_ = request_id;
+  layout_ = layout;
+  items_.clear();
+}
+
+void AttendAnswerWriter::Release() {
+  if (allocated_) grpc_slice_unref(slice_);
+  allocated_ = false;
+}
+
+void AttendAnswerWriter::AddRefused(const absl::Status& status) { items_.push_back({.status = status}); }
+
+void AttendAnswerWriter::AddAnswered(DType dtype) { items_.push_back({.status = {}, .dtype = dtype}); }
+
+void AttendAnswerWriter::Allocate() {
+  const size_t lse_bytes = sizeof(float) * layout_.num_query_heads;
+  size_t size = 0;
+  for (Item& item : items_) {
+    if (!item.status.ok()) continue;
+    item.o = AlignUp(size + kHeadRoom);
+    size = item.o + o_bytes(item) + kLengthRoom + lse_bytes + kLengthRoom + kStatisticsRoom;
+  }
+  if (size == 0) return;
+  slice_ = grpc_slice_malloc(size + kAlignment);
+  allocated_ = true;
+  const size_t misaligned = reinterpret_cast<uintptr_t>(base()) % kAlignment;
+  if (misaligned != 0) {
+    for (Item& item : items_) item.o += kAlignment - misaligned;
+  }
+  lse_.resize(items_.size() * layout_.num_query_heads);
+}
+
+// Behind o come lse and its length, whose sizes are known.
+size_t AttendAnswerWriter::statistics_at(const Item& item) const {
+  const size_t lse_bytes = sizeof(float) * layout_.num_query_heads;
+  return item.o + o_bytes(item) + 1 + VarintSize(lse_bytes) + lse_bytes;
+}
+
+void AttendAnswerWriter::SetStatistics(size_t index, const v1::AttendStatistics& statistics) {
+  Item& item = items_[index];
+  const size_t length = statistics.ByteSizeLong();
+  char* const begin = base() + statistics_at(item);
+  char* const body = PutLength(v1::AttendResult::kStatisticsFieldNumber, length, begin);
+  statistics.SerializeWithCachedSizesToArray(reinterpret_cast<uint8_t*>(body));
+  item.statistics_length = body + length - begin;
+}
+
+grpc::ByteBuffer AttendAnswerWriter::Take() {
+  slices_.clear();
+  if (request_id_ != 0) {
+    std::array<char, 11> id;
+    const char* const end =
+        PutVarint(request_id_, PutTag(v1::AttendResponse::kRequestIdFieldNumber, kVarint, id.data()));
+    slices_.emplace_back(id.data(), end - id.data());
+  }
+  for (size_t i = 0; i < items_.size(); ++i) {
+    if (items_[i].status.ok()) {
+      TakeAnswered(i);
+    } else {
+      TakeFailed(items_[i]);
+    }
+  }
+  grpc::ByteBuffer bytes(slices_.data(), slices_.size());
+  slices_.clear();
+  return bytes;
+}
+
+void AttendAnswerWriter::TakeFailed(const Item& item) {
+  v1::AttendResponse response;
+  v1::ItemStatus* const status = response.add_results()->mutable_status();
+  status->set_code(static_cast<int>(item.status.code()));
+  status->set_message(std::string(item.status.message()));
+  slices_.emplace_back(response.SerializeAsString());  // a part of a message: parts that follow each other merge
+}
+
+void AttendAnswerWriter::TakeAnswered(size_t index) {
+  const Item& item = items_[index];
+  const size_t data_bytes = o_bytes(item);
+  const size_t lse_bytes = sizeof(float) * layout_.num_query_heads;
+  char* const lse_begin = base() + item.o + data_bytes;
+  std::memcpy(PutLength(v1::AttendResult::kLseFieldNumber, lse_bytes, lse_begin), lse(index), lse_bytes);
+  const size_t end = statistics_at(item) + item.statistics_length;
+
+  // Inside out, as each length counts what follows it.
+  std::array<char, kHeadRoom> tensor;
+  const size_t tensor_head = PutTensorHead(layout_, item.dtype, data_bytes, tensor.data()) - tensor.data();
+  std::array<char, kHeadRoom> result;
+  char* to = PutLength(v1::AttendResult::kStatusFieldNumber, 0, result.data());  // OK: an empty message
+  to = PutLength(v1::AttendResult::kOFieldNumber, tensor_head + data_bytes, to);
+  const size_t result_head = to - result.data();
+  std::array<char, kHeadRoom> head;
+  to = PutLength(v1::AttendResponse::kResultsFieldNumber, result_head + tensor_head + (end - item.o), head.data());
+  to = std::copy_n(result.data(), result_head, to);
+  to = std::copy_n(tensor.data(), tensor_head, to);
+  const size_t length = to - head.data();
+  std::memcpy(base() + item.o - length, head.data(), length);
+  slices_.emplace_back(grpc_slice_sub(slice_, item.o - length, end), grpc::Slice::STEAL_REF);
+}
+
+}  // namespace santa

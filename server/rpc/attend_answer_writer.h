@@ -1,0 +1,76 @@
+// An AttendResponse's bytes, written where gRPC sends them from: backends write outputs straight into the slice that
+// leaves the machine, and the message's other fields are put around them. Any protobuf parser reads it.
+#ifndef SANTA_SERVER_RPC_ATTEND_ANSWER_WRITER_H_
+#define SANTA_SERVER_RPC_ATTEND_ANSWER_WRITER_H_
+
+#include <grpc/slice.h>
+#include <grpcpp/support/byte_buffer.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/attention.h"
+#include "proto/santa/attention/v1/attention.pb.h"
+
+namespace santa {
+
+namespace v1 = ::santa::attention::v1;
+
+// For one answer after another: Reset; an Add for each item, in the request's order; Allocate; then the outputs are
+// written, and failures and statistics noted; Take. Not thread safe.
+class AttendAnswerWriter {
+ public:
+  // What any AttendStatistics takes at most, as encoded.
+  static constexpr size_t kStatisticsRoom = 256;
+
+  AttendAnswerWriter() = default;
+  ~AttendAnswerWriter() { Release(); }
+  AttendAnswerWriter(const AttendAnswerWriter&) = delete;
+  AttendAnswerWriter& operator=(const AttendAnswerWriter&) = delete;
+
+  void Reset(uint64_t request_id, const KvLayout& layout);
+
+  void AddRefused(const absl::Status& status);  // not OK
+  void AddAnswered(DType dtype);                // of o
+
+  void Allocate();
+  // [H][D] and [H], of an item that was added as answered. Aligned; nothing is in them yet.
+  void* o(size_t item) { return base() + items_[item].o; }
+  float* lse(size_t item) { return lse_.data() + item * layout_.num_query_heads; }
+
+  void SetFailed(size_t item, const absl::Status& status) { items_[item].status = status; }
+  void SetStatistics(size_t item, const v1::AttendStatistics& statistics);  // at most kStatisticsRoom, encoded
+
+  grpc::ByteBuffer Take();
+
+ private:
+  struct Item {
+    absl::Status status;
+    DType dtype = DType::kFloat32;
+    size_t o = 0;  // offsets into the slice
+    size_t statistics_length = 0;
+  };
+
+  char* base() { return reinterpret_cast<char*>(GRPC_SLICE_START_PTR(slice_)); }
+  size_t o_bytes(const Item& item) const {
+    return static_cast<size_t>(layout_.num_query_heads) * layout_.head_dim * SizeOf(item.dtype);
+  }
+  size_t statistics_at(const Item& item) const;
+  void Release();
+  void TakeFailed(const Item& item);
+  void TakeAnswered(size_t index);
+
+  KvLayout layout_;
+  uint64_t request_id_ = 0;
+  std::vector<Item> items_;
+  std::vector<float> lse_;
+  grpc_slice slice_ = {};  // all answered items, with room before and behind each output
+  bool allocated_ = false;
+  std::vector<grpc::Slice> slices_;
+};
+
+}  // namespace santa
+
+#endif  // SANTA_SERVER_RPC_ATTEND_ANSWER_WRITER_H_

@@ -1,0 +1,261 @@
+#include "server/rpc/attend_request_reader.h"
+
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/wire_format_lite.h>
+#include <grpcpp/support/proto_buffer_reader.h>
+
+#include <algorithm>
+#include <limits>
+#include <new>
+#include <span>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "server/rpc/slice_cursor.h"
+
+namespace santa {
+namespace {
+
+constexpr std::align_val_t kAlignment{64};
+constexpr size_t kArenaBlock = 16 << 10;
+
+enum WireType : uint8_t { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
+
+absl::Status Unreadable() { return absl::InvalidArgumentError("the message is not a request of this method"); }
+
+absl::Status CheckCount(int64_t items, int32_t max_items) {
+  if (items >= 1 && items <= max_items) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("items is ", items, " long; allowed is [1, ", max_items, "]"));
+}
+
+// How many items a request has, without making them: an empty item takes two bytes on the wire and a hundred in memory.
+absl::StatusOr<int64_t> CountItems(const grpc::ByteBuffer& bytes) {
+  using google::protobuf::internal::WireFormatLite;
+  grpc::ByteBuffer copy(bytes);  // of references, not of bytes
+  grpc::ProtoBufferReader reader(&copy);
+  if (!reader.status().ok()) return Unreadable();
+  google::protobuf::io::CodedInputStream input(&reader);
+  int64_t items = 0;
+  while (const uint32_t tag = input.ReadTag()) {
+    if (WireFormatLite::GetTagFieldNumber(tag) == v1::AttendRequest::kItemsFieldNumber) ++items;
+    if (!WireFormatLite::SkipField(&input, tag)) return Unreadable();
+  }
+  if (!input.ConsumedEntireMessage()) return Unreadable();
+  return items;
+}
+
+google::protobuf::ArenaOptions OptionsFor(char* block) {
+  google::protobuf::ArenaOptions options;
+  options.initial_block = block;
+  options.initial_block_size = kArenaBlock;
+  return options;
+}
+
+}  // namespace
+
+// Takes a message apart: the tensors' data to one place, all else, as it came, to another. Its functions return false
+// for what is malformed and what is unusual; protobuf tells them apart.
+class AttendRequestReader::Parts {
+ public:
+  Parts(std::span<const grpc::Slice> slices, int32_t max_items, std::span<char> data, std::string* fields,
+        std::vector<ItemTensors>* tensors)
+      : cursor_(slices), max_items_(max_items), data_(data), fields_(*fields), tensors_(*tensors) {}
+
+  bool ReadRequest() {
+    while (cursor_.left() > 0) {
+      Tag tag;
+      if (!ReadTag(0, &tag)) return false;
+      if (tag.field != v1::AttendRequest::kItemsFieldNumber) {
+        if (!CopyField(tag, 0)) return false;
+        continue;
+      }
+      size_t end = 0;
+      if (tag.type != kBytes || !ReadLength(0, &end)) return false;
+      if (++items_ > max_items_) {
+        cursor_.Skip(cursor_.left() - end);
+      } else if (!ReadItem(tag, end)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  int64_t items() const { return items_; }
+
+ private:
+  struct Tag {
+    uint32_t whole = 0;
+    uint32_t field = 0;
+    uint8_t type = 0;
+  };
+
+  // `end`, here and below: how many bytes are left where the enclosing message ends.
+  bool ReadTag(size_t end, Tag* tag) {
+    uint64_t value = 0;
+    if (!cursor_.ReadVarint(&value) || cursor_.left() < end || value > std::numeric_limits<uint32_t>::max()) {
+      return false;
+    }
+    *tag = {.whole = static_cast<uint32_t>(value),
+            .field = static_cast<uint32_t>(value >> 3),
+            .type = static_cast<uint8_t>(value & 7)};
+    return tag->field != 0;
+  }
+
+  // Of something that lies within the message; *inner_end is where it ends.
+  bool ReadLength(size_t end, size_t* inner_end) {
+    uint64_t length = 0;
+    if (!cursor_.ReadVarint(&length) || cursor_.left() < end || length > cursor_.left() - end) return false;
+    *inner_end = cursor_.left() - static_cast<size_t>(length);
+    return true;
+  }
+
+  bool ReadItem(const Tag& tag, size_t end) {
+    tensors_.emplace_back();
+    ItemTensors& tensors = tensors_.back();
+    const size_t begin = BeginMessage(tag);
+    while (cursor_.left() > end) {
+      Tag inner;
+      if (!ReadTag(end, &inner)) return false;
+      std::string_view* tensor = nullptr;
+      if (inner.type == kBytes) {
+        if (inner.field == v1::AttendItem::kQFieldNumber) tensor = &tensors.q;
+        if (inner.field == v1::AttendItem::kKFieldNumber) tensor = &tensors.k;
+        if (inner.field == v1::AttendItem::kVFieldNumber) tensor = &tensors.v;
+      }
+      if (tensor == nullptr) {
+        if (!CopyField(inner, end)) return false;
+        continue;
+      }
+      size_t tensor_end = 0;
+      if (!ReadLength(end, &tensor_end) || !ReadTensor(inner, tensor_end, tensor)) return false;
+    }
+    EndMessage(begin);
+    return cursor_.left() == end;
+  }
+
+  // As protobuf merges a field that comes twice, the last data counts.
+  bool ReadTensor(const Tag& tag, size_t end, std::string_view* tensor) {
+    const size_t begin = BeginMessage(tag);
+    while (cursor_.left() > end) {
+      Tag inner;
+      if (!ReadTag(end, &inner)) return false;
+      if (inner.field != v1::Tensor::kDataFieldNumber || inner.type != kBytes) {
+        if (!CopyField(inner, end)) return false;
+        continue;
+      }
+      size_t data_end = 0;
+      if (!ReadLength(end, &data_end)) return false;
+      const size_t length = cursor_.left() - data_end;
+      if (length > data_.size()) return false;
+      cursor_.Copy(length, data_.data());
+      *tensor = {data_.data(), length};
+      constexpr auto kAlign = static_cast<size_t>(kAlignment);
+      data_ = data_.subspan(std::min(data_.size(), (length + kAlign - 1) / kAlign * kAlign));
+    }
+    EndMessage(begin);
+    return cursor_.left() == end;
+  }
+
+  bool CopyField(const Tag& tag, size_t end) {
+    AppendVarint(tag.whole);
+    uint64_t value = 0;
+    size_t field_end = 0;
+    switch (tag.type) {
+      case kVarint:
+        if (!cursor_.ReadVarint(&value) || cursor_.left() < end) return false;
+        AppendVarint(value);
+        return true;
+      case kBytes:
+        if (!ReadLength(end, &field_end)) return false;
+        AppendVarint(cursor_.left() - field_end);
+        return CopyBytes(cursor_.left() - field_end, end);
+      case kFixed64:
+        return CopyBytes(8, end);
+      case kFixed32:
+        return CopyBytes(4, end);
+      default:
+        return false;
+    }
+  }
+
+  bool CopyBytes(size_t count, size_t end) {
+    if (cursor_.left() - end < count) return false;
+    const size_t at = fields_.size();
+    fields_.resize(at + count);
+    cursor_.Copy(count, fields_.data() + at);
+    return true;
+  }
+
+  void AppendVarint(uint64_t value) {
+    for (; value >= 0x80; value >>= 7) fields_ += static_cast<char>(value | 0x80);
+    fields_ += static_cast<char>(value);
+  }
+
+  // A message within the message, whose length is known at its end only: five bytes hold any.
+  size_t BeginMessage(const Tag& tag) {
+    AppendVarint(tag.whole);
+    fields_.append(kLengthBytes, 0);
+    return fields_.size();
+  }
+  void EndMessage(size_t begin) {
+    size_t length = fields_.size() - begin;
+    for (size_t i = begin - kLengthBytes; i < begin; ++i, length >>= 7) {
+      fields_[i] = static_cast<char>((length & 0x7f) | (i + 1 < begin ? 0x80 : 0));
+    }
+  }
+
+  static constexpr size_t kLengthBytes = 5;
+
+  SliceCursor cursor_;
+  const int32_t max_items_;
+  std::span<char> data_;  // free; aligned
+  std::string& fields_;
+  std::vector<ItemTensors>& tensors_;
+  int64_t items_ = 0;
+};
+
+void AttendRequestReader::AlignedDelete::operator()(char* memory) const { operator delete(memory, kAlignment); }
+
+AttendRequestReader::AttendRequestReader()
+    : arena_block_(std::make_unique<char[]>(kArenaBlock)), arena_(OptionsFor(arena_block_.get())) {}
+
+void AttendRequestReader::MakeRoom(size_t bytes) {
+  if (bytes <= data_size_) return;
+  data_.reset();
+  data_.reset(static_cast<char*>(operator new(bytes, kAlignment)));
+  data_size_ = bytes;
+}
+
+absl::Status AttendRequestReader::Read(const grpc::ByteBuffer& bytes, int32_t max_items) {
+  slices_.clear();
+  fields_.clear();
+  tensors_.clear();
+  if (!bytes.Dump(&slices_).ok()) return Unreadable();
+  // Alignment takes room too, a little beside tensors of any size; where it takes more, protobuf reads the message.
+  constexpr size_t kSpare = 4096;
+  MakeRoom(bytes.Length() + bytes.Length() / 4 + kSpare);
+  Parts parts(slices_, max_items, {data_.get(), data_size_}, &fields_, &tensors_);
+  const bool read = parts.ReadRequest();
+  slices_.clear();
+  if (!read) return ReadByProtobuf(bytes, max_items);
+  if (absl::Status status = CheckCount(parts.items(), max_items); !status.ok()) return status;
+  arena_.Reset();
+  request_ = google::protobuf::Arena::CreateMessage<v1::AttendRequest>(&arena_);
+  return request_->ParseFromString(fields_) ? absl::OkStatus() : Unreadable();
+}
+
+absl::Status AttendRequestReader::ReadByProtobuf(const grpc::ByteBuffer& bytes, int32_t max_items) {
+  const absl::StatusOr<int64_t> items = CountItems(bytes);
+  if (!items.ok()) return items.status();
+  if (absl::Status status = CheckCount(*items, max_items); !status.ok()) return status;
+  arena_.Reset();
+  request_ = google::protobuf::Arena::CreateMessage<v1::AttendRequest>(&arena_);
+  grpc::ByteBuffer copy(bytes);  // of references, not of bytes
+  grpc::ProtoBufferReader reader(&copy);
+  if (!reader.status().ok() || !request_->ParseFromZeroCopyStream(&reader)) return Unreadable();
+  tensors_.clear();
+  for (const v1::AttendItem& item : request_->items()) tensors_.push_back(TensorsOf(item));
+  return absl::OkStatus();
+}
+
+}  // namespace santa

@@ -1,0 +1,25 @@
+// The bytes of an attend item's tensors, wherever they lie.
+#ifndef SANTA_SERVER_RPC_ITEM_TENSORS_H_
+#define SANTA_SERVER_RPC_ITEM_TENSORS_H_
+
+#include <string_view>
+
+#include "proto/santa/attention/v1/attention.pb.h"
+
+namespace santa {
+
+// Empty where the item has no such tensor, or no data in it.
+struct ItemTensors {
+  std::string_view q;
+  std::string_view k;
+  std::string_view v;
+};
+
+// Those of the message itself.
+inline ItemTensors TensorsOf(const attention::v1::AttendItem& item) {
+  return {.q = item.q().data(), .k = item.k().data(), .v = item.v().data()};
+}
+
+}  // namespace santa
+
+#endif  // SANTA_SERVER_RPC_ITEM_TENSORS_H_

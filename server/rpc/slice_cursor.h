@@ -1,0 +1,80 @@
+// Reads protobuf's wire format out of the slices that gRPC received, without joining them first.
+#ifndef SANTA_SERVER_RPC_SLICE_CURSOR_H_
+#define SANTA_SERVER_RPC_SLICE_CURSOR_H_
+
+#include <grpcpp/support/slice.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+
+namespace santa {
+
+// Not thread safe. The slices outlive it and stay as they are.
+class SliceCursor {
+ public:
+  explicit SliceCursor(std::span<const grpc::Slice> slices) : slices_(slices) {
+    for (const grpc::Slice& slice : slices) left_ += slice.size();
+    NextSlice();
+  }
+
+  size_t left() const { return left_; }  // bytes not read yet
+
+  // False when the bytes end first, or the number is longer than 10 bytes.
+  bool ReadVarint(uint64_t* value) {
+    *value = 0;
+    for (int shift = 0; shift < 70; shift += 7) {
+      if (left_ == 0) return false;
+      if (here_ == end_) NextSlice();
+      const uint8_t byte = *here_++;
+      --left_;
+      *value |= static_cast<uint64_t>(byte & 0x7f) << shift;
+      if (byte < 0x80) return true;
+    }
+    return false;
+  }
+
+  // `count` <= left().
+  void Copy(size_t count, char* to) {
+    left_ -= count;
+    while (count > 0) {
+      if (here_ == end_) NextSlice();
+      const size_t part = std::min(count, static_cast<size_t>(end_ - here_));
+      std::memcpy(to, here_, part);
+      to += part;
+      here_ += part;
+      count -= part;
+    }
+  }
+  void Skip(size_t count) {
+    left_ -= count;
+    while (count > 0) {
+      if (here_ == end_) NextSlice();
+      const size_t part = std::min(count, static_cast<size_t>(end_ - here_));
+      here_ += part;
+      count -= part;
+    }
+  }
+
+ private:
+  void NextSlice() {
+    here_ = end_ = nullptr;
+    while (here_ == end_ && next_ < slices_.size()) {
+      here_ = slices_[next_].begin();
+      end_ = slices_[next_].end();
+      ++next_;
+    }
+  }
+
+  const std::span<const grpc::Slice> slices_;
+  size_t next_ = 0;
+  size_t left_ = 0;
+  const uint8_t* here_ = nullptr;
+  const uint8_t* end_ = nullptr;
+};
+
+}  // namespace santa
+
+#endif  // SANTA_SERVER_RPC_SLICE_CURSOR_H_
