@@ -64,13 +64,15 @@ absl::Status Validate(const ServerOptions& options) {
     return value > 0 ? absl::OkStatus()
                      : absl::InvalidArgumentError(absl::StrCat(field, " is ", value, "; allowed is 1 or more"));
   };
-  for (const absl::Status& status : {positive("max_sequences", options.store.max_sequences),
-                                     positive("max_tokens_per_sequence", options.store.max_tokens_per_sequence),
-                                     positive("max_queued_items", options.engine.max_queued_items),
-                                     positive("max_batch_items", options.engine.max_batch_items),
-                                     positive("max_items_per_request", options.rpc.max_items_per_request),
-                                     positive("max_inflight_per_stream", options.rpc.max_inflight_per_stream),
-                                     positive("max_streams", options.rpc.max_streams)}) {
+  for (const absl::Status& status :
+       {positive("max_sequences", options.store.max_sequences),
+        positive("max_tokens_per_sequence", options.store.max_tokens_per_sequence),
+        positive("max_queued_items", options.engine.max_queued_items),
+        positive("max_queued_items_per_tenant", options.engine.max_queued_items_per_tenant),
+        positive("max_batch_items", options.engine.max_batch_items),
+        positive("max_items_per_request", options.rpc.max_items_per_request),
+        positive("max_inflight_per_stream", options.rpc.max_inflight_per_stream),
+        positive("max_streams", options.rpc.max_streams)}) {
     if (!status.ok()) return status;
   }
   if (options.rpc.max_message_bytes < 1024 || options.rpc.max_message_bytes > std::numeric_limits<int32_t>::max()) {

@@ -59,6 +59,8 @@ ABSL_FLAG(absl::Duration, default_lease, absl::Minutes(10),
           "Time without use after which a sequence is released, unless its maker says otherwise.");
 ABSL_FLAG(absl::Duration, max_lease, absl::Hours(24), "The longest lease that may be asked for.");
 ABSL_FLAG(int32_t, threads, 0, "cpu: threads that compute, in [0, 1024]; 0: one for each CPU.");
+ABSL_FLAG(int64_t, max_queued_items_per_tenant, 0,
+          "The same of one tenant's; 0: half of them where there are tenants (auth_tokens_file), else all of them.");
 ABSL_FLAG(int64_t, max_queued_items, 4096, "Items that may wait for the device; past it RESOURCE_EXHAUSTED.");
 ABSL_FLAG(int32_t, max_batch_items, 256, "Items that the device runs together.");
 ABSL_FLAG(int32_t, max_items_per_request, 256, "Items of one Attend request.");
@@ -248,7 +250,9 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
                    .default_lease = absl::GetFlag(FLAGS_default_lease),
                    .max_lease = absl::GetFlag(FLAGS_max_lease)};
   options.engine = {.max_queued_items = absl::GetFlag(FLAGS_max_queued_items),
+                    .max_queued_items_per_tenant = absl::GetFlag(FLAGS_max_queued_items_per_tenant),
                     .max_batch_items = absl::GetFlag(FLAGS_max_batch_items)};
+  int64_t& of_tenant = options.engine.max_queued_items_per_tenant;
   options.audit = {.share = absl::GetFlag(FLAGS_audit_share),
                    .max_device_share = absl::GetFlag(FLAGS_audit_max_device_share),
                    .error_bound = absl::GetFlag(FLAGS_audit_error_bound),
@@ -269,7 +273,9 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
           absl::StrCat("--auth_tokens_file: ", std::string(authenticator.status().message())));
     }
     options.authenticator = *std::move(authenticator);
+    if (of_tenant == 0) of_tenant = (options.engine.max_queued_items + 1) / 2;
   }
+  if (of_tenant == 0) of_tenant = options.engine.max_queued_items;
   const std::pair<const char*, std::string> files[] = {{"tls_cert", absl::GetFlag(FLAGS_tls_cert)},
                                                        {"tls_key", absl::GetFlag(FLAGS_tls_key)}};
   for (const auto& [flag, path] : files) {

@@ -1,12 +1,8 @@
 #include "server/engine/batch_former.h"
 
-#include <algorithm>
-
 #include "absl/status/status.h"
 
 namespace santa {
-
-int64_t Weight(const Step& step) { return std::max<int64_t>(static_cast<int64_t>(step.items.size()), 1); }
 
 void BatchFormer::Form(absl::Time now, std::vector<Step*>* queue, std::vector<Step*>* batch,
                        std::vector<Step*>* dropped) {

@@ -18,7 +18,7 @@ class BatchFormer {
   // max_batch_items >= 1.
   explicit BatchFormer(int32_t max_batch_items) : max_batch_items_(max_batch_items) {}
 
-  // Moves steps out of `queue`, which keeps the order of arrival, to the end of `batch` and of `dropped`.
+  // Moves steps out of `queue`, which keeps its order, to the end of `batch` and of `dropped`.
   //
   // - A batch works at most once on a layer of a sequence, and work on it keeps its order: a step that meets one ahead
   //   of it there, in the batch or still waiting, waits for the next batch; other steps may pass it. Different layers
@@ -36,9 +36,6 @@ class BatchFormer {
   const int32_t max_batch_items_;
   absl::flat_hash_set<SequenceLayer> busy_;
 };
-
-// What a step counts for in the queue's and the batch's bounds: its items, but at least 1.
-int64_t Weight(const Step& step);
 
 }  // namespace santa
 

@@ -10,11 +10,13 @@
 #include <thread>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/engine/adaptive_watch.h"
 #include "server/engine/batch_former.h"
 #include "server/engine/batch_runner.h"
+#include "server/engine/fair_share.h"
 
 namespace santa {
 
@@ -39,7 +41,9 @@ struct Engine::State {
   bool device_thread_sleeps = false;
   std::vector<Step*> arrived;  // in order; the device thread takes all of it at once
   std::deque<Step*> background;
-  int64_t queued_items = 0;  // of `arrived` and `waiting`
+  int64_t queued_items = 0;                                   // of `arrived` and `waiting`
+  absl::flat_hash_map<std::string, int64_t> queued_items_of;  // by tenant
+  absl::Duration time_per_item = absl::Milliseconds(1);       // that the queue takes to drain, of late
   int64_t running_items = 0;
   bool stopping = false;
   bool device_failed = false;
@@ -58,11 +62,14 @@ struct Engine::State {
   BatchFormer former;
   BatchRunner runner;
   AdaptiveWatch watch;
-  std::vector<Step*> waiting;  // in order of arrival
+  FairShare share;
+  std::vector<Step*> waiting;                         // in order of their turns
+  absl::Time backlog_since = absl::InfiniteFuture();  // the last batch's forming, if it left some
   std::vector<Step*> batch;
   std::vector<Step*> dropped;
 
   void Loop();
+  absl::Status QueueFull(const char* what, int64_t waiting_items, int64_t more, int64_t most) const;
   void WakeDeviceThread();
   bool TakeWork();
   bool TakeBackground();
@@ -90,14 +97,27 @@ absl::Status Engine::Submit(Step* step) {
   if (state_->device_failed) return absl::UnavailableError(state_->device_error);
   if (state_->stopping) return absl::UnavailableError("the server is shutting down");
   if (weight > state_->options.max_queued_items - state_->queued_items) {
-    return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", state_->queued_items, " items wait, and ",
-                                                     weight, " more would pass the ", state_->options.max_queued_items,
-                                                     " that may"));
+    return state_->QueueFull("the queue is full: ", state_->queued_items, weight, state_->options.max_queued_items);
+  }
+  int64_t& of_tenant = state_->queued_items_of[step->tenant];
+  if (weight > state_->options.max_queued_items_per_tenant - of_tenant) {
+    return state_->QueueFull("the tenant's part of the queue is full: ", of_tenant, weight,
+                             state_->options.max_queued_items_per_tenant);
   }
   state_->arrived.push_back(step);
   state_->queued_items += weight;
+  of_tenant += weight;
   state_->WakeDeviceThread();
   return absl::OkStatus();
+}
+
+// With the mutex held.
+absl::Status Engine::State::QueueFull(const char* what, int64_t waiting_items, int64_t more, int64_t most) const {
+  const absl::Duration drained = static_cast<double>(queued_items) * time_per_item;
+  const absl::Duration retry = std::clamp(drained, absl::Milliseconds(1), absl::Seconds(10));
+  return absl::ResourceExhaustedError(absl::StrCat(what, waiting_items, " items wait, and ", more,
+                                                   " more would pass the ", most, " that may; retry in ",
+                                                   absl::ToInt64Milliseconds(retry), " ms"));
 }
 
 absl::Status Engine::SubmitBackground(Step* step) {
@@ -174,8 +194,12 @@ bool Engine::State::TakeWork() {
     }
     watch.Learn(std::chrono::steady_clock::now() - idle_since);
   }
+  const size_t count = arrived.size();
   waiting.insert(waiting.end(), arrived.begin(), arrived.end());
   arrived.clear();
+  lock.unlock();
+  share.Order(count, &waiting);
+  lock.lock();
   return !waiting.empty() || !background.empty();
 }
 
@@ -218,11 +242,17 @@ void Engine::State::FormBatch() {
     for (Step* step : *steps) {
       step->queue_time = now - step->enqueued;
       taken += Weight(*step);
+      share.Left(*step);
       if (steps == &batch) running += static_cast<int64_t>(step->items.size());
     }
   }
   std::lock_guard<std::mutex> lock(mutex);
   queued_items -= taken;
+  for (const std::vector<Step*>* steps : {&batch, &dropped}) {
+    for (const Step* step : *steps) queued_items_of[step->tenant] -= Weight(*step);
+  }
+  if (taken > 0 && backlog_since < now) time_per_item += ((now - backlog_since) / taken - time_per_item) / 8;
+  backlog_since = waiting.empty() ? absl::InfiniteFuture() : now;
   running_items += running;
 }
 

@@ -2,7 +2,8 @@
 // results back.
 //
 // Work that arrives while the device is busy forms the next batch, whatever its caller, layer, method or length
-// (batch_former.h has the rules of order). A caller's items fail alone.
+// (batch_former.h has the rules of order). Where more waits than a batch takes, callers take turns (fair_share.h). A
+// caller's items fail alone.
 //
 // A device that takes several batches at a time (Backend::max_decodes_in_flight) gets the next one while it works on
 // the last: then a second thread waits for answers and hands them back, in the order in which the batches began.
@@ -25,7 +26,8 @@ namespace santa {
 
 struct EngineOptions {
   int64_t max_queued_items = 4096;  // past it Submit answers RESOURCE_EXHAUSTED; a step without items counts as one
-  int32_t max_batch_items = 256;    // a step that has more is a batch of its own
+  int64_t max_queued_items_per_tenant = 4096;                    // the same of one tenant's
+  int32_t max_batch_items = 256;                                 // a step that has more is a batch of its own
   absl::Duration background_patience = absl::Milliseconds(100);  // see SubmitBackground
 };
 
@@ -49,7 +51,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Queues the step; the caller keeps it alive until `done` was called. Thread safe; never waits for the device.
-  // RESOURCE_EXHAUSTED: the queue is full; UNAVAILABLE: shut down, or the device failed. Then `done` is not called.
+  // RESOURCE_EXHAUSTED: the queue is full, or the tenant's part of it; the message says in how many milliseconds there
+  // should be room. UNAVAILABLE: shut down, or the device failed. Then `done` is not called.
   absl::Status Submit(Step* step);
 
   // For the server's own measurements: the step, whose items only read, runs as a batch of its own, so that device_time

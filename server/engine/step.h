@@ -54,6 +54,7 @@ struct StepItem {
 
 struct Step {
   std::string tenant;
+  uint64_t client = 0;  // tells a tenant's callers apart; they get equal shares of the device
   int32_t layer = 0;
   std::vector<StepItem> items;
   absl::Time deadline = absl::InfiniteFuture();  // a step still queued then gets DEADLINE_EXCEEDED on every item
@@ -65,11 +66,17 @@ struct Step {
   std::function<void()> done;
 
   // Filled by the engine.
+  int64_t turn = 0;  // FairShare's, as the next two
+  int64_t tenant_turn = 0;
+  uint64_t arrival = 0;
   absl::Time enqueued;
   absl::Duration queue_time;
   absl::Duration device_time;  // of the whole batch
   int32_t batch_items = 0;
 };
+
+// What a step counts for in the bounds of queue and batch, and in its client's share: its items, but at least 1.
+int64_t Weight(const Step& step);
 
 // Gives every item of the step this status.
 void FailStep(const absl::Status& status, Step* step);

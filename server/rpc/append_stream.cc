@@ -20,7 +20,8 @@ AppendReactor* NewAppendStream(ServiceContext* context, const grpc::CallbackServ
   absl::StatusOr<std::string> tenant = TenantOf(call, *context->authenticator);
   absl::Status status = tenant.status();
   if (status.ok()) {
-    auto stream = std::make_unique<AppendStream>(context, *std::move(tenant), DeadlineOf(call), response);
+    auto stream =
+        std::make_unique<AppendStream>(context, *std::move(tenant), ClientOf(call), DeadlineOf(call), response);
     status = context->streams->Add(stream.get());
     if (status.ok()) {
       stream->Begin();
@@ -31,8 +32,9 @@ AppendReactor* NewAppendStream(ServiceContext* context, const grpc::CallbackServ
   return new RefusedStream<AppendReactor>(status);
 }
 
-AppendStream::AppendStream(ServiceContext* context, std::string tenant, absl::Time deadline, grpc::ByteBuffer* response)
-    : context_(context), tenant_(std::move(tenant)), deadline_(deadline), response_(response) {}
+AppendStream::AppendStream(ServiceContext* context, std::string tenant, uint64_t client, absl::Time deadline,
+                           grpc::ByteBuffer* response)
+    : context_(context), tenant_(std::move(tenant)), client_(client), deadline_(deadline), response_(response) {}
 
 void AppendStream::Begin() {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -87,6 +89,7 @@ absl::StatusOr<std::unique_ptr<AppendStream::Chunk>> AppendStream::ReadChunk(con
   if (!status.ok()) return status;
   chunk->step.layer = static_cast<int32_t>(chunk->message.layer());
   chunk->step.tenant = tenant_;
+  chunk->step.client = client_;
   chunk->step.deadline = deadline_;
   chunk->step.done = [this] { StepDone(); };
   return chunk;
@@ -94,11 +97,8 @@ absl::StatusOr<std::unique_ptr<AppendStream::Chunk>> AppendStream::ReadChunk(con
 
 void AppendStream::Store(std::unique_ptr<Chunk> chunk) {
   storing_ = std::move(chunk);
-  absl::Status status = context_->engine->Submit(&storing_->step);
+  const absl::Status status = context_->engine->Submit(&storing_->step);
   if (status.ok()) return;
-  if (status.code() == absl::StatusCode::kResourceExhausted) {
-    status = absl::ResourceExhaustedError(absl::StrCat(std::string(status.message()), "; retry in 10 ms"));
-  }
   storing_.reset();
   End(status);
 }

@@ -27,7 +27,8 @@ AppendReactor* NewAppendStream(ServiceContext* context, const grpc::CallbackServ
 
 class AppendStream final : public AppendReactor, public DrainableStream {
  public:
-  AppendStream(ServiceContext* context, std::string tenant, absl::Time deadline, grpc::ByteBuffer* response);
+  AppendStream(ServiceContext* context, std::string tenant, uint64_t client, absl::Time deadline,
+               grpc::ByteBuffer* response);
   void Begin();
 
   void BeginDrain() override;
@@ -52,6 +53,7 @@ class AppendStream final : public AppendReactor, public DrainableStream {
 
   ServiceContext* const context_;
   const std::string tenant_;
+  const uint64_t client_;
   const absl::Time deadline_;
   grpc::ByteBuffer* const response_;
 

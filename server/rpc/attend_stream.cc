@@ -17,7 +17,8 @@ AttendReactor* NewAttendStream(ServiceContext* context, ExchangePool* exchanges,
   absl::StatusOr<std::string> tenant = TenantOf(call, *context->authenticator);
   absl::Status status = tenant.status();
   if (status.ok()) {
-    auto stream = std::make_unique<AttendCall>(context, exchanges, *std::move(tenant), DeadlineOf(call));
+    auto stream =
+        std::make_unique<AttendCall>(context, exchanges, *std::move(tenant), ClientOf(call), DeadlineOf(call));
     status = context->streams->Add(stream.get());
     if (status.ok()) {
       stream->Begin();
@@ -28,8 +29,9 @@ AttendReactor* NewAttendStream(ServiceContext* context, ExchangePool* exchanges,
   return new RefusedStream<AttendReactor>(status);
 }
 
-AttendCall::AttendCall(ServiceContext* context, ExchangePool* exchanges, std::string tenant, absl::Time deadline)
-    : context_(context), exchanges_(exchanges), tenant_(std::move(tenant)), deadline_(deadline) {}
+AttendCall::AttendCall(ServiceContext* context, ExchangePool* exchanges, std::string tenant, uint64_t client,
+                       absl::Time deadline)
+    : context_(context), exchanges_(exchanges), tenant_(std::move(tenant)), client_(client), deadline_(deadline) {}
 
 void AttendCall::Begin() {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -78,17 +80,14 @@ void AttendCall::Take(std::unique_ptr<AttendExchange> exchange) {
     return;
   }
   step->tenant = tenant_;
+  step->client = client_;
   step->deadline = deadline_;
   step->done = [this, taken] { StepDone(taken); };
   taken->place = computing_.size();
   computing_.push_back(std::move(exchange));
   context_->auditor->ApplyFallbacks(step);
-  absl::Status status = context_->engine->Submit(step);
+  const absl::Status status = context_->engine->Submit(step);
   if (status.ok()) return;
-  if (status.code() == absl::StatusCode::kResourceExhausted) {
-    status = absl::ResourceExhaustedError(
-        absl::StrCat(std::string(status.message()), "; retry after an answer has come, or in 10 ms"));
-  }
   FailStep(status, step);
   for (const StepItem& item : step->items) {
     context_->metrics->RecordRefusedItem(Name(item.options.method), status.code());

@@ -30,7 +30,8 @@ AttendReactor* NewAttendStream(ServiceContext* context, ExchangePool* exchanges,
 
 class AttendCall final : public AttendReactor, public DrainableStream {
  public:
-  AttendCall(ServiceContext* context, ExchangePool* exchanges, std::string tenant, absl::Time deadline);
+  AttendCall(ServiceContext* context, ExchangePool* exchanges, std::string tenant, uint64_t client,
+             absl::Time deadline);
   void Begin();  // starts reading; the stream is in the registry by then
 
   void BeginDrain() override;
@@ -52,6 +53,7 @@ class AttendCall final : public AttendReactor, public DrainableStream {
   ServiceContext* const context_;
   ExchangePool* const exchanges_;
   const std::string tenant_;
+  const uint64_t client_;
   const absl::Time deadline_;
 
   // Held across gRPC's Start* and Finish, none of which runs a reaction inline. OnDone takes it before it deletes, so

@@ -1,6 +1,8 @@
 #include "server/rpc/service_context.h"
 
 #include <chrono>
+#include <functional>
+#include <string>
 #include <string_view>
 
 #include "absl/time/clock.h"
@@ -13,6 +15,8 @@ absl::StatusOr<std::string> TenantOf(const grpc::ServerContextBase& call, const 
   if (header == metadata.end()) return authenticator.Tenant("");
   return authenticator.Tenant(std::string_view(header->second.data(), header->second.size()));
 }
+
+uint64_t ClientOf(const grpc::ServerContextBase& call) { return std::hash<std::string>()(call.peer()); }
 
 absl::Time DeadlineOf(const grpc::ServerContextBase& call) {
   const std::chrono::system_clock::time_point deadline = call.deadline();

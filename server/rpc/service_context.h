@@ -50,6 +50,9 @@ struct ServiceContext {
 // The caller's tenant. UNAUTHENTICATED.
 absl::StatusOr<std::string> TenantOf(const grpc::ServerContextBase& call, const Authenticator& authenticator);
 
+// The caller's connection as a number: streams of one connection are one client's.
+uint64_t ClientOf(const grpc::ServerContextBase& call);
+
 // When the caller stops waiting.
 absl::Time DeadlineOf(const grpc::ServerContextBase& call);
 
