@@ -7,12 +7,15 @@
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
+#include "client/encode.h"
 
 namespace santa {
 namespace {
 
 // How long a stream that nobody waits for may take to end by itself before it is cancelled.
 constexpr std::chrono::seconds kGracefulEnd(1);
+
+constexpr char kMethod[] = "/santa.attention.v1.AttentionService/Attend";
 
 // Callbacks run on gRPC's threads and must not wait there for answers that those threads bring.
 thread_local bool running_callbacks = false;
@@ -24,23 +27,23 @@ thread_local bool running_callbacks = false;
 //
 // Impl outlives it, and its context, which refers to the channel, goes before Impl does: the last reference to a
 // channel must not go on one of gRPC's own threads, which would have to join itself.
-class AttendStream::Impl::Reactor final : public grpc::ClientBidiReactor<v1::AttendRequest, v1::AttendResponse> {
+class AttendStream::Impl::Reactor final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   explicit Reactor(Impl& impl) : impl_(impl) {}
 
   void Start() {
     handoff_.fetch_add(1, std::memory_order_acq_rel);
     impl_.connection_->Authorize(context_);
-    impl_.connection_->stub->async()->Attend(&context_, this);
+    impl_.connection_->raw_stub->PrepareBidiStreamingCall(&context_, kMethod, {}, this);
     AddHold();
-    StartRead(&response_);
+    StartRead(&answer_);
     StartCall();
   }
 
   void Write(RequestPointer request) {
-    request_ = std::move(request);
+    request_ = client_internal::EncodeByReference(std::move(request));
     handoff_.fetch_add(1, std::memory_order_acq_rel);
-    StartWrite(request_.get());
+    StartWrite(&request_);
   }
 
   void EndWrites() { StartWritesDone(); }
@@ -53,20 +56,27 @@ class AttendStream::Impl::Reactor final : public grpc::ClientBidiReactor<v1::Att
       RemoveHold();
       return;
     }
-    impl_.OnResponse(std::move(response_));
-    response_.Clear();
+    v1::AttendResponse response;
+    if (client_internal::Decode(answer_, &response)) {
+      impl_.OnResponse(std::move(response));
+    } else {
+      unreadable_ = true;
+      context_.TryCancel();
+    }
     handoff_.fetch_add(1, std::memory_order_acq_rel);
-    StartRead(&response_);
+    StartRead(&answer_);
   }
 
   void OnWriteDone(bool ok) override {
     handoff_.load(std::memory_order_acquire);
+    request_.Clear();
     if (ok) impl_.OnWritten(*this);  // otherwise the stream is over, and OnDone says why
   }
 
   void OnDone(const grpc::Status& status) override {
     handoff_.load(std::memory_order_acquire);
-    impl_.OnStreamEnd(std::unique_ptr<Reactor>(this), status);
+    const grpc::Status unreadable(grpc::StatusCode::INTERNAL, "the server's answer is no AttendResponse");
+    impl_.OnStreamEnd(std::unique_ptr<Reactor>(this), unreadable_ ? unreadable : status);
   }
 
  private:
@@ -75,8 +85,9 @@ class AttendStream::Impl::Reactor final : public grpc::ClientBidiReactor<v1::Att
   // the packaged library: a count before each operation and a look at it in each reaction say it again.
   std::atomic<int64_t> handoff_ = 0;
   grpc::ClientContext context_;
-  RequestPointer request_;  // being written
-  v1::AttendResponse response_;
+  grpc::ByteBuffer request_;  // being written
+  grpc::ByteBuffer answer_;   // being read
+  bool unreadable_ = false;
 };
 
 AttendStream::Impl::Impl(std::shared_ptr<const client_internal::Connection> connection,

@@ -197,7 +197,9 @@ absl::StatusOr<std::unique_ptr<AttentionClient>> AttentionClient::Connect(const 
                                                                           const ClientOptions& options) {
   if (absl::Status status = Validate(options); !status.ok()) return status;
   auto connection = std::make_shared<Connection>();
-  connection->stub = v1::AttentionService::NewStub(MakeChannel(target, options));
+  const std::shared_ptr<grpc::Channel> channel = MakeChannel(target, options);
+  connection->stub = v1::AttentionService::NewStub(channel);
+  connection->raw_stub = std::make_unique<grpc::GenericStub>(channel);
   if (!options.bearer_token.empty()) connection->authorization = absl::StrCat("Bearer ", options.bearer_token);
   connection->retry = options.retry;
 

@@ -3,6 +3,7 @@
 #define SANTA_CLIENT_CONNECTION_H_
 
 #include <grpcpp/client_context.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/support/status.h>
 
 #include <memory>
@@ -17,7 +18,8 @@ namespace santa::client_internal {
 // Immutable once Connect has returned.
 struct Connection {
   std::unique_ptr<attention::v1::AttentionService::Stub> stub;
-  std::string authorization;  // the header's value; empty: none
+  std::unique_ptr<grpc::GenericStub> raw_stub;  // of the same channel, for messages that we encode ourselves
+  std::string authorization;                    // the header's value; empty: none
   RetryPolicy retry;
   attention::v1::ServerInfo info;
 
