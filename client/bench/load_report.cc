@@ -57,6 +57,10 @@ Json QuantilesJson(const LatencyHistogram& latency) {
   return json;
 }
 
+double MedianClientP99(const LoadResult& result) {
+  return static_cast<double>(result.client_p99[result.client_p99.size() / 2]);
+}
+
 std::string EchoLines(const LoadOptions& options, const LoadResult& result) {
   std::string text = QuantileLine("less device ", result.counts.without_device);
   if (!result.echo) return text;
@@ -103,6 +107,12 @@ std::string LoadTable(const LoadOptions& options, const LoadResult& result) {
                         Ratio(static_cast<double>(counts.steps), result.seconds),
                         Ratio(static_cast<double>(counts.items), result.seconds));
   text += QuantileLine("latency us  ", latency);
+  if (result.client_p99.size() > 1) {
+    absl::StrAppendFormat(&text, "clients      p99 of the median client %.1f, of the worst %.1f us: %.2f times\n",
+                          Microseconds(MedianClientP99(result)),
+                          Microseconds(static_cast<double>(result.client_p99.back())),
+                          Ratio(static_cast<double>(result.client_p99.back()), MedianClientP99(result)));
+  }
   text += EchoLines(options, result);
   if (options.prefill_clients > 0) {
     absl::StrAppendFormat(&text, "prefill      %.1f tokens/s of %d layers, %d prompts failed\n",
@@ -164,6 +174,11 @@ std::string LoadJson(const LoadOptions& options, const LoadResult& result) {
                {"steps_per_second", Ratio(static_cast<double>(counts.steps), result.seconds)},
                {"items_per_second", Ratio(static_cast<double>(counts.items), result.seconds)}};
   json["latency_us"] = QuantilesJson(counts.latency);
+  if (!result.client_p99.empty()) {
+    json["client_p99_us"] = {{"least", Microseconds(static_cast<double>(result.client_p99.front()))},
+                             {"median", Microseconds(MedianClientP99(result))},
+                             {"greatest", Microseconds(static_cast<double>(result.client_p99.back()))}};
+  }
   json["without_device_us"] = QuantilesJson(counts.without_device);
   if (result.echo) {
     json["echo"] = {{"kind", *options.echo == EchoKind::kRaw ? "raw" : "protobuf"},

@@ -74,6 +74,16 @@ TEST(LoadReportTest, AnEchoStandsBesideTheSteps) {
   EXPECT_FALSE(nlohmann::json::parse(LoadJson({}, Result())).contains("echo"));
 }
 
+TEST(LoadReportTest, ClientsAreCompared) {
+  LoadResult result = Result();
+  result.client_p99 = {1000, 2000, 6000};
+  const auto json = nlohmann::json::parse(LoadJson({}, result));
+  EXPECT_EQ(json["client_p99_us"]["least"], 1.0);
+  EXPECT_EQ(json["client_p99_us"]["median"], 2.0);
+  EXPECT_EQ(json["client_p99_us"]["greatest"], 6.0);
+  EXPECT_NE(LoadTable({}, result).find("of the worst 6.0 us: 3.00 times"), std::string::npos);
+}
+
 TEST(LoadReportTest, PromptsAreTold) {
   LoadResult result = Result();
   result.counts.prompt_tokens = 500;

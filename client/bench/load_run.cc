@@ -227,6 +227,11 @@ class Measurement {
     if (!error_.ok()) return error_;
     result_.server = clients_[0]->info();
     result_.counts = Merged(clients_);
+    for (const auto& client : clients_) {
+      const LatencyHistogram latency = client->counts().latency;
+      if (latency.count() > 0) result_.client_p99.push_back(latency.Quantile(0.99));
+    }
+    std::sort(result_.client_p99.begin(), result_.client_p99.end());
     if (echo_ != nullptr) {
       result_.echo.emplace();
       for (const auto& client : echo_->clients) result_.echo->Merge(client->latency());

@@ -6,6 +6,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "client/bench/load_counts.h"
@@ -18,6 +19,7 @@ struct LoadResult {
   v1::ServerInfo server;
   double seconds = 0;  // measured
   LoadCounts counts;
+  std::vector<int64_t> client_p99;  // nanoseconds, of each client that decodes and had an answer; in ascending order
   // Of an echo: how long a message and its answer of the steps' sizes took, closed loop with as many clients and
   // messages in flight.
   std::optional<LatencyHistogram> echo;
