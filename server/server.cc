@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 
+#include <algorithm>
 #include <atomic>
 #include <limits>
 #include <mutex>
@@ -21,6 +22,7 @@
 #include "server/metrics/metrics.h"
 #include "server/rpc/attention_service.h"
 #include "server/rpc/stream_registry.h"
+#include "server/self_test.h"
 #include "server/version.h"
 
 namespace santa {
@@ -89,6 +91,10 @@ absl::Status Validate(const ServerOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("drain_grace is ", absl::FormatDuration(options.drain_grace), "; allowed is 0 or more"));
   }
+  if (options.slow_step_threshold < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "slow_step_threshold is ", absl::FormatDuration(options.slow_step_threshold), "; allowed is 0 (none) or more"));
+  }
   if (absl::Status status = Validate(options.audit); !status.ok()) return status;
   if (options.tls_certificate.empty() != options.tls_key.empty()) {
     return absl::InvalidArgumentError(options.tls_key.empty()
@@ -118,12 +124,14 @@ struct AttentionServer::State {
             backend->layout(), options.audit, [this](Step* step) { return engine.SubmitBackground(step); },
             EventsOfAudits()),
         engine(backend.get(), &store, &pool, options.engine, [this](const BatchReport& report) { OnBatch(report); }),
+        slow_steps(options.slow_step_threshold),
         context{.engine = &engine,
                 .auditor = &auditor,
                 .store = &store,
                 .pool = &pool,
                 .metrics = &metrics,
                 .streams = &streams,
+                .slow_steps = &slow_steps,
                 .authenticator = &options.authenticator,
                 .version = kServerVersion,
                 .backend = std::string(backend->name()),
@@ -142,6 +150,7 @@ struct AttentionServer::State {
   StreamRegistry streams;
   Auditor auditor;
   Engine engine;
+  SlowStepLog slow_steps;
   ServiceContext context;
   AttentionService service;
   std::unique_ptr<grpc::Server> server;
@@ -149,11 +158,13 @@ struct AttentionServer::State {
   std::atomic<grpc::HealthCheckServiceInterface*> health{nullptr};  // read on the device thread too
   std::mutex drain_mutex;
   bool drained = false;
+  std::atomic<bool> started{false};
   std::unique_ptr<LeaseReaper> reaper;
   std::unique_ptr<HttpEndpoint> http;
 
   absl::Status StartGrpc();
   absl::Status StartHttp();
+  absl::Status SelfTest();
   void OnBatch(const BatchReport& report);
   AuditEvents EventsOfAudits();
   void SetServing(bool serving) const;
@@ -206,6 +217,22 @@ absl::Status AttentionServer::State::StartHttp() {
   return absl::OkStatus();
 }
 
+absl::Status AttentionServer::State::SelfTest() {
+  if (!options.self_test) return absl::OkStatus();
+  const absl::Time begin = absl::Now();
+  const KvLayout& layout = backend->layout();
+  const absl::Status status = RunSelfTest(
+      {.layout = layout,
+       .scales = options.kv_scales,
+       .methods = context.methods,
+       .max_tokens = std::min(options.store.max_tokens_per_sequence, int64_t{backend->num_pages()} * layout.page_size)},
+      &engine, &store);
+  if (status.ok()) {
+    Log(LogLevel::kInfo, "the self-test passed", {{"seconds", absl::ToDoubleSeconds(absl::Now() - begin)}});
+  }
+  return status;
+}
+
 AuditEvents AttentionServer::State::EventsOfAudits() {
   return {.on_audit =
               [this](const AuditReport& report) {
@@ -247,6 +274,7 @@ void AttentionServer::State::SetServing(bool serving) const {
 }
 
 absl::Status AttentionServer::State::Readiness() {
+  if (!started) return absl::UnavailableError("the server is starting");
   if (absl::Status status = streams.CheckServing(); !status.ok()) return status;
   return engine.device_status();
 }
@@ -269,8 +297,10 @@ absl::StatusOr<std::unique_ptr<AttentionServer>> AttentionServer::Start(const Se
   auto state = std::make_unique<State>(options, std::move(backend));
   std::unique_ptr<AttentionServer> server(new AttentionServer(std::move(state)));
   State* const s = server->state_.get();
-  if (absl::Status status = s->StartGrpc(); !status.ok()) return status;
   if (absl::Status status = s->StartHttp(); !status.ok()) return status;
+  if (absl::Status status = s->SelfTest(); !status.ok()) return status;
+  if (absl::Status status = s->StartGrpc(); !status.ok()) return status;
+  s->started = true;
   s->reaper = std::make_unique<LeaseReaper>(&s->store, options.expiry_interval, [s](int64_t expired) {
     s->metrics.RecordExpired(expired);
     Log(LogLevel::kInfo, "leases ran out", {{"sequences", expired}});

@@ -33,6 +33,9 @@ struct ServerOptions {
   RpcLimits rpc;
   absl::Duration expiry_interval = absl::Milliseconds(200);  // how often leases are looked at
   absl::Duration drain_grace = absl::Seconds(10);
+  absl::Duration slow_step_threshold = absl::Seconds(1);  // steps past it are logged; zero: none
+  bool self_test = true;                                  // before it serves (self_test.h)
+  KvScales kv_scales;                                     // those of the backend's cache, for the self-test
 };
 
 // OK, or INVALID_ARGUMENT naming the option, its value and the range.
@@ -41,7 +44,9 @@ absl::Status Validate(const ServerOptions& options);
 // Thread safe but for the destructor.
 class AttentionServer {
  public:
-  // Serves from its return on. INVALID_ARGUMENT: options that cannot be; UNAVAILABLE: a port that cannot be had.
+  // Serves from its return on; /healthz and /metrics answer from before the self-test, /readyz with 503 until it has
+  // passed. INVALID_ARGUMENT: options that cannot be; UNAVAILABLE: a port that cannot be had, or the device failed;
+  // INTERNAL: the self-test did.
   static absl::StatusOr<std::unique_ptr<AttentionServer>> Start(const ServerOptions& options,
                                                                 std::unique_ptr<Backend> backend);
   ~AttentionServer();  // Drain()

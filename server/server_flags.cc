@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
 #include "absl/flags/reflection.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -20,6 +19,7 @@
 #include "server/backend_choice.h"
 #include "server/kv_scales.h"
 #include "server/logging/log.h"
+#include "server/settings.h"
 #include "server/version.h"
 
 ABSL_FLAG(std::string, listen, "127.0.0.1:50051",
@@ -27,6 +27,9 @@ ABSL_FLAG(std::string, listen, "127.0.0.1:50051",
           "network, say 0.0.0.0:50051 and set --auth_tokens_file and --tls_cert.");
 ABSL_FLAG(int32_t, http_port, 9464,
           "Port of /metrics, /healthz and /readyz, on the address of --listen; 0 picks one, -1 is none.");
+ABSL_FLAG(std::string, config, "",
+          "File of settings, a line \"name = value\" for each flag, without dashes; # begins a comment. What it says "
+          "gives way to the environment and the command line.");
 ABSL_FLAG(std::string, port_file, "",
           "File to write the ports to once the server serves: the gRPC port on the first line, the HTTP port on the "
           "second (-1: none).");
@@ -76,6 +79,11 @@ ABSL_FLAG(std::string, tls_cert, "", "PEM file of the server's certificate chain
 ABSL_FLAG(std::string, tls_key, "", "PEM file of the certificate's private key.");
 ABSL_FLAG(absl::Duration, drain_grace, absl::Seconds(10),
           "After SIGTERM or SIGINT, the time that steps in flight have to finish.");
+ABSL_FLAG(
+    bool, self_test, true,
+    "Whether the server attends to known tokens before it serves, and ends with code 3 when the answer is wrong.");
+ABSL_FLAG(absl::Duration, slow_step_threshold, absl::Seconds(1),
+          "A step of an Attend stream that takes longer is logged with its stages, one a second at most; 0: none.");
 ABSL_FLAG(double, audit_share, 0.001,
           "Share of the steps with a sampled method that are run again, once exactly and once as they were, to measure "
           "speedup and error; in [0, 1], 0: none.");
@@ -158,17 +166,24 @@ absl::Status MemoryFromFlags(BackendChoice* choice) {
   return absl::OkStatus();
 }
 
+// By name.
+std::map<std::string, const absl::CommandLineFlag*> ServerFlags() {
+  std::map<std::string, const absl::CommandLineFlag*> flags;
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    if (absl::EndsWith(flag->Filename(), "server_flags.cc")) flags[std::string(name)] = flag;
+  }
+  return flags;
+}
+
 std::string HelpText() {
   constexpr size_t kWidth = 100;
   std::string help =
       "Keeps a language model's KV cache and answers its decode attention over gRPC.\n\n"
       "  attention_server --num_layers=32 --num_query_heads=32 --num_kv_heads=8 --head_dim=128 --kv_bytes=8GiB\n\n"
-      "Flags, with their defaults; --version prints the version:\n";
-  std::map<std::string, const absl::CommandLineFlag*> flags;  // by name
-  for (const auto& [name, flag] : absl::GetAllFlags()) {
-    if (absl::EndsWith(flag->Filename(), "server_flags.cc")) flags[std::string(name)] = flag;
-  }
-  for (const auto& [name, flag] : flags) {
+      "Flags, with their defaults; --version prints the version. A flag may also come from the environment, as\n"
+      "SANTA_KV_BYTES=8GiB, or from the file of --config. The command line overrides the environment, and that the\n"
+      "file.\n";
+  for (const auto& [name, flag] : ServerFlags()) {
     absl::StrAppend(&help, "\n  --", name, "=", flag->DefaultValue());
     size_t column = kWidth;
     const std::string text = flag->Help();
@@ -208,32 +223,36 @@ std::optional<std::string> HelpOrVersion(int argc, char** argv) {
   return std::nullopt;
 }
 
-absl::Status ParseServerFlags(int argc, char** argv) {
-  // Abseil's own parser leaves the process with code 1 on a bad flag and a message of its own; so look first.
-  for (int i = 1; i < argc; ++i) {
-    const std::string argument = argv[i];
-    if (!absl::StartsWith(argument, "--") || argument == "--") {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the argument \"", argument, "\" is no flag; allowed is --<flag>=<value>, see --help"));
-    }
-    const size_t equals = argument.find('=');
-    const std::string name = argument.substr(2, equals == std::string::npos ? equals : equals - 2);
-    absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
-    if (flag == nullptr) {
-      return absl::InvalidArgumentError(absl::StrCat("there is no flag --", name, "; --help lists those there are"));
-    }
-    if (flag->IsOfType<bool>()) continue;
-    if (equals == std::string::npos && i + 1 == argc) {
-      return absl::InvalidArgumentError(absl::StrCat("--", name, " has no value"));
-    }
-    const std::string value = equals == std::string::npos ? argv[++i] : argument.substr(equals + 1);
-    std::string error;
-    if (!flag->ParseFrom(value, &error)) {
-      return absl::InvalidArgumentError(absl::StrCat("--", name, " is \"", value, "\": ", error));
-    }
+absl::StatusOr<std::vector<Setting>> ParseServerFlags(int argc, const char* const* argv,
+                                                      const char* const* environment) {
+  absl::StatusOr<std::vector<Setting>> arguments = SettingsFromArguments(argc, argv);
+  if (!arguments.ok()) return arguments.status();
+  std::vector<Setting> given = SettingsFromEnvironment("SANTA_", environment);
+  given.insert(given.end(), arguments->begin(), arguments->end());
+  if (absl::Status status = Apply(given); !status.ok()) return status;
+  const std::string path = absl::GetFlag(FLAGS_config);
+  if (path.empty()) return given;
+  const absl::StatusOr<std::string> text = ReadFile("config", path);
+  if (!text.ok()) return text.status();
+  absl::StatusOr<std::vector<Setting>> settings = SettingsFromFile(path, *text);
+  if (!settings.ok()) return settings.status();
+  settings->insert(settings->end(), given.begin(), given.end());  // which override it
+  if (absl::Status status = Apply(*settings); !status.ok()) return status;
+  return *std::move(settings);
+}
+
+void LogSettings(const std::vector<Setting>& given) {
+  std::map<std::string, std::string> origins;
+  for (const Setting& setting : given) origins[setting.name] = setting.origin;  // the last one counts
+  std::string set;
+  std::string defaults;
+  for (const auto& [name, flag] : ServerFlags()) {
+    const auto origin = origins.find(name);
+    std::string* const line = origin == origins.end() ? &defaults : &set;
+    absl::StrAppend(line, line->empty() ? "" : " ", "--", name, "=", flag->CurrentValue());
+    if (origin != origins.end()) absl::StrAppend(line, " (", origin->second, ")");
   }
-  absl::ParseCommandLine(argc, argv);
-  return absl::OkStatus();
+  Log(LogLevel::kInfo, "configuration", {{"set", set}, {"defaults", defaults}});
 }
 
 absl::StatusOr<ServerOptions> OptionsFromFlags() {
@@ -266,6 +285,8 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   }
   options.rpc.max_message_bytes = *message_bytes;
   options.drain_grace = absl::GetFlag(FLAGS_drain_grace);
+  options.self_test = absl::GetFlag(FLAGS_self_test);
+  options.slow_step_threshold = absl::GetFlag(FLAGS_slow_step_threshold);
   if (const std::string path = absl::GetFlag(FLAGS_auth_tokens_file); !path.empty()) {
     absl::StatusOr<Authenticator> authenticator = Authenticator::FromFile(path);
     if (!authenticator.ok()) {
@@ -288,6 +309,19 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   return options;
 }
 
+absl::StatusOr<KvScales> KvScalesFromFlags() {
+  const std::string path = absl::GetFlag(FLAGS_kv_scales);
+  if (path.empty()) return KvScales();
+  const absl::StatusOr<KvLayout> layout = LayoutFromFlags();
+  if (!layout.ok()) return layout.status();
+  const absl::StatusOr<std::string> text = ReadFile("kv_scales", path);
+  if (!text.ok()) return text.status();
+  absl::StatusOr<KvScales> scales = ParseKvScales(*text, *layout);
+  if (scales.ok()) return scales;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--kv_scales is ", path, ": ", std::string(scales.status().message())));
+}
+
 absl::StatusOr<std::unique_ptr<Backend>> BackendFromFlags() {
   BackendChoice choice = {.backend = absl::GetFlag(FLAGS_backend),
                           .layout = {},
@@ -300,16 +334,9 @@ absl::StatusOr<std::unique_ptr<Backend>> BackendFromFlags() {
   if (choice.threads < 0 || choice.threads > 1024) {
     return BadFlag("threads", absl::StrCat(choice.threads), "[0, 1024]");
   }
-  if (const std::string path = absl::GetFlag(FLAGS_kv_scales); !path.empty()) {
-    const absl::StatusOr<std::string> text = ReadFile("kv_scales", path);
-    if (!text.ok()) return text.status();
-    absl::StatusOr<KvScales> scales = ParseKvScales(*text, *layout);
-    if (!scales.ok()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--kv_scales is ", path, ": ", std::string(scales.status().message())));
-    }
-    choice.scales = *std::move(scales);
-  }
+  absl::StatusOr<KvScales> scales = KvScalesFromFlags();
+  if (!scales.ok()) return scales.status();
+  choice.scales = *std::move(scales);
   return MakeBackend(choice);
 }
 

@@ -105,6 +105,10 @@ TEST(ServerBinaryTest, ABadFlagIsRefusedWithASentence) {
       {{"--auth_tokens_file=/nonexistent"}, "--auth_tokens_file: cannot read /nonexistent"},
       {{"--tls_cert=/nonexistent"}, "--tls_cert is /nonexistent"},
       {{"--log_level=loud"}, "--log_level is \\\"loud\\\""},
+      {{"--audit_share=2"}, "--audit_share is 2; allowed is [0, 1]"},
+      {{"--audit_fallback_time=0"}, "--audit_fallback_time is 0"},
+      {{"--slow_step_threshold=-1s"}, "--slow_step_threshold is -1s; allowed is 0 (none) or more"},
+      {{"--config=/nowhere"}, "--config is /nowhere; allowed is a file"},
   };
   for (const auto& c : cases) {
     // Small and on free ports, should one of them start against expectation.
@@ -160,6 +164,92 @@ TEST(ServerBinaryTest, SigtermDrains) {
     EXPECT_NE(process.log().find("\"message\":\"stopped\""), std::string::npos) << process.log();
     EXPECT_EQ(HttpRequest(http_port, "GET", "/healthz").status, 0);
   }
+}
+
+const std::vector<std::string> kSmall = {"--listen=127.0.0.1:0", "--http_port=0",    "--num_layers=2",
+                                         "--num_query_heads=4",  "--num_kv_heads=2", "--head_dim=8",
+                                         "--page_size=16",       "--dtype=fp32",     "--kv_bytes=256KiB"};
+
+std::vector<std::string> Small(const std::vector<std::string>& more) {
+  std::vector<std::string> flags = kSmall;
+  flags.insert(flags.end(), more.begin(), more.end());
+  return flags;
+}
+
+TEST(ServerBinaryTest, TheCommandLineOverridesTheEnvironmentAndThatTheFile) {
+  const std::string file = ::testing::TempDir() + "/server_binary_test.conf." + std::to_string(getpid());
+  std::ofstream(file) << "# for this test\nmax_sequences = 5\nmax_streams = 6\nmax_lease = 3h\n";
+  setenv("SANTA_MAX_STREAMS", "7", 1);
+  setenv("SANTA_MAX_LEASE", "4h", 1);
+  Process process(Small({"--config=" + file, "--max_lease=5h"}));
+  unsetenv("SANTA_MAX_STREAMS");
+  unsetenv("SANTA_MAX_LEASE");
+  ASSERT_TRUE(Eventually([&] { return process.log().find("\"serving\"") != std::string::npos; })) << process.log();
+  for (const std::string& part :
+       {"--max_sequences=5 (" + file + ":2)", std::string("--max_streams=7 (SANTA_MAX_STREAMS)"),
+        std::string("--max_lease=5h (command line)"), std::string("--default_lease=10m "),
+        std::string("the self-test passed")}) {
+    EXPECT_NE(process.log().find(part), std::string::npos) << part << " is missing of\n" << process.log();
+  }
+
+  std::ofstream(file) << "max_sequences = 5\nmax_seqences = 6\n";
+  Process misspelt(Small({"--config=" + file}));
+  EXPECT_EQ(misspelt.Wait(), 2);
+  EXPECT_NE(misspelt.log().find(file + ":2: there is no flag --max_seqences"), std::string::npos) << misspelt.log();
+}
+
+// The one JSON line with this message; empty when there is none.
+std::string LogLine(const std::string& log, const std::string& message) {
+  std::istringstream lines(log);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.find("\"message\":\"" + message + "\"") != std::string::npos) return line;
+  }
+  return "";
+}
+
+TEST(ServerBinaryTest, ACallsTraceIsInItsAnswerAndInTheLog) {
+  const std::string port_file = ::testing::TempDir() + "/server_binary_test.trace." + std::to_string(getpid());
+  Process process(Small({"--port_file=" + port_file, "--slow_step_threshold=1ns", "--log_level=debug"}));
+  int port = 0;
+  ASSERT_TRUE(Eventually([&] { return static_cast<bool>(std::ifstream(port_file) >> port); })) << process.log();
+  const auto stub = v1::AttentionService::NewStub(
+      grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials()));
+  const v1::SequenceHandle handle = Create(stub.get()).handle();
+  const std::string trace_id = "4bf92f3577b34da6a3ce929d0e0e4736";
+  {
+    Call call;
+    call.context.AddMetadata("traceparent", "00-" + trace_id + "-00f067aa0ba902b7-01");
+    const auto stream = stub->Attend(&call.context);
+    v1::AttendItem item = Item(handle, 1, 0, 0, true);
+    item.mutable_options()->set_method(v1::METHOD_SANTA);
+    item.mutable_options()->set_sample_count(4);
+    item.mutable_options()->set_want_statistics(true);
+    ASSERT_TRUE(stream->Write(Request(0, {item}, 77)));
+    v1::AttendResponse response;
+    ASSERT_TRUE(stream->Read(&response));
+    EXPECT_EQ(response.results(0).statistics().trace_id(), trace_id);
+    EXPECT_EQ(response.results(0).statistics().method(), v1::METHOD_SANTA);
+    stream->WritesDone();
+    EXPECT_FALSE(stream->Read(&response));
+    EXPECT_TRUE(stream->Finish().ok());
+  }
+  process.Signal(SIGTERM);
+  EXPECT_EQ(process.Wait(), 0);
+  const std::string slow = LogLine(process.log(), "slow step");
+  for (const std::string& part :
+       {"\"trace_id\":\"" + trace_id + "\"", std::string("\"parent_id\":\"00f067aa0ba902b7\""),
+        std::string("\"request_id\":77,"), std::string("\"layer\":0,"), std::string("\"method\":\"SANTA\""),
+        std::string("\"parse_seconds\":"), std::string("\"queue_seconds\":"), std::string("\"device_seconds\":"),
+        std::string("\"answer_seconds\":")}) {
+    EXPECT_NE(slow.find(part), std::string::npos) << part << " is missing of\n" << process.log();
+  }
+  std::istringstream lines(process.log());
+  bool ended = false;
+  for (std::string line; std::getline(lines, line);) {
+    ended |= line.find("call ended") != std::string::npos && line.find("\"method\":\"Attend\"") != std::string::npos &&
+             line.find(trace_id) != std::string::npos;
+  }
+  EXPECT_TRUE(ended) << process.log();
 }
 
 }  // namespace

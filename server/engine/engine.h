@@ -55,11 +55,10 @@ class Engine {
   // should be room. UNAVAILABLE: shut down, or the device failed. Then `done` is not called.
   absl::Status Submit(Step* step);
 
-  // For the server's own measurements: the step, whose items only read, runs as a batch of its own, so that device_time
-  // is its alone; it renews no lease and is in no count of items. It begins when no other work waits, and at the latest
-  // `background_patience` after it became the first of its kind to wait.
-  // UNAVAILABLE: shut down, or the device failed; then, as in Submit, `done` is not called. Thread safe, from within
-  // `done` too.
+  // For the server's own measurements: the step runs as a batch of its own, so that device_time is its alone; where it
+  // only reads it renews no lease, and it is in no count of items. It begins when no other work waits, and at the
+  // latest `background_patience` after it became the first of its kind to wait. UNAVAILABLE: shut down, or the device
+  // failed; then, as in Submit, `done` is not called. Thread safe, from within `done` too.
   absl::Status SubmitBackground(Step* step);
 
   // Runs what is queued, but background steps, which fail with UNAVAILABLE, then stops the device thread. Idempotent

@@ -54,7 +54,8 @@ struct StepItem {
 
 struct Step {
   std::string tenant;
-  uint64_t client = 0;  // tells a tenant's callers apart; they get equal shares of the device
+  uint64_t client = 0;   // tells a tenant's callers apart; they get equal shares of the device
+  std::string trace_id;  // of the call that brought it, for logs and answers; may be empty
   int32_t layer = 0;
   std::vector<StepItem> items;
   absl::Time deadline = absl::InfiniteFuture();  // a step still queued then gets DEADLINE_EXCEEDED on every item

@@ -20,21 +20,26 @@ AppendReactor* NewAppendStream(ServiceContext* context, const grpc::CallbackServ
   absl::StatusOr<std::string> tenant = TenantOf(call, *context->authenticator);
   absl::Status status = tenant.status();
   if (status.ok()) {
-    auto stream =
-        std::make_unique<AppendStream>(context, *std::move(tenant), ClientOf(call), DeadlineOf(call), response);
+    auto stream = std::make_unique<AppendStream>(context, *std::move(tenant), ClientOf(call), DeadlineOf(call),
+                                                 TraceOf(call), response);
     status = context->streams->Add(stream.get());
     if (status.ok()) {
       stream->Begin();
       return stream.release();
     }
   }
-  context->metrics->RecordRpc(kMethod, status.code());
+  RecordCall(context, kMethod, status, TraceOf(call));
   return new RefusedStream<AppendReactor>(status);
 }
 
 AppendStream::AppendStream(ServiceContext* context, std::string tenant, uint64_t client, absl::Time deadline,
-                           grpc::ByteBuffer* response)
-    : context_(context), tenant_(std::move(tenant)), client_(client), deadline_(deadline), response_(response) {}
+                           TraceContext trace, grpc::ByteBuffer* response)
+    : context_(context),
+      tenant_(std::move(tenant)),
+      client_(client),
+      deadline_(deadline),
+      trace_(std::move(trace)),
+      response_(response) {}
 
 void AppendStream::Begin() {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -139,7 +144,7 @@ void AppendStream::Proceed() {
   finished_ = true;
   absl::Status status = cancelled_ ? CancellationStatus(deadline_) : end_;
   if (status.ok()) status = Respond();
-  context_->metrics->RecordRpc(kMethod, status.code());
+  RecordCall(context_, kMethod, status, trace_);
   Finish(ToGrpc(status));
 }
 

@@ -27,7 +27,7 @@ AppendReactor* NewAppendStream(ServiceContext* context, const grpc::CallbackServ
 
 class AppendStream final : public AppendReactor, public DrainableStream {
  public:
-  AppendStream(ServiceContext* context, std::string tenant, uint64_t client, absl::Time deadline,
+  AppendStream(ServiceContext* context, std::string tenant, uint64_t client, absl::Time deadline, TraceContext trace,
                grpc::ByteBuffer* response);
   void Begin();
 
@@ -55,6 +55,7 @@ class AppendStream final : public AppendReactor, public DrainableStream {
   const std::string tenant_;
   const uint64_t client_;
   const absl::Time deadline_;
+  const TraceContext trace_;
   grpc::ByteBuffer* const response_;
 
   std::mutex mutex_;  // as in AttendCall

@@ -305,6 +305,10 @@ TEST(AttendAnswerWriterTest, AnyStatisticsFitTheRoom) {
       case google::protobuf::FieldDescriptor::CPPTYPE_ENUM:
         reflection->SetEnumValue(&statistics, field, -1);
         break;
+      case google::protobuf::FieldDescriptor::CPPTYPE_STRING:
+        ASSERT_EQ(field->name(), "trace_id") << "has no bounded length";
+        reflection->SetString(&statistics, field, std::string(32, 'f'));
+        break;
       default:
         FAIL() << field->name() << " has no bounded length";
     }

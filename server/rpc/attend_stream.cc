@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "server/rpc/refused_stream.h"
 
 namespace santa {
@@ -17,21 +18,26 @@ AttendReactor* NewAttendStream(ServiceContext* context, ExchangePool* exchanges,
   absl::StatusOr<std::string> tenant = TenantOf(call, *context->authenticator);
   absl::Status status = tenant.status();
   if (status.ok()) {
-    auto stream =
-        std::make_unique<AttendCall>(context, exchanges, *std::move(tenant), ClientOf(call), DeadlineOf(call));
+    auto stream = std::make_unique<AttendCall>(context, exchanges, *std::move(tenant), ClientOf(call), DeadlineOf(call),
+                                               TraceOf(call));
     status = context->streams->Add(stream.get());
     if (status.ok()) {
       stream->Begin();
       return stream.release();
     }
   }
-  context->metrics->RecordRpc(kMethod, status.code());
+  RecordCall(context, kMethod, status, TraceOf(call));
   return new RefusedStream<AttendReactor>(status);
 }
 
 AttendCall::AttendCall(ServiceContext* context, ExchangePool* exchanges, std::string tenant, uint64_t client,
-                       absl::Time deadline)
-    : context_(context), exchanges_(exchanges), tenant_(std::move(tenant)), client_(client), deadline_(deadline) {}
+                       absl::Time deadline, TraceContext trace)
+    : context_(context),
+      exchanges_(exchanges),
+      tenant_(std::move(tenant)),
+      client_(client),
+      deadline_(deadline),
+      trace_(std::move(trace)) {}
 
 void AttendCall::Begin() {
   std::lock_guard<std::mutex> lock(mutex_);
@@ -45,6 +51,7 @@ void AttendCall::BeginDrain() {
 }
 
 void AttendCall::OnReadDone(bool ok) {
+  const absl::Time read = absl::Now();
   std::unique_lock<std::mutex> lock(mutex_);
   reading_ = false;
   if (!ok) {
@@ -65,13 +72,14 @@ void AttendCall::OnReadDone(bool ok) {
   if (!status.ok()) {
     if (end_.ok()) end_ = status;
   } else if (end_.ok() && !cancelled_) {
+    exchange->times = {.read = read, .submitted = absl::Now(), .done = {}, .answered = {}};
     Take(std::move(exchange));
   }
   if (exchange != nullptr) exchanges_->Return(std::move(exchange));
   Proceed();
 }
 
-void AttendCall::Take(std::unique_ptr<AttendExchange> exchange) {
+void AttendCall::Take(std::unique_ptr<AttendExchange> exchange, absl::Time read) {
   AttendExchange* const taken = exchange.get();
   Step* const step = taken->step();
   if (step->items.empty()) {  // nothing valid in it
@@ -82,6 +90,7 @@ void AttendCall::Take(std::unique_ptr<AttendExchange> exchange) {
   step->tenant = tenant_;
   step->client = client_;
   step->deadline = deadline_;
+  step->trace_id = trace_.trace_id;
   step->done = [this, taken] { StepDone(taken); };
   taken->place = computing_.size();
   computing_.push_back(std::move(exchange));
@@ -106,8 +115,15 @@ std::unique_ptr<AttendExchange> AttendCall::Remove(AttendExchange* exchange) {
 }
 
 void AttendCall::StepDone(AttendExchange* exchange) {
-  context_->metrics->RecordStep(*exchange->step());
+  const Step& step = *exchange->step();
+  StepTimes& times = exchange->times;
+  times.done = absl::Now();
+  context_->metrics->RecordStep(step);
   grpc::ByteBuffer answer = exchange->Answer();
+  times.answered = absl::Now();
+  if (context_->slow_steps->IsSlow(times)) {
+    context_->slow_steps->Write(trace_, exchange->request_id(), step, times);
+  }
   std::lock_guard<std::mutex> lock(mutex_);
   exchanges_->Return(Remove(exchange));
   if (!cancelled_) answers_.push_back(std::move(answer));
@@ -153,7 +169,7 @@ void AttendCall::Proceed() {
 
 void AttendCall::FinishWith(const absl::Status& status) {
   finished_ = true;
-  context_->metrics->RecordRpc(kMethod, status.code());
+  RecordCall(context_, kMethod, status, trace_);
   Finish(ToGrpc(status));
 }
 

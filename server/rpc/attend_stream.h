@@ -30,8 +30,8 @@ AttendReactor* NewAttendStream(ServiceContext* context, ExchangePool* exchanges,
 
 class AttendCall final : public AttendReactor, public DrainableStream {
  public:
-  AttendCall(ServiceContext* context, ExchangePool* exchanges, std::string tenant, uint64_t client,
-             absl::Time deadline);
+  AttendCall(ServiceContext* context, ExchangePool* exchanges, std::string tenant, uint64_t client, absl::Time deadline,
+             TraceContext trace);
   void Begin();  // starts reading; the stream is in the registry by then
 
   void BeginDrain() override;
@@ -55,6 +55,7 @@ class AttendCall final : public AttendReactor, public DrainableStream {
   const std::string tenant_;
   const uint64_t client_;
   const absl::Time deadline_;
+  const TraceContext trace_;
 
   // Held across gRPC's Start* and Finish, none of which runs a reaction inline. OnDone takes it before it deletes, so
   // that whoever called Finish has left.

@@ -21,7 +21,7 @@ grpc::ServerUnaryReactor* Answer(ServiceContext* context, grpc::CallbackServerCo
                                  Body body) {
   const absl::StatusOr<std::string> tenant = TenantOf(*call, *context->authenticator);
   const absl::Status status = tenant.ok() ? body(*tenant) : tenant.status();
-  context->metrics->RecordRpc(method, status.code());
+  RecordCall(context, method, status, TraceOf(*call));
   grpc::ServerUnaryReactor* reactor = call->DefaultReactor();
   reactor->Finish(ToGrpc(status));
   return reactor;

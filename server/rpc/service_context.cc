@@ -6,8 +6,20 @@
 #include <string_view>
 
 #include "absl/time/clock.h"
+#include "server/logging/log.h"
 
 namespace santa {
+
+void RecordCall(ServiceContext* context, std::string_view method, const absl::Status& status,
+                const TraceContext& trace) {
+  context->metrics->RecordRpc(method, status.code());
+  Log(LogLevel::kDebug, "call ended",
+      {{"method", method},
+       {"code", CodeName(status.code())},
+       {"error", std::string(status.message())},
+       {"trace_id", trace.trace_id},
+       {"parent_id", trace.parent_id}});
+}
 
 absl::StatusOr<std::string> TenantOf(const grpc::ServerContextBase& call, const Authenticator& authenticator) {
   const auto& metadata = call.client_metadata();

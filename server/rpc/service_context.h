@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -17,7 +18,9 @@
 #include "server/kv/sequence_store.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/authenticator.h"
+#include "server/rpc/slow_step_log.h"
 #include "server/rpc/stream_registry.h"
+#include "server/rpc/trace_context.h"
 
 namespace santa {
 
@@ -36,6 +39,7 @@ struct ServiceContext {
   PagePool* pool = nullptr;
   Metrics* metrics = nullptr;
   StreamRegistry* streams = nullptr;
+  SlowStepLog* slow_steps = nullptr;
   const Authenticator* authenticator = nullptr;
 
   std::string version;
@@ -46,6 +50,10 @@ struct ServiceContext {
   StoreLimits store_limits;
   RpcLimits limits;
 };
+
+// Counts a call that ended, and logs it at the level debug.
+void RecordCall(ServiceContext* context, std::string_view method, const absl::Status& status,
+                const TraceContext& trace);
 
 // The caller's tenant. UNAUTHENTICATED.
 absl::StatusOr<std::string> TenantOf(const grpc::ServerContextBase& call, const Authenticator& authenticator);

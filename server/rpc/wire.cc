@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/rpc/convert.h"
 #include "server/rpc/validate.h"
 
 namespace santa {
@@ -22,6 +23,8 @@ void SetStatistics(const Step& step, const StepItem& item, v1::AttendStatistics*
   out->set_queue_seconds(absl::ToDoubleSeconds(step.queue_time));
   out->set_device_seconds(absl::ToDoubleSeconds(step.device_time));
   out->set_batch_items(step.batch_items);
+  out->set_method(ToMessage(item.options.method));
+  out->set_trace_id(step.trace_id);
 }
 
 }  // namespace

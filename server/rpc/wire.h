@@ -18,6 +18,7 @@
 #include "server/metrics/metrics.h"
 #include "server/rpc/attend_answer_writer.h"
 #include "server/rpc/attend_request_reader.h"
+#include "server/rpc/slow_step_log.h"
 
 namespace santa {
 
@@ -49,8 +50,10 @@ class AttendExchange {
   // The answer, once every item of the step has its status.
   grpc::ByteBuffer Answer();
 
+  uint64_t request_id() const { return reader_.request().request_id(); }
   size_t memory() const { return reader_.memory(); }  // bytes that it keeps
   size_t place = 0;                                   // in the caller's list of exchanges
+  StepTimes times;                                    // the caller's
 
  private:
   void ReadItems(const KvLayout& layout, Metrics* metrics);
