@@ -44,6 +44,29 @@ SERVICE_MONITOR = {
     },
 }
 
+# Likewise of the PrometheusRule; promtool looks at the groups.
+PROMETHEUS_RULE = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "properties": {
+        "apiVersion": {"const": "monitoring.coreos.com/v1"},
+        "kind": {"const": "PrometheusRule"},
+        "metadata": {"type": "object", "required": ["name"]},
+        "spec": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["groups"],
+            "properties": {"groups": {"type": "array", "minItems": 1}},
+        },
+    },
+}
+OF_THE_OPERATOR = {
+    "monitoring.coreos.com/v1/ServiceMonitor": SERVICE_MONITOR,
+    "monitoring.coreos.com/v1/PrometheusRule": PROMETHEUS_RULE,
+}
+GRPC_SERVICE = "santa.attention.v1.AttentionService"
+
 
 def seconds(text):
     """Of '20s' or '1m', as the server's flags write durations."""
@@ -60,8 +83,8 @@ def bytes_of(text):
 def schema_problems(document, schemas):
     """SCHEMAS: as third_party/kubernetes_schemas has them, of one release. A kind without a schema is a problem."""
     kind = f"{document.get('apiVersion')}/{document.get('kind')}"
-    if kind == "monitoring.coreos.com/v1/ServiceMonitor":
-        schema = SERVICE_MONITOR
+    if kind in OF_THE_OPERATOR:
+        schema = OF_THE_OPERATOR[kind]
     elif kind in schemas["kinds"]:
         schema = {"$defs": schemas["$defs"], "$ref": "#/$defs/" + schemas["kinds"][kind]}
     else:
@@ -153,6 +176,15 @@ def agreement_problems(stateful_set):
         "terminationGracePeriodSeconds leaves no 5 s after --drain_grace",
     )
     need("memory" in resources["limits"], "no limit of memory")
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = container[name]
+        need(("grpc" in probe) != ("httpGet" in probe), f"the {name} is not one of gRPC and HTTP")
+        if "grpc" in probe:
+            need("tls_cert" not in flags, f"the {name} is gRPC's, which knows no TLS")
+            need(probe["grpc"] == {"port": ports["grpc"], "service": GRPC_SERVICE}, f"the {name} asks for another service")
+        else:
+            need(probe["httpGet"]["port"] == "http", f"the {name} asks another port")
+    need("httpGet" in container["livenessProbe"], "the livenessProbe would kill a server that drains")
     if flags["backend"] == "cpu":
         need(
             "kv_bytes" in flags and bytes_of(flags["kv_bytes"]) + 2**29 <= bytes_of(resources["limits"]["memory"]),

@@ -1,7 +1,7 @@
 """Renders every overlay with kubectl and checks it without a cluster:
 
 - every document against the JSON schemas that Kubernetes publishes, strict, of the two releases in
-  third_party/kubernetes_schemas (ServiceMonitor: against a schema of our own);
+  third_party/kubernetes_schemas (ServiceMonitor and PrometheusRule: against schemas of our own);
 - the restricted Pod Security Standard;
 - every flag against `attention_server --help`, and the whole command line by starting the server with it;
 - that flags, ports, probes, selectors, memory, grace periods and metrics agree with each other and with that server.
@@ -19,6 +19,9 @@ import tempfile
 import unittest
 import urllib.request
 
+import yaml
+
+import make_prometheusrule
 from manifest_checks import agreement_problems, flag_problems, reference_problems, schema_problems, security_problems
 from render import render
 
@@ -152,8 +155,13 @@ class ManifestsTest(unittest.TestCase):
                 self.assertEqual(agreement_problems(stateful_set), [])
                 hasty = copy.deepcopy(stateful_set)
                 hasty["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 20
-                hasty["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"] = 1
-                self.assertEqual(len(agreement_problems(hasty)), 2)
+                hasty["spec"]["template"]["spec"]["containers"][0]["livenessProbe"] = {
+                    "grpc": {"port": 50051, "service": "santa.attention.v1.AttentionService"}
+                }
+                self.assertGreaterEqual(len(agreement_problems(hasty)), 2)
+                elsewhere = copy.deepcopy(stateful_set)
+                elsewhere["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"] = 1
+                self.assertNotEqual(agreement_problems(elsewhere), [])
 
     def test_names_meet_something(self):
         for overlay, documents in self.overlays.items():
@@ -170,6 +178,16 @@ class ManifestsTest(unittest.TestCase):
         self.assertLessEqual(monitor["spec"]["selector"]["matchLabels"].items(), service["metadata"]["labels"].items())
         self.assertEqual(monitor["metadata"]["namespace"], service["metadata"]["namespace"])
         self.assertIn(monitor["spec"]["endpoints"][0]["port"], [port["name"] for port in service["spec"]["ports"]])
+
+    def test_the_rules_are_those_of_the_other_folder(self):
+        with open(f"{ROOT}/monitoring/prometheusrule.yaml", encoding="utf-8") as file:
+            self.assertEqual(file.read(), make_prometheusrule.document())
+        rule = find(self.monitoring, "PrometheusRule")
+        groups = []
+        for path in make_prometheusrule.RULES:
+            with open(path, encoding="utf-8") as file:
+                groups += yaml.safe_load(file)["groups"]
+        self.assertEqual(rule["spec"]["groups"], groups)
 
     def test_a_server_takes_the_command_lines_and_answers_the_probes(self):
         scaler = find(self.overlays["several-gpus"], "HorizontalPodAutoscaler")
@@ -194,8 +212,8 @@ class ManifestsTest(unittest.TestCase):
                     arguments.append("--auth_tokens_file=" + tokens)
                 server = RunningServer(arguments)
                 for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                    self.assertEqual(container[probe]["httpGet"]["port"], "http")
-                    server.get(container[probe]["httpGet"]["path"])  # raises on anything but 200
+                    # Of gRPC's, /readyz says the same; raises on anything but 200.
+                    server.get(container[probe].get("httpGet", {"path": "/readyz"})["path"])
                 served = server.get(path)
                 for metric in metrics:
                     self.assertRegex(served, rf"(?m)^# TYPE {metric} gauge$")

@@ -13,7 +13,7 @@ def python_test(name, srcs, data = [], **kwargs):
     """
     native.sh_test(
         name = name,
-        srcs = ["//tools/bazel:run_python_test.sh"],
+        srcs = ["//tools/bazel:run_python.sh"],
         args = ["$(location %s)" % srcs[0]],
         data = srcs + data,
         **kwargs

@@ -1,5 +1,0 @@
-#!/usr/bin/env bash
-# run_python_test.sh FILE.py: with the files beside it and packages from the repository's root, as Bazel laid them out,
-# and none that Bazel does not know of.
-set -euo pipefail
-PYTHONPATH=$(dirname "$1"):. exec python3 -B -P "$1"
