@@ -23,7 +23,7 @@ HURRY = 60
 
 # 64 pages of 16 tokens.
 SMALL = ["--num_layers=1", "--num_query_heads=4", "--num_kv_heads=2", "--head_dim=8", "--page_size=16", "--kv_bytes=64KiB"]
-# An answer of 64 items is 512 KiB; 32 of them are more than a client that reads nothing has room for.
+# An answer of 192 items is 1.5 MiB; 32 of them are more than sockets and flow control have room for.
 WIDE = ["--num_layers=1", "--num_query_heads=32", "--num_kv_heads=8", "--head_dim=128", "--page_size=16", "--kv_bytes=32MiB"]
 
 
@@ -154,7 +154,7 @@ class AlertsTest(unittest.TestCase):
 
     def hold_a_stream(self, name):
         """A client that reads no more: its stream cannot end, so a drain takes as long as it may."""
-        load = self.load(name, ["--tokens=16", "--sequences=64", "--in_flight=32"])
+        load = self.load(name, ["--tokens=16", "--sequences=192", "--in_flight=32"])
         self.steps_are_answered(name)
         load.send(signal.SIGSTOP)
         self.addCleanup(load.send, signal.SIGCONT)
@@ -167,7 +167,6 @@ class AlertsTest(unittest.TestCase):
         self.is_silent("broken")
         self.servers["broken"].send(signal.SIGUSR1)
         self.fires("SantaDeviceFailed", "broken")
-        self.fires("SantaNotServing", "broken")
 
     def test_a_drain(self):
         self.hold_a_stream("leaving")

@@ -79,7 +79,7 @@ void AttendCall::OnReadDone(bool ok) {
   Proceed();
 }
 
-void AttendCall::Take(std::unique_ptr<AttendExchange> exchange, absl::Time read) {
+void AttendCall::Take(std::unique_ptr<AttendExchange> exchange) {
   AttendExchange* const taken = exchange.get();
   Step* const step = taken->step();
   if (step->items.empty()) {  // nothing valid in it
