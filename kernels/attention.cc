@@ -58,6 +58,24 @@ std::string_view Name(Method method) {
       return "S2ANTA_FLASH";
     case Method::kS2antaProp:
       return "S2ANTA_PROP";
+    case Method::kCoordinated:
+      return "COORDINATED";
+    case Method::kSketched:
+      return "SKETCHED";
+  }
+  return "unknown";
+}
+
+std::string_view Name(Sketch sketch) {
+  switch (sketch) {
+    case Sketch::kNone:
+      return "none";
+    case Sketch::kK4:
+      return "k4";
+    case Sketch::kK4V4:
+      return "k4v4";
+    case Sketch::kK8V8:
+      return "k8v8";
   }
   return "unknown";
 }
@@ -85,6 +103,9 @@ absl::Status Validate(const KvLayout& layout) {
   }
   if (Name(layout.dtype) == "unknown") {
     return OutOfRange("dtype", static_cast<int>(layout.dtype), "fp32, bf16, fp16 or fp8_e4m3");
+  }
+  if (Name(layout.sketch) == "unknown") {
+    return OutOfRange("sketch", static_cast<int>(layout.sketch), "none, k4, k4v4 or k8v8");
   }
   return absl::OkStatus();
 }

@@ -13,6 +13,7 @@
 #ifndef SANTA_KERNELS_ATTENTION_H_
 #define SANTA_KERNELS_ATTENTION_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -38,7 +39,7 @@ std::string_view Name(DType dtype);  // "fp32", "bf16", "fp16", "fp8_e4m3"
 
 // The estimators of "Stochastic Sparse Attention for Memory-Bound Inference" (arXiv 2605.01910). p[h] is the softmax of
 // s[h] over the visible tokens, S the sample count per query head. All but S2ANTA_PROP with kLargestRemainder are
-// unbiased for o; all read every visible K row, and value rows only where a draw fell. lse is always exact.
+// unbiased for o; all read every visible K row, and value rows only where a draw fell. Their lse is exact.
 // With S >= n every method computes the exact result.
 enum class Method : uint8_t {
   kExact,
@@ -47,7 +48,17 @@ enum class Method : uint8_t {
   kSystematic,   // draw j at u_j = (j + U) / S: row i is drawn floor(S C_i + U) - floor(S C_{i-1} + U) times
   kS2antaFlash,  // a fixed budget S_t for each tile, systematic on the tile's own softmax, tiles merged by their mass
   kS2antaProp,   // S split over the tiles in proportion to their mass, then systematic inside each tile
+  // Beyond the paper (kernels/sampling/inclusion.h): one draw for a whole group, in which S counts distinct rows of a
+  // key/value head, each read once for all of its query heads. Rows that matter much are read for certain.
+  kCoordinated,  // probabilities from the exact scores: all K is read; unbiased for o, lse exact
+  // Probabilities from the cache's sketch, and K and V of the drawn rows only: numerator and denominator of o are
+  // unbiased, o and lse (estimated too) consistent, with a bias of O(1 / S). Tokens of a page that is not full have no
+  // sketch; they are read always, beside the S. Needs KvLayout::sketch.
+  kSketched,
 };
+inline constexpr std::array kAllMethods = {Method::kExact,       Method::kSanta,       Method::kStratified,
+                                           Method::kSystematic,  Method::kS2antaFlash, Method::kS2antaProp,
+                                           Method::kCoordinated, Method::kSketched};
 std::string_view Name(Method method);  // "EXACT", "SANTA", ..., as in the API
 
 // How S2ANTA_PROP turns a tile's share S * mass_t into a whole number of draws.
@@ -55,6 +66,13 @@ enum class BudgetRounding : uint8_t {
   kSystematic,        // one systematic draw over the tile masses: E[S_t] = S * mass_t, unbiased
   kLargestRemainder,  // as published; a tile rounded to 0 is never seen, hence a small bias
 };
+
+// What a cache keeps of each full page beside the page itself (kernels/sampling/sketch.h): keys, and values, in so many
+// bits a feature.
+enum class Sketch : uint8_t { kNone, kK4, kK4V4, kK8V8 };
+std::string_view Name(Sketch sketch);  // "none", "k4", "k4v4", "k8v8"
+constexpr int KeyBits(Sketch sketch) { return sketch == Sketch::kNone ? 0 : sketch == Sketch::kK8V8 ? 8 : 4; }
+constexpr int ValueBits(Sketch sketch) { return sketch == Sketch::kK4V4 ? 4 : sketch == Sketch::kK8V8 ? 8 : 0; }
 
 // The shape of the cache; fixed for a backend's life. Memory of one layer is [page][K|V][kv_head][token][D], so that
 // one head of one page of K (or V) is one contiguous run.
@@ -65,6 +83,7 @@ struct KvLayout {
   int32_t head_dim = 0;         // D, a multiple of 8 in [8, 256]
   int32_t page_size = 64;       // tokens, a power of two in [16, 256]
   DType dtype = DType::kBFloat16;
+  Sketch sketch = Sketch::kNone;
 
   int32_t group_size() const { return num_query_heads / num_kv_heads; }
   // Bytes of the K (or V) row of one token and head; of one head of one page of K (or V); of a page in all layers.
@@ -72,6 +91,14 @@ struct KvLayout {
   size_t head_page_bytes() const { return row_bytes() * page_size; }
   size_t layer_page_bytes() const { return head_page_bytes() * 2 * num_kv_heads; }
   size_t page_bytes() const { return layer_page_bytes() * num_layers; }
+  // Of the sketch of one head of one page of K or V, at `bits` a feature: codes, and a step and a smallest number for
+  // every column. Of a page in all layers, 0 without a sketch.
+  size_t sketch_head_bytes(int bits) const {
+    return bits == 0 ? 0 : static_cast<size_t>(page_size) * head_dim * bits / 8 + static_cast<size_t>(head_dim) * 4;
+  }
+  size_t sketch_page_bytes() const {
+    return (sketch_head_bytes(KeyBits(sketch)) + sketch_head_bytes(ValueBits(sketch))) * num_kv_heads * num_layers;
+  }
 };
 
 // OK, or INVALID_ARGUMENT naming field, value and range.
@@ -126,6 +153,9 @@ struct DecodeItem {
   void* o = nullptr;                       // [H][D], written; not aliasing q
   float* lse = nullptr;                    // [H], written
   DecodeStatistics* statistics = nullptr;  // written if not null
+  // [H], or null. Written with sqrt(E|o^ - o|^2) / |o|, estimated from the rows that were read; 0 where the answer is
+  // exact, NaN where a backend does not tell it for the method.
+  float* relative_standard_error = nullptr;
 };
 
 // Tokens to store: k and v are [num_tokens][H_kv][D] of `dtype`, converted to the layout's dtype: round to nearest

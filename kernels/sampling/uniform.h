@@ -46,6 +46,8 @@ enum class Purpose : uint32_t {
   kDraw = 1,    // index: the draw, [0, S) (independent and stratified), or 0 (systematic)
   kBudget = 2,  // index 0: the systematic draw that turns tile masses into budgets
   kTile = 3,    // index: the tile's absolute number, its first token / tile size (not counted from the window)
+  // Index 0: where the one draw of a whole group begins (COORDINATED, SKETCHED); the stream's head is the group's.
+  kInclusion = 4,
 };
 
 // The place a random number is drawn for: one query head of one decode step.
@@ -56,7 +58,8 @@ struct RandomStream {
   uint32_t layer_head;  // layer << 16 | head
 };
 
-// `head` is the query head's index in [0, H) for every method that draws per query head (all of kernels/attention.h).
+// `head` is the query head's index in [0, H) for every method that draws per query head, the key/value head's for those
+// that draw once for a group (Purpose::kInclusion).
 // layer and head must be below 2^16 (Validate(KvLayout) sees to it), position in [0, 2^32).
 SANTA_HOST_DEVICE RandomStream MakeRandomStream(uint64_t seed, uint64_t sampling_key, int32_t layer, int64_t position,
                                                 int32_t head) {
