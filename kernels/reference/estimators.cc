@@ -8,60 +8,11 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/reference/group_draw.h"
+#include "kernels/reference/head.h"
 
 namespace santa::reference {
 namespace {
-
-using Vector = std::vector<double>;
-using Rows = std::vector<Vector>;  // [row][D]
-
-// One query head over its visible tokens.
-struct Head {
-  Vector p;          // softmax over the visible tokens
-  Rows v;            // their value rows
-  int64_t first;     // position of the first visible token
-  double lse;        // sink included
-  double sink_free;  // w
-};
-
-Head MakeHead(const Step& step, int32_t head) {
-  const int32_t d = step.head_dim;
-  const int32_t kv_head = head / (step.num_query_heads / step.num_kv_heads);
-  const double scale = step.options.scale > 0 ? static_cast<double>(step.options.scale) : 1 / std::sqrt(d);
-  const double cap = step.options.soft_cap;
-  const int64_t window = step.options.window;
-  Head result;
-  result.first = window > 0 ? std::max<int64_t>(0, step.num_tokens - window) : 0;
-  Vector scores;
-  for (int64_t i = result.first; i < step.num_tokens; ++i) {
-    const double* k = &step.k[(i * step.num_kv_heads + kv_head) * d];
-    const double* v = &step.v[(i * step.num_kv_heads + kv_head) * d];
-    const double s = scale * std::inner_product(k, k + d, &step.q[head * d], 0.0);
-    scores.push_back(cap > 0 ? cap * std::tanh(s / cap) : s);
-    result.v.emplace_back(v, v + d);
-  }
-  const double largest = *std::max_element(scores.begin(), scores.end());
-  double sum = 0;
-  for (const double s : scores) sum += std::exp(s - largest);
-  const double lse = largest + std::log(sum);
-  for (const double s : scores) result.p.push_back(std::exp(s - lse));
-  result.lse = lse;
-  if (!step.sink_logits.empty()) {
-    const double sink = step.sink_logits[head];
-    const double most = std::max(lse, sink);
-    result.lse = most + std::log(std::exp(lse - most) + std::exp(sink - most));
-  }
-  result.sink_free = std::exp(lse - result.lse);
-  return result;
-}
-
-Vector Mean(const Vector& p, const Rows& v) {
-  Vector mean(v[0].size(), 0.0);
-  for (size_t i = 0; i < p.size(); ++i) {
-    for (size_t d = 0; d < mean.size(); ++d) mean[d] += p[i] * v[i][d];
-  }
-  return mean;
-}
 
 // A distribution over rows: S times its cumulative sums, the last exactly S.
 Vector ScaledCumulative(const Vector& p, double draws) {
@@ -209,8 +160,6 @@ std::vector<int64_t> LargestRemainder(const std::vector<Tile>& tiles, int64_t dr
   return budgets;
 }
 
-double Uniform(std::mt19937_64& random) { return std::ldexp(static_cast<double>(random() >> 11), -53); }
-
 void AddRows(const std::vector<int64_t>& counts, const Rows& v, double weight, Vector& sum) {
   for (size_t i = 0; i < counts.size(); ++i) {
     for (size_t d = 0; d < sum.size(); ++d) sum[d] += weight * static_cast<double>(counts[i]) * v[i][d];
@@ -224,6 +173,8 @@ Vector EstimateHead(const Head& head, const AttentionOptions& options, std::mt19
   Vector sum(head.v[0].size(), 0.0);
   switch (options.method) {
     case Method::kExact:
+    case Method::kCoordinated:  // see GroupDraw
+    case Method::kSketched:
       return Mean(head.p, head.v);
     case Method::kSanta:
     case Method::kStratified: {
@@ -317,6 +268,8 @@ HeadMoments MomentsOfHead(const Head& head, const AttentionOptions& options) {
   const Vector mean = Mean(head.p, head.v);
   switch (options.method) {
     case Method::kExact:
+    case Method::kCoordinated:  // see GroupDraw
+    case Method::kSketched:
       break;
     case Method::kSanta:
       return {mean, IndependentVariance(head.p, head.v, static_cast<double>(draws))};
@@ -353,6 +306,12 @@ Output Exact(const Step& step) {
 
 Output Estimate(const Step& step, std::mt19937_64& random) {
   Output output;
+  if (DrawsForGroups(step)) {
+    for (int32_t kv_head = 0; kv_head < step.num_kv_heads; ++kv_head) {
+      GroupDraw(step, kv_head).Estimate(Uniform(random), output);
+    }
+    return output;
+  }
   for (int32_t h = 0; h < step.num_query_heads; ++h) {
     const Head head = MakeHead(step, h);
     for (const double x : EstimateHead(head, EffectiveOptions(step.options, head), random)) {
@@ -365,6 +324,10 @@ Output Estimate(const Step& step, std::mt19937_64& random) {
 
 Moments MomentsOf(const Step& step) {
   Moments moments;
+  if (DrawsForGroups(step)) {
+    for (int32_t kv_head = 0; kv_head < step.num_kv_heads; ++kv_head) GroupDraw(step, kv_head).AddMoments(moments);
+    return moments;
+  }
   for (int32_t h = 0; h < step.num_query_heads; ++h) {
     const Head head = MakeHead(step, h);
     const HeadMoments of_head = MomentsOfHead(head, EffectiveOptions(step.options, head));
@@ -372,7 +335,9 @@ Moments MomentsOf(const Step& step) {
     for (const double variance : of_head.variance) {
       moments.variance.push_back(head.sink_free * head.sink_free * variance);
     }
+    moments.mass_variance.push_back(0);
   }
+  moments.error = moments.variance;
   return moments;
 }
 

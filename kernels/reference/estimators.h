@@ -26,6 +26,8 @@ struct Step {
   std::vector<double> v;            // [n][H_kv][D]
   std::vector<double> sink_logits;  // [H], or empty
   AttentionOptions options;
+  int64_t page_size = 64;  // of the sketch
+  Sketch sketch = Sketch::kNone;
 };
 
 struct Output {
@@ -46,11 +48,18 @@ Output Estimate(const Step& step, std::mt19937_64& random);
 //     SYSTEMATIC   o(U) is a step function of the one uniform U: integrated step by step
 //     S2ANTA_FLASH tiles are independent: sum_t P_t^2 Var_systematic(tile t, S_t)
 //     S2ANTA_PROP  E[Var(o | budgets)] + Var(E[o | budgets]), the budgets a step function of one uniform, or fixed
+//     COORDINATED  as SYSTEMATIC, one U for the group
+//     SKETCHED     likewise, for numerator and denominator
 //
 // Exact estimates (EXACT, S >= visible tokens) have variance 0.
 struct Moments {
-  std::vector<double> mean;      // [H][D]
-  std::vector<double> variance;  // [H][D]
+  // Of o^ exp(lse^ - lse), which is o^ itself but for SKETCHED, whose lse^ is estimated too: there it is the numerator,
+  // which has no bias.
+  std::vector<double> mean;           // [H][D]
+  std::vector<double> variance;       // [H][D]
+  std::vector<double> mass_variance;  // [H], of exp(lse^ - lse), whose mean is 1
+  // E (o^ - o)^2: the variance, but for SKETCHED, where it is the linearised ratio's (what is left out is O(1 / S^2)).
+  std::vector<double> error;  // [H][D]
 };
 Moments MomentsOf(const Step& step);
 

@@ -83,10 +83,14 @@ struct InclusionThreshold {
   float floor = 0;  // [0, 1)
 };
 
-// With `heavy` rows read for certain, `tail` the sum of BinTop over the others: the kappa that spends the budget.
+// Makes every row with any weight certain.
+inline constexpr double kMostKappa = 0x1p100;
+
+// With `heavy` rows read for certain, `tail` the sum of BinTop over the others: the kappa that spends the budget. Where
+// no others are left, the budget suffices for all.
 SANTA_HOST_DEVICE double KappaFor(double budget, int64_t rows, double floor, int64_t heavy, uint64_t tail) {
   const double left = budget - static_cast<double>(heavy) - floor * static_cast<double>(rows - heavy);
-  return tail == 0 ? 0 : left / (static_cast<double>(tail) * 0x1p-40);
+  return tail == 0 ? kMostKappa : left / (static_cast<double>(tail) * 0x1p-40);
 }
 
 // Whether rows of bins below `bin` are all below certainty at that kappa.

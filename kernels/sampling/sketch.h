@@ -17,6 +17,7 @@
 namespace santa::sampling {
 
 inline constexpr float kSmallestStep = 0x1p-14f;  // the smallest normal number of half precision
+inline constexpr float kLargestStep = 1024.0f;       // so that a product with a query stays finite in half precision
 inline constexpr float kLargestHalf = 65504.0f;
 
 // What is to be rounded to half precision for a column of numbers in [smallest, largest] and b = bits. Finite for
@@ -27,7 +28,7 @@ struct ColumnRange {
 SANTA_HOST_DEVICE ColumnRange RangeOf(float smallest, float largest, int bits) {
   const float low = fmaxf(-kLargestHalf, fminf(kLargestHalf, smallest));
   const float step = (largest - low) / static_cast<float>((1 << bits) - 1);
-  return {low, fmaxf(kSmallestStep, fminf(kLargestHalf, step))};
+  return {low, fmaxf(kSmallestStep, fminf(kLargestStep, step))};
 }
 
 // The code of x, given 1 / step; low and step as rounded.

@@ -1,0 +1,56 @@
+// COORDINATED and SKETCHED by their definitions (kernels/sampling/inclusion.h, sketch.h), in fp64: one draw for the
+// query heads of a key/value head.
+#ifndef SANTA_KERNELS_REFERENCE_GROUP_DRAW_H_
+#define SANTA_KERNELS_REFERENCE_GROUP_DRAW_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/reference/estimators.h"
+#include "kernels/reference/head.h"
+
+namespace santa::reference {
+
+// Whether a GroupDraw makes the estimate: the method is one of the two and S is below the visible tokens.
+bool DrawsForGroups(const Step& step);
+
+class GroupDraw {
+ public:
+  GroupDraw(const Step& step, int32_t kv_head);
+
+  // The group's part of an estimate, with the draw's offset in [0, 1).
+  void Estimate(double offset, Output& output) const;
+
+  void AddMoments(Moments& moments) const;
+
+ private:
+  // What a head's sums are made of: constant + sum over the rows read of row / pi.
+  struct Sum {
+    Vector constant;
+    Rows rows;
+  };
+
+  void Sketch(const Step& step, int32_t kv_head);
+  void ChooseProbabilities(uint32_t samples);
+
+  // The sums that make a head's answer, its visible tokens' mass as 1: of e v, and of e.
+  Sum Numerator(size_t in_group) const;
+  Sum Mass(size_t in_group) const;
+  // What the ratio errs by, linearised: numerator - o mass.
+  Sum Residual(size_t in_group) const;
+  Vector Total(const Sum& sum, double offset) const;
+  Vector Variance(const Sum& sum) const;
+
+  Method method_;
+  bool corrects_values_ = false;  // the difference estimator
+  std::vector<Head> heads_;       // of the group
+  Rows scored_p_;                 // [head][row], the softmax of the scores that choose
+  Vector scored_mass_;            // [head], sum of exp(s~ - lse)
+  Rows sketched_v_;               // [row][D]
+  std::vector<bool> candidate_;   // [row]
+  Vector pi_;                     // [row]
+};
+
+}  // namespace santa::reference
+
+#endif  // SANTA_KERNELS_REFERENCE_GROUP_DRAW_H_

@@ -1,0 +1,61 @@
+// The standard error of an estimate, from the rows that it read.
+//
+// An estimate is a sum of z_i over the rows read, and what is random is whether a row is read once more or not: by how
+// much, its fluctuation t_i in [0, 1], is known. The number of rows read in all is fixed, so what counts is how z_i
+// differs from the others (Hajek's form of the variance of a systematic draw):
+//
+//     E |o^ - o|^2 ~ m / (m - 1) (sum t |z|^2 - |sum t z|^2 / sum t),    m = (sum t)^2 / sum t^2 rows
+//
+//     COORDINATED           z = p / pi v                                    t = 1 - pi
+//     SKETCHED              z = w (v - o)      w = exp(s) / pi / Z           t = 1 - pi
+//       with a value sketch z = w (v - o) - w~ (v~ - o)                     t = 1 - pi
+//     SYSTEMATIC and S2ANTA_PROP   z = v / S   t = Fluctuation(S p) of a row that was drawn
+//     S2ANTA_FLASH          the same in each tile, with its own budget and softmax; tiles add up, times their mass^2
+//     STRATIFIED            z = v / S          t = StratifiedFluctuation(...) of a row that was drawn
+//     SANTA                 z = v / S          t = the times that it was drawn; m = S
+#ifndef SANTA_KERNELS_SAMPLING_STANDARD_ERROR_H_
+#define SANTA_KERNELS_SAMPLING_STANDARD_ERROR_H_
+
+#include <cmath>
+
+#include "kernels/sampling/host_device.h"
+
+namespace santa::sampling {
+
+// Of a row that systematic draws fall on `expected` times in the mean, floor or ceiling: f (1 - f), over the
+// probability that the row is drawn.
+SANTA_HOST_DEVICE float Fluctuation(float expected) {
+  const float fraction = expected - floorf(expected);
+  return expected < 1 ? 1 - expected : fraction * (1 - fraction);
+}
+
+// Likewise with one draw in each stratum of length 1, for a row that covers [begin, begin + expected) of them.
+SANTA_HOST_DEVICE float StratifiedFluctuation(float begin_fraction, float expected) {
+  const float first = fminf(expected, 1 - begin_fraction);  // in the stratum where it begins
+  const float rest = expected - first;
+  const float last = rest - floorf(rest);
+  const float variance = first * (1 - first) + last * (1 - last);
+  if (rest >= 1 || first >= 1) return variance;  // it covers a stratum
+  const float drawn = 1 - (1 - first) * (1 - last);
+  return drawn > 0 ? variance / drawn : 0;
+}
+
+// Of one head, or one tile of it.
+struct ErrorSums {
+  float t = 0;          // sum t
+  float t_squared = 0;  // sum t^2
+  float z_squared = 0;  // sum t |z|^2
+};
+
+// |sum t z|^2 is `sum_squared`. 0 where nothing is left to chance.
+SANTA_HOST_DEVICE float SquaredError(const ErrorSums& sums, float sum_squared) {
+  if (!(sums.t > 0)) return sums.t == 0 ? 0 : sums.t;  // NaN stays
+  const float error = sums.z_squared - sum_squared / sums.t;
+  // Of hardly more than one row little can be told.
+  const float rows = fmaxf(2, sums.t * sums.t / sums.t_squared);
+  return error > 0 ? error * rows / (rows - 1) : error < 0 ? 0 : error;
+}
+
+}  // namespace santa::sampling
+
+#endif  // SANTA_KERNELS_SAMPLING_STANDARD_ERROR_H_
