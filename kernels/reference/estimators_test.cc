@@ -123,9 +123,8 @@ TEST(EstimatorsTest, ClosedFormsAgreeWithRandomEstimates) {
 }
 
 TEST(EstimatorsTest, AllButTheLargestRemainderAreUnbiased) {
-  for (const Method method :
-       {Method::kSanta, Method::kStratified, Method::kSystematic, Method::kS2antaFlash, Method::kS2antaProp,
-        Method::kCoordinated}) {
+  for (const Method method : {Method::kSanta, Method::kStratified, Method::kSystematic, Method::kS2antaFlash,
+                              Method::kS2antaProp, Method::kCoordinated}) {
     const Step step = RandomStep(900, method, 33, 5);
     const Output exact = Exact(step);
     const Moments moments = MomentsOf(step);

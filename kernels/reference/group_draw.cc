@@ -29,9 +29,9 @@ double UpperEdge(double a) {
 void Quantise(int bits, std::vector<double*>& column) {
   const auto [least, most] =
       std::minmax_element(column.begin(), column.end(), [](double* a, double* b) { return *a < *b; });
-  const double low = Round(DType::kFloat16, **least);
+  const double low = Round(DType::kFloat16, std::clamp(**least, -65504.0, 65504.0));
   const double steps = (1 << bits) - 1;
-  const double step = Round(DType::kFloat16, std::max(0x1p-14, (**most - **least) / steps));
+  const double step = Round(DType::kFloat16, std::clamp((**most - low) / steps, 0x1p-14, 1024.0));
   for (double* x : column) *x = low + step * std::clamp(std::nearbyint((*x - low) / step), 0.0, steps);
 }
 
@@ -100,7 +100,7 @@ void GroupDraw::Sketch(const Step& step, int32_t kv_head) {
   for (size_t h = 0; h < heads_.size(); ++h) {
     const Head of_sketch = MakeHead(sketched, static_cast<int32_t>(h));
     scored_p_.push_back(of_sketch.p);
-    scored_mass_.push_back(std::exp(of_sketch.lse - (heads_[h].lse + std::log(heads_[h].sink_free))));
+    scored_mass_.push_back(std::exp(of_sketch.lse - heads_[h].visible_lse));
   }
   corrects_values_ = ValueBits(step.sketch) > 0;
   if (!corrects_values_) return;
@@ -159,7 +159,8 @@ GroupDraw::Sum GroupDraw::Numerator(size_t in_group) const {
 
 GroupDraw::Sum GroupDraw::Mass(size_t in_group) const {
   const Head& head = heads_[in_group];
-  const double sink = (1 - head.sink_free) / head.sink_free;
+  // A sink that leaves nothing makes every moment 0 below, whatever stands here.
+  const double sink = head.sink_free > 0 ? (1 - head.sink_free) / head.sink_free : 0;
   if (method_ == Method::kCoordinated) return {.constant = {1 + sink}, .rows = Rows(pi_.size(), {0.0})};
   Sum sum{.constant = {sink}, .rows = {}};
   for (size_t i = 0; i < pi_.size(); ++i) {

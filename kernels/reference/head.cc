@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdint>
 #include <numeric>
-#include <utility>
 #include <vector>
 
 namespace santa::reference {
@@ -30,14 +29,13 @@ Head MakeHead(const Step& step, int32_t head) {
   for (const double s : scores) sum += std::exp(s - largest);
   const double lse = largest + std::log(sum);
   for (const double s : scores) result.p.push_back(std::exp(s - lse));
-  result.lse = lse;
+  result.lse = result.visible_lse = lse;
   if (!step.sink_logits.empty()) {
     const double sink = step.sink_logits[head];
     const double most = std::max(lse, sink);
     result.lse = most + std::log(std::exp(lse - most) + std::exp(sink - most));
   }
   result.sink_free = std::exp(lse - result.lse);
-  result.scores = std::move(scores);
   return result;
 }
 

@@ -16,11 +16,11 @@ using Rows = std::vector<Vector>;  // [row][D]
 
 // One query head over its visible tokens.
 struct Head {
-  Vector p;          // softmax over the visible tokens
-  Rows v;            // their value rows
-  int64_t first;     // position of the first visible token
-  double lse;        // sink included
-  Vector scores;     // natural
+  Vector p;       // softmax over the visible tokens
+  Rows v;         // their value rows
+  int64_t first;  // position of the first visible token
+  double lse;     // sink included
+  double visible_lse;
   double sink_free;  // w
 };
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <span>
@@ -13,12 +15,13 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/attention.h"
+#include "kernels/reference/group_rows.h"
 #include "kernels/reference/number_format.h"
-#include "kernels/sampling/draws.h"
-#include "kernels/sampling/mass.h"
+#include "kernels/reference/row_weights.h"
+#include "kernels/sampling/inclusion.h"
 #include "kernels/sampling/score.h"
-#include "kernels/sampling/tile_budgets.h"
-#include "kernels/sampling/tiles.h"
+#include "kernels/sampling/sketch.h"
+#include "kernels/sampling/standard_error.h"
 #include "kernels/sampling/uniform.h"
 
 namespace santa::reference {
@@ -37,113 +40,27 @@ void Store(DType dtype, void* data, size_t index, double value) {
   }
 }
 
-// The rows that one query head takes, and with what weight each: o = sum_i weight_i v_i over the visible tokens.
-class RowWeights {
- public:
-  RowWeights(const AttentionOptions& options, const sampling::RandomStream& stream, int64_t first,
-             std::vector<float> scores)
-      : options_(options), stream_(stream), first_(first), scores_(std::move(scores)), weights_(scores_.size(), 0.0) {
-    largest_ = *std::max_element(scores_.begin(), scores_.end());
-    for (const float score : scores_) sum_ += std::exp(static_cast<double>(score) - largest_);
-    // A NaN score is a row read by mistake: let it show in every output.
-    if (std::any_of(scores_.begin(), scores_.end(), [](float s) { return std::isnan(s); })) sum_ = std::nan("");
-    Choose();
-  }
+// Sums of one head, or one run of it, for its standard error.
+struct ErrorTerms {
+  explicit ErrorTerms(size_t dims) : sum(dims, 0.0) {}
 
-  double lse() const { return largest_ + std::log(sum_); }
-  const std::vector<double>& weights() const { return weights_; }
-
- private:
-  void Choose() {
-    const auto rows = static_cast<int64_t>(scores_.size());
-    if (options_.method == Method::kExact || options_.sample_count >= rows) {
-      for (int64_t i = 0; i < rows; ++i) weights_[i] = std::exp(static_cast<double>(scores_[i]) - largest_) / sum_;
-      return;
-    }
-    switch (options_.method) {
-      case Method::kExact:
-        return;
-      case Method::kSanta:
-      case Method::kStratified:
-        return DrawEach();
-      case Method::kSystematic:
-        return DrawSystematic(0, rows, options_.sample_count, sampling::Random64(stream_, sampling::Purpose::kDraw, 0),
-                              1.0 / options_.sample_count);
-      case Method::kS2antaFlash:
-      case Method::kS2antaProp:
-        return DrawTiles();
+  void Add(float t, const std::vector<double>& z) {
+    if (t == 0) return;
+    sums.t += t;
+    sums.t_squared += t * t;
+    for (size_t d = 0; d < z.size(); ++d) {
+      sums.z_squared += static_cast<float>(t * z[d] * z[d]);
+      sum[d] += t * z[d];
     }
   }
-
-  // Inclusive sums of the masses of rows [begin, end), against their own largest score.
-  std::vector<uint64_t> Cumulative(int64_t begin, int64_t end) const {
-    const float largest = *std::max_element(scores_.begin() + begin, scores_.begin() + end);
-    std::vector<uint64_t> sums;
-    uint64_t sum = 0;
-    for (int64_t i = begin; i < end; ++i) sums.push_back(sum += sampling::RowMass(std::exp(scores_[i] - largest)));
-    return sums;
+  double SquaredError() const {
+    double squared = 0;
+    for (const double x : sum) squared += x * x;
+    return sampling::SquaredError(sums, static_cast<float>(squared));
   }
 
-  void DrawEach() {
-    const std::vector<uint64_t> sums = Cumulative(0, static_cast<int64_t>(scores_.size()));
-    const sampling::DrawGrid grid = sampling::MakeDrawGrid(sums.back(), options_.sample_count);
-    for (uint32_t draw = 0; draw < grid.draws; ++draw) {
-      const uint64_t random = sampling::Random64(stream_, sampling::Purpose::kDraw, draw);
-      const uint64_t offset = sampling::UniformBelow(random, grid.total);
-      const uint64_t position = options_.method == Method::kSanta ? offset : sampling::DrawPosition(grid, draw, offset);
-      weights_[sampling::RowAt(sums.data(), static_cast<int64_t>(sums.size()), position)] += 1.0 / grid.draws;
-    }
-  }
-
-  void DrawSystematic(int64_t begin, int64_t end, uint32_t draws, uint64_t random, double weight) {
-    const std::vector<uint64_t> sums = Cumulative(begin, end);
-    const sampling::DrawGrid grid = sampling::MakeDrawGrid(sums.back(), draws);
-    sampling::SystematicCursor cursor(grid, sampling::UniformBelow(random, grid.total));
-    for (int64_t i = begin; i < end; ++i) {
-      for (; cursor.position() < sums[i - begin]; cursor.Advance()) weights_[i] += weight;
-    }
-  }
-
-  void DrawTiles() {
-    const uint32_t draws = options_.sample_count;
-    const sampling::Tiling tiling = sampling::MakeTiling(first_, first_ + static_cast<int64_t>(scores_.size()), draws);
-    std::vector<uint64_t> masses;
-    for (int64_t t = 0; t < tiling.count; ++t) {
-      const int64_t begin = sampling::TileBegin(tiling, t) - first_;
-      const int64_t end = sampling::TileEnd(tiling, t) - first_;
-      const float largest = *std::max_element(scores_.begin() + begin, scores_.begin() + end);
-      masses.push_back(sampling::TileMass(Cumulative(begin, end).back(), std::exp(largest - largest_)));
-    }
-    const uint64_t total = std::accumulate(masses.begin(), masses.end(), uint64_t{0});
-    std::vector<uint32_t> budgets(masses.size());
-    if (options_.method == Method::kS2antaFlash) {
-      for (int64_t t = 0; t < tiling.count; ++t) budgets[t] = sampling::FlashBudget(tiling, t, draws);
-    } else if (options_.budget_rounding == BudgetRounding::kLargestRemainder) {
-      std::vector<uint64_t> scratch(masses.size());
-      sampling::LargestRemainderBudgets(masses.data(), tiling.count, total, draws, budgets.data(), scratch.data());
-    } else {
-      const uint64_t random = sampling::Random64(stream_, sampling::Purpose::kBudget, 0);
-      sampling::SystematicBudgets(masses.data(), tiling.count, sampling::MakeDrawGrid(total, draws),
-                                  sampling::UniformBelow(random, total), budgets.data());
-    }
-    for (int64_t t = 0; t < tiling.count; ++t) {
-      if (budgets[t] == 0 || masses[t] == 0) continue;
-      const double weight = options_.method == Method::kS2antaFlash
-                                ? static_cast<double>(masses[t]) / static_cast<double>(total) / budgets[t]
-                                : 1.0 / draws;
-      const auto number = static_cast<uint32_t>(tiling.first + t);
-      DrawSystematic(sampling::TileBegin(tiling, t) - first_, sampling::TileEnd(tiling, t) - first_, budgets[t],
-                     sampling::Random64(stream_, sampling::Purpose::kTile, number), weight);
-    }
-  }
-
-  const AttentionOptions& options_;
-  const sampling::RandomStream stream_;
-  const int64_t first_;
-  const std::vector<float> scores_;
-  std::vector<double> weights_;
-  float largest_ = 0;
-  double sum_ = 0;
+  sampling::ErrorSums sums;
+  std::vector<double> sum;
 };
 
 class ReferenceBackend : public Backend {
@@ -152,16 +69,25 @@ class ReferenceBackend : public Backend {
       : layout_(layout),
         num_pages_(num_pages),
         scales_(std::move(scales)),
-        memory_(static_cast<size_t>(num_pages) * layout.page_bytes() / SizeOf(layout.dtype), 0.0f) {}
+        memory_(static_cast<size_t>(num_pages) * layout.page_bytes() / SizeOf(layout.dtype), 0.0f),
+        sketches_(layout.sketch == Sketch::kNone ? 0 : memory_.size(), 0.0f) {}
 
   std::string_view name() const override { return "reference"; }
   std::string device() const override { return "plain loops on one thread"; }
   const KvLayout& layout() const override { return layout_; }
   int32_t num_pages() const override { return num_pages_; }
 
+  absl::Status Supports(const AttentionOptions& options, int64_t /*num_tokens*/) const override {
+    if (options.target_relative_error > 0) {
+      return absl::UnimplementedError("target_relative_error is set; the reference backend takes sample counts alone");
+    }
+    return SupportsSketch(options, layout_);
+  }
+
   absl::Status Append(std::span<const KvAppend> appends) override {
     for (const KvAppend& append : appends) {
       ForEach(append, [](float& stored, float value) { stored = value; });
+      SketchFullPages(append);
     }
     return absl::OkStatus();
   }
@@ -182,7 +108,10 @@ class ReferenceBackend : public Backend {
     for (const PageCopy& copy : copies) {
       for (int32_t layer = 0; layer < layout_.num_layers; ++layer) {
         const size_t pages = static_cast<size_t>(layer) * num_pages_;
-        std::copy_n(memory_.begin() + (pages + copy.from) * size, size, memory_.begin() + (pages + copy.to) * size);
+        for (std::vector<float>* memory : {&memory_, &sketches_}) {
+          if (memory->empty()) continue;
+          std::copy_n(memory->begin() + (pages + copy.from) * size, size, memory->begin() + (pages + copy.to) * size);
+        }
       }
     }
     return absl::OkStatus();
@@ -223,70 +152,251 @@ class ReferenceBackend : public Backend {
     }
   }
 
+  // Of every page that the append fills: what the sketch makes of it, column by column.
+  void SketchFullPages(const KvAppend& append) {
+    if (sketches_.empty()) return;
+    const int64_t end = append.position + append.num_tokens;
+    for (int64_t page = append.position / layout_.page_size; (page + 1) * layout_.page_size <= end; ++page) {
+      for (int32_t head = 0; head < layout_.num_kv_heads; ++head) {
+        for (const bool value : {false, true}) {
+          const int bits = value ? ValueBits(layout_.sketch) : KeyBits(layout_.sketch);
+          if (bits == 0) continue;
+          const size_t first = RowIndex(append.layer, append.page_table, page * layout_.page_size, value, head);
+          for (int32_t d = 0; d < layout_.head_dim; ++d) SketchColumn(bits, first + d);
+        }
+      }
+    }
+  }
+
+  void SketchColumn(int bits, size_t first) {
+    float least = std::numeric_limits<float>::infinity();
+    float most = -least;
+    const auto at = [&](int64_t token) { return first + static_cast<size_t>(token) * layout_.head_dim; };
+    for (int32_t t = 0; t < layout_.page_size; ++t) {
+      least = std::fmin(least, memory_[at(t)]);
+      most = std::fmax(most, memory_[at(t)]);
+    }
+    const sampling::ColumnRange range = sampling::RangeOf(least, most, bits);
+    const auto low = static_cast<float>(Round(DType::kFloat16, range.low));
+    const auto step = static_cast<float>(Round(DType::kFloat16, range.step));
+    for (int32_t t = 0; t < layout_.page_size; ++t) {
+      const uint32_t code = sampling::CodeOf(memory_[at(t)], low, 1 / step, bits);
+      sketches_[at(t)] = low + step * static_cast<float>(code);
+    }
+  }
+
   void DecodeOne(const DecodeItem& item) {
     const int64_t first = sampling::VisibleBegin(item.num_tokens, item.options.window);
     const int64_t visible = item.num_tokens - first;
+    const bool group = item.options.sample_count < visible &&
+                       (item.options.method == Method::kCoordinated || item.options.method == Method::kSketched);
     int64_t rows_read = 0;
     for (int32_t kv_head = 0; kv_head < layout_.num_kv_heads; ++kv_head) {
       std::vector<bool> read(visible, false);
-      for (int32_t h = kv_head * layout_.group_size(); h < (kv_head + 1) * layout_.group_size(); ++h) {
-        DecodeHead(item, kv_head, h, first, read);
+      if (group) {
+        DecodeGroup(item, kv_head, first, read);
+      } else {
+        for (int32_t h = kv_head * layout_.group_size(); h < (kv_head + 1) * layout_.group_size(); ++h) {
+          DecodeHead(item, kv_head, h, first, read);
+        }
       }
       rows_read += std::count(read.begin(), read.end(), true);
     }
-    if (item.statistics != nullptr) {
-      const auto row = static_cast<int64_t>(layout_.row_bytes());
-      const int64_t all = visible * layout_.num_kv_heads;
-      *item.statistics = {.visible_tokens = visible,
-                          .value_rows_read = rows_read,
-                          .kv_bytes_read = (all + rows_read) * row,
-                          .dense_kv_bytes = 2 * all * row};
+    if (item.statistics != nullptr) *item.statistics = MakeStatistics(layout_, item, rows_read);
+  }
+
+  std::vector<double> Query(const DecodeItem& item, int32_t h) const {
+    std::vector<double> q(layout_.head_dim);
+    for (size_t d = 0; d < q.size(); ++d) q[d] = Load(item.io_dtype, item.q, static_cast<size_t>(h) * q.size() + d);
+    return q;
+  }
+
+  // The score of a token by its key, or by the key that `memory` has in its place.
+  float ScoreOf(const DecodeItem& item, const std::vector<double>& q, const std::vector<float>& memory, int64_t token,
+                int32_t kv_head) const {
+    const float* k = &memory[RowIndex(item.layer, item.page_table, token, false, kv_head)];
+    double dot = 0;
+    for (int32_t d = 0; d < layout_.head_dim; ++d) dot += q[d] * k[d];
+    const double k_scale = Scale(scales_.k, item.layer, kv_head);
+    return sampling::Score(static_cast<float>(dot * k_scale),
+                           sampling::EffectiveScale(item.options.scale, layout_.head_dim), item.options.soft_cap);
+  }
+
+  const float* ValueOf(const DecodeItem& item, const std::vector<float>& memory, int64_t token, int32_t kv_head) const {
+    return &memory[RowIndex(item.layer, item.page_table, token, true, kv_head)];
+  }
+
+  // lse with the head's sink beside `lse`.
+  static double WithSink(const DecodeItem& item, int32_t h, double lse) {
+    if (item.sink_logits == nullptr) return lse;
+    const double sink = item.sink_logits[h];
+    const double most = std::max(lse, sink);
+    return most + std::log(std::exp(lse - most) + std::exp(sink - most));
+  }
+
+  // o is without the values' scale.
+  void Finish(const DecodeItem& item, int32_t kv_head, int32_t h, const std::vector<double>& o, double lse,
+              double squared_error) const {
+    const double scale = Scale(scales_.v, item.layer, kv_head);
+    double norm = 0;
+    for (size_t d = 0; d < o.size(); ++d) {
+      Store(item.io_dtype, item.o, static_cast<size_t>(h) * o.size() + d, scale * o[d]);
+      norm += o[d] * o[d];
+    }
+    item.lse[h] = static_cast<float>(lse);
+    if (item.relative_standard_error != nullptr) {
+      item.relative_standard_error[h] =
+          sampling::RelativeError(static_cast<float>(squared_error), static_cast<float>(norm));
     }
   }
 
   void DecodeHead(const DecodeItem& item, int32_t kv_head, int32_t h, int64_t first, std::vector<bool>& read) {
-    const int32_t dims = layout_.head_dim;
-    const float scale = sampling::EffectiveScale(item.options.scale, dims);
-    std::vector<double> q(dims);
-    for (int32_t d = 0; d < dims; ++d) q[d] = Load(item.io_dtype, item.q, static_cast<size_t>(h) * dims + d);
-    const double k_scale = Scale(scales_.k, item.layer, kv_head);
+    const std::vector<double> q = Query(item, h);
     std::vector<float> scores;
-    for (int64_t i = first; i < item.num_tokens; ++i) {
-      const float* k = &memory_[RowIndex(item.layer, item.page_table, i, false, kv_head)];
-      double dot = 0;
-      for (int32_t d = 0; d < dims; ++d) dot += q[d] * k[d];
-      scores.push_back(sampling::Score(static_cast<float>(dot * k_scale), scale, item.options.soft_cap));
-    }
+    for (int64_t i = first; i < item.num_tokens; ++i) scores.push_back(ScoreOf(item, q, memory_, i, kv_head));
     const RowWeights rows(
         item.options,
         sampling::MakeRandomStream(item.options.seed, item.sampling_key, item.layer, item.num_tokens - 1, h), first,
         std::move(scores));
-    double lse = rows.lse();
-    if (item.sink_logits != nullptr) {
-      const double sink = item.sink_logits[h];
-      const double most = std::max(lse, sink);
-      lse = most + std::log(std::exp(lse - most) + std::exp(sink - most));
-    }
-    std::vector<double> o(dims, 0.0);
+    const double lse = WithSink(item, h, rows.lse());
+    const double share = std::exp(rows.lse() - lse);
+    std::vector<double> o(layout_.head_dim, 0.0);
     const bool exact = item.options.method == Method::kExact || item.options.sample_count >= read.size();
+    std::map<int64_t, ErrorTerms> errors;
     for (size_t i = 0; i < read.size(); ++i) {
       const double weight = rows.weights()[i];
       if (weight == 0 && !exact) continue;
       read[i] = true;
-      const float* v = &memory_[RowIndex(item.layer, item.page_table, first + static_cast<int64_t>(i), true, kv_head)];
-      for (int32_t d = 0; d < dims; ++d) o[d] += weight * v[d];
+      const float* v = ValueOf(item, memory_, first + static_cast<int64_t>(i), kv_head);
+      std::vector<double> z(o.size());
+      const RowWeights::Chance& chance = rows.chances()[i];
+      for (size_t d = 0; d < o.size(); ++d) {
+        o[d] += share * weight * v[d];
+        z[d] = share * chance.weight * v[d];
+      }
+      if (!exact) errors.try_emplace(chance.run, o.size()).first->second.Add(chance.fluctuation, z);
     }
-    const double factor = std::exp(rows.lse() - lse) * Scale(scales_.v, item.layer, kv_head);
-    for (int32_t d = 0; d < dims; ++d) {
-      Store(item.io_dtype, item.o, static_cast<size_t>(h) * dims + d, factor * o[d]);
+    double error = 0;
+    for (auto& [run, terms] : errors) {
+      // One draw's count is no fluctuation, but so many draws.
+      if (item.options.method == Method::kSanta) terms.sums.t_squared = terms.sums.t;
+      error += terms.SquaredError();
     }
-    item.lse[h] = static_cast<float>(lse);
+    // A single independent draw says nothing of its error.
+    if (item.options.method == Method::kSanta && item.options.sample_count == 1 && !exact) error = std::nan("");
+    Finish(item, kv_head, h, o, lse, error);
+  }
+
+  // A row that was read, for one head: o and the mass are sums of these.
+  struct GroupTerm {
+    double pi;
+    double weight;           // e / pi, of the row itself
+    double sketched_weight;  // e~ / pi, of the row in the sketch; 0 without a value sketch
+    const float* v;
+    const float* sketched_v;
+  };
+
+  void DecodeGroup(const DecodeItem& item, int32_t kv_head, int64_t first, std::vector<bool>& read) {
+    const bool sketched = item.options.method == Method::kSketched;
+    const int64_t full = sketched ? item.num_tokens / layout_.page_size * layout_.page_size : item.num_tokens;
+    const int32_t first_head = kv_head * layout_.group_size();
+    GroupScores scores{.first = first, .exact = {}, .scored = {}, .candidate = {}};
+    for (int64_t i = first; i < item.num_tokens; ++i) scores.candidate.push_back(i < full);
+    for (int32_t h = first_head; h < first_head + layout_.group_size(); ++h) {
+      const std::vector<double> q = Query(item, h);
+      scores.exact.emplace_back();
+      scores.scored.emplace_back();
+      for (int64_t i = first; i < item.num_tokens; ++i) {
+        scores.exact.back().push_back(ScoreOf(item, q, memory_, i, kv_head));
+        scores.scored.back().push_back(sketched && i < full ? ScoreOf(item, q, sketches_, i, kv_head)
+                                                            : scores.exact.back().back());
+      }
+    }
+    const std::vector<uint32_t> inclusions = Inclusions(scores, item.options);
+    read = RowsRead(
+        scores, inclusions,
+        sampling::MakeRandomStream(item.options.seed, item.sampling_key, item.layer, item.num_tokens - 1, kv_head));
+    for (int32_t g = 0; g < layout_.group_size(); ++g) {
+      FinishGroupHead(item, kv_head, first_head + g, scores, g, inclusions, read,
+                      sketched && ValueBits(layout_.sketch) > 0);
+    }
+  }
+
+  // The rows that were read, for one head, and in `sum` and `mass` what the sketch says of all candidates: both with
+  // exp(unit) as 1.
+  std::vector<GroupTerm> TermsOf(const DecodeItem& item, int32_t kv_head, const GroupScores& scores, int32_t in_group,
+                                 const std::vector<uint32_t>& inclusions, const std::vector<bool>& read, bool corrects,
+                                 double unit, std::vector<double>& sum, double& mass) const {
+    std::vector<GroupTerm> terms;
+    for (size_t i = 0; i < read.size(); ++i) {
+      const int64_t token = scores.first + static_cast<int64_t>(i);
+      const double scored = std::exp(scores.scored[in_group][i] - unit);
+      const float* sketched_v = corrects && scores.candidate[i] ? ValueOf(item, sketches_, token, kv_head) : nullptr;
+      if (sketched_v != nullptr) {
+        mass += scored;
+        for (size_t d = 0; d < sum.size(); ++d) sum[d] += scored * sketched_v[d];
+      }
+      if (!read[i]) continue;
+      const double pi = inclusions[i] * 0x1p-20;
+      terms.push_back({.pi = pi,
+                       .weight = std::exp(scores.exact[in_group][i] - unit) / pi,
+                       .sketched_weight = sketched_v != nullptr ? scored / pi : 0,
+                       .v = ValueOf(item, memory_, token, kv_head),
+                       .sketched_v = sketched_v});
+    }
+    return terms;
+  }
+
+  void FinishGroupHead(const DecodeItem& item, int32_t kv_head, int32_t h, const GroupScores& scores, int32_t in_group,
+                       const std::vector<uint32_t>& inclusions, const std::vector<bool>& read, bool corrects) {
+    const bool sketched = item.options.method == Method::kSketched;
+    const double scored_lse = LogSumExp(scores.scored[in_group]);
+    // Of the order of the largest weight, whatever the sketch thinks of it.
+    double unit = sketched && !corrects ? -std::numeric_limits<double>::infinity() : scored_lse;
+    for (size_t i = 0; sketched && i < read.size(); ++i) {
+      if (read[i]) unit = std::fmax(unit, scores.exact[in_group][i]);
+    }
+    std::vector<double> sum(layout_.head_dim, 0.0);
+    double mass = 0;
+    std::vector<GroupTerm> terms =
+        TermsOf(item, kv_head, scores, in_group, inclusions, read, corrects, unit, sum, mass);
+    const double of_sketch = mass;
+    for (const GroupTerm& term : terms) {
+      mass += term.weight - term.sketched_weight;
+      for (size_t d = 0; d < sum.size(); ++d) {
+        sum[d] += term.weight * term.v[d] - (term.sketched_weight > 0 ? term.sketched_weight * term.sketched_v[d] : 0);
+      }
+    }
+    if (corrects && mass < of_sketch * sampling::kLeastCorrectedMass) {
+      return FinishGroupHead(item, kv_head, h, scores, in_group, inclusions, read, false);
+    }
+    // COORDINATED's scores are exact, hence its mass: all of it is there, whichever rows are read.
+    if (!sketched) mass = 1 + 0 * scored_lse;
+    if (terms.empty() && mass == 0) {  // no row was read
+      unit = scored_lse;
+      mass = 1;
+    }
+    const double lse = WithSink(item, h, unit + std::log(mass));
+    const double share = std::exp(unit - lse);  // of a weight in the answer
+    for (double& x : sum) x *= share;
+    ErrorTerms errors(sum.size());
+    for (const GroupTerm& term : terms) {
+      std::vector<double> z(sum.size());
+      for (size_t d = 0; d < z.size(); ++d) {
+        const double o = sketched ? sum[d] : 0;
+        z[d] = share * term.weight * (term.v[d] - o);
+        if (term.sketched_weight > 0) z[d] -= share * term.sketched_weight * (term.sketched_v[d] - o);
+      }
+      errors.Add(static_cast<float>(1 - term.pi), z);
+    }
+    Finish(item, kv_head, h, sum, lse, errors.SquaredError());
   }
 
   const KvLayout layout_;
   const int32_t num_pages_;
   const KvScales scales_;
-  std::vector<float> memory_;  // as stored: every storage type's numbers are floats
+  std::vector<float> memory_;    // as stored: every storage type's numbers are floats
+  std::vector<float> sketches_;  // what the sketches say of full pages, in the same places; empty without
 };
 
 }  // namespace

@@ -6,9 +6,11 @@
 
 namespace santa::testing {
 
+const BackendUnderTest kReference = {.name = "reference", .make = reference::MakeReferenceBackend};
+
 INSTANTIATE_TEST_SUITE_P(Reference, BackendSuite,
-                         ::testing::Values(BackendUnderTest{.name = "reference",
-                                                            .make = reference::MakeReferenceBackend}),
+                         ::testing::Values(kReference, kReference.Sketched(Sketch::kK4),
+                                           kReference.Sketched(Sketch::kK4V4)),
                          NameOf);
 
 }  // namespace santa::testing

@@ -108,6 +108,10 @@ SANTA_HOST_DEVICE double InclusionBudget(uint32_t sample_count, int64_t rows) {
 // out: floor = share * S / rows.
 inline constexpr double kEvenShare = 1.0 / 16;
 
+// With a value sketch, a head's mass is what the sketch says of it and a correction by the rows that were read. Where
+// that leaves less than this share of the sketch's, the sketch is no help: then the rows that were read stand alone.
+inline constexpr double kLeastCorrectedMass = 1.0 / 16;
+
 // counts: [kInclusionBins], summing to `rows` (>= 1), the rows with any weight. By the definition, one bin after the
 // other from the top; who has many threads takes the highest bin that AllBelowCertain.
 SANTA_HOST_DEVICE InclusionThreshold SolveThreshold(const uint32_t* counts, int64_t rows, double budget, double floor) {
@@ -140,10 +144,10 @@ SANTA_HOST_DEVICE uint32_t Inclusion(const InclusionThreshold& threshold, float 
   return units == 0 ? 1 : units;
 }
 
-// Where the group's draw begins, [0, kCertain). stream: MakeRandomStream with the key/value head in place of the query
-// head.
-SANTA_HOST_DEVICE uint32_t InclusionOffset(const RandomStream& stream) {
-  return static_cast<uint32_t>(Random64(stream, Purpose::kInclusion, 0) >> (64 - kInclusionBits));
+// Where the group's draw begins, [0, kCertain); draw 1 is the pilot of a target (target_error.h). stream:
+// MakeRandomStream with the key/value head in place of the query head.
+SANTA_HOST_DEVICE uint32_t InclusionOffset(const RandomStream& stream, uint32_t draw = 0) {
+  return static_cast<uint32_t>(Random64(stream, Purpose::kInclusion, draw) >> (64 - kInclusionBits));
 }
 
 // Whether the row of that inclusion is read; before: the sum of the rows' before it.

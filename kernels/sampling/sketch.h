@@ -17,7 +17,7 @@
 namespace santa::sampling {
 
 inline constexpr float kSmallestStep = 0x1p-14f;  // the smallest normal number of half precision
-inline constexpr float kLargestStep = 1024.0f;       // so that a product with a query stays finite in half precision
+inline constexpr float kLargestStep = 1024.0f;    // so that a product with a query stays finite in half precision
 inline constexpr float kLargestHalf = 65504.0f;
 
 // What is to be rounded to half precision for a column of numbers in [smallest, largest] and b = bits. Finite for

@@ -56,6 +56,13 @@ SANTA_HOST_DEVICE float SquaredError(const ErrorSums& sums, float sum_squared) {
   return error > 0 ? error * rows / (rows - 1) : error < 0 ? 0 : error;
 }
 
+// sqrt(E |o^ - o|^2) / |o| of an estimate of squared norm |o^|^2. The error is in that too, E |o^|^2 = |o|^2 + E |o^ -
+// o|^2; what cannot be told from noise counts as a sixteenth of it.
+SANTA_HOST_DEVICE float RelativeError(float squared_error, float squared_norm) {
+  if (squared_error == 0) return 0;
+  return sqrtf(squared_error / fmaxf(squared_norm - squared_error, squared_norm / 16));
+}
+
 }  // namespace santa::sampling
 
 #endif  // SANTA_KERNELS_SAMPLING_STANDARD_ERROR_H_

@@ -46,7 +46,8 @@ enum class Purpose : uint32_t {
   kDraw = 1,    // index: the draw, [0, S) (independent and stratified), or 0 (systematic)
   kBudget = 2,  // index 0: the systematic draw that turns tile masses into budgets
   kTile = 3,    // index: the tile's absolute number, its first token / tile size (not counted from the window)
-  // Index 0: where the one draw of a whole group begins (COORDINATED, SKETCHED); the stream's head is the group's.
+  // Index 0 (of a pilot: 1): where the one draw of a whole group begins (COORDINATED, SKETCHED); the stream's head is
+  // the group's.
   kInclusion = 4,
 };
 

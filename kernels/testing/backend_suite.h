@@ -11,6 +11,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -26,7 +27,7 @@ using BackendFactory =
     std::function<absl::StatusOr<std::unique_ptr<Backend>>(const KvLayout& layout, int32_t num_pages)>;
 
 struct BackendUnderTest {
-  std::string name;  // letters and digits
+  std::string name;  // letters, digits and underscores
   BackendFactory make;
   // The same backend with other numbers of threads (or anything else that must not change an answer): every answer must
   // be bit-identical to make's.
@@ -40,14 +41,33 @@ struct BackendUnderTest {
   std::function<KvLayout(KvLayout)> nearest_layout = nullptr;
   // The type that the backend rounds queries to before it multiplies them with a cache of type `stored`; null: none.
   std::function<DType(DType stored)> query_type = nullptr;
-  // The estimators that it has.
-  std::vector<Method> methods = {Method::kSanta, Method::kStratified, Method::kSystematic, Method::kS2antaFlash,
-                                 Method::kS2antaProp};
+  // The estimators that it has, of all its layouts' `sketch`.
+  std::vector<Method> methods = {Method::kSanta,       Method::kStratified, Method::kSystematic,
+                                 Method::kS2antaFlash, Method::kS2antaProp, Method::kCoordinated};
+  Sketch sketch = Sketch::kNone;
+  // Of which of them it tells standard errors.
+  std::vector<Method> tells_errors_of = {kAllMethods.begin(), kAllMethods.end()};
 
   // Why it cannot run on this machine; empty: it can. The tests then skip themselves.
   std::string missing = "";
 
-  KvLayout Nearest(const KvLayout& layout) const { return nearest_layout ? nearest_layout(layout) : layout; }
+  bool TellsErrorsOf(Method method) const {
+    return std::find(tells_errors_of.begin(), tells_errors_of.end(), method) != tells_errors_of.end();
+  }
+
+  KvLayout Nearest(const KvLayout& layout) const {
+    KvLayout nearest = nearest_layout ? nearest_layout(layout) : layout;
+    nearest.sketch = sketch;
+    return nearest;
+  }
+  // The same with a sketch, which is all that SKETCHED differs by.
+  BackendUnderTest Sketched(Sketch with) const {
+    BackendUnderTest other = *this;
+    other.name += "_" + std::string(Name(with));
+    other.methods = {Method::kSketched};
+    other.sketch = with;
+    return other;
+  }
 };
 
 class BackendSuite : public ::testing::TestWithParam<BackendUnderTest> {

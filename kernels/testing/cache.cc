@@ -69,6 +69,47 @@ void ExpectLse(const std::string& what, const BackendUnderTest& backend, const r
   ExpectClose(what + ", lse", {answer.lse.begin(), answer.lse.end()}, exact.lse, allowed);
 }
 
+// Of SKETCHED: exp(lse^ - lse) within so many deviations of 1.
+void ExpectMass(const std::string& what, const BackendUnderTest& backend, const reference::Output& exact,
+                const reference::Moments& moments, const Answer& answer, double deviations) {
+  std::vector<double> found;
+  std::vector<double> allowed;
+  for (size_t h = 0; h < exact.lse.size(); ++h) {
+    found.push_back(std::exp(answer.lse[h] - exact.lse[h]));
+    allowed.push_back(deviations * std::sqrt(moments.mass_variance[h]) +
+                      2 * backend.lse_tolerance * std::max(1.0, std::abs(exact.lse[h])));
+  }
+  ExpectClose(what + ", exp(lse^ - lse)", found, std::vector<double>(found.size(), 1.0), allowed);
+}
+
+void ExpectReads(const std::string& what, const KvLayout& layout, const reference::Step& step, const Answer& answer) {
+  const DecodeStatistics& statistics = answer.statistics;
+  const int64_t visible = VisibleTokens(step);
+  const int64_t samples = step.options.sample_count;
+  const int64_t group = step.num_query_heads / step.num_kv_heads;
+  const bool sketched = step.options.method == Method::kSketched;
+  const auto row = static_cast<int64_t>(layout.row_bytes());
+  EXPECT_EQ(statistics.visible_tokens, visible) << what;
+  int64_t most = group * samples;
+  if (sketched) most = samples + step.num_tokens % layout.page_size;
+  if (step.options.method == Method::kCoordinated) most = samples;
+  // One row for all heads of a group may, at S = 1, be none: the chances sum to a little less.
+  EXPECT_GE(statistics.value_rows_read, DrawsForGroups(step.options.method) && samples < 2 ? 0 : step.num_kv_heads)
+      << what;
+  EXPECT_LE(statistics.value_rows_read, step.num_kv_heads * std::min(visible, most)) << what;
+  EXPECT_EQ(statistics.key_rows_read, sketched ? statistics.value_rows_read : visible * step.num_kv_heads) << what;
+  int64_t bytes = (statistics.key_rows_read + statistics.value_rows_read) * row;
+  if (sketched) {
+    const int64_t pages = step.num_tokens / layout.page_size - (step.num_tokens - visible) / layout.page_size;
+    const int bits = KeyBits(layout.sketch) + ValueBits(layout.sketch);
+    const int arrays = ValueBits(layout.sketch) > 0 ? 2 : 1;
+    // Codes, and two half-precision numbers a column.
+    bytes += pages * step.num_kv_heads * layout.head_dim * (layout.page_size * bits / 8 + 4 * arrays);
+  }
+  EXPECT_EQ(statistics.kv_bytes_read, bytes) << what;
+  EXPECT_EQ(statistics.dense_kv_bytes, 2 * visible * step.num_kv_heads * row) << what;
+}
+
 }  // namespace
 
 std::vector<double> RandomNumbers(size_t count, double deviation, std::mt19937_64& random) {
@@ -156,6 +197,7 @@ std::vector<Answer> Cache::Decode(const std::vector<Query>& queries, bool with_s
   std::vector<std::vector<uint8_t>> q;
   std::vector<Guarded> o;
   std::vector<Guarded> lse;
+  std::vector<Guarded> errors;
   std::vector<DecodeItem> items;
   std::vector<Answer> answers(queries.size());
   for (size_t i = 0; i < queries.size(); ++i) {
@@ -163,6 +205,7 @@ std::vector<Answer> Cache::Decode(const std::vector<Query>& queries, bool with_s
     q.push_back(reference::EncodeAll(query.io_dtype, query.q));
     o.emplace_back(numbers * SizeOf(query.io_dtype));
     lse.emplace_back(heads * sizeof(float));
+    errors.emplace_back(heads * sizeof(float));
     items.push_back({.layer = query.sequence->layer,
                      .page_table = query.sequence->pages.data(),
                      .num_tokens = query.num_tokens > 0 ? query.num_tokens : query.sequence->tokens.count,
@@ -173,16 +216,21 @@ std::vector<Answer> Cache::Decode(const std::vector<Query>& queries, bool with_s
                      .q = q.back().data(),
                      .o = o.back().data(),
                      .lse = static_cast<float*>(lse.back().data()),
-                     .statistics = with_statistics ? &answers[i].statistics : nullptr});
+                     .statistics = with_statistics ? &answers[i].statistics : nullptr,
+                     .relative_standard_error = with_statistics ? static_cast<float*>(errors.back().data()) : nullptr});
   }
   const absl::Status status = backend_->Decode(items);
   EXPECT_TRUE(status.ok()) << status;
   for (size_t i = 0; i < queries.size(); ++i) {
-    EXPECT_TRUE(o[i].guards_hold() && lse[i].guards_hold()) << "item " << i << " wrote outside its outputs";
+    EXPECT_TRUE(o[i].guards_hold() && lse[i].guards_hold() && errors[i].guards_hold())
+        << "item " << i << " wrote outside its outputs";
     answers[i].o_bytes = o[i].contents();
     answers[i].o = reference::DecodeAll(queries[i].io_dtype, answers[i].o_bytes);
     answers[i].lse.resize(heads);
     std::memcpy(answers[i].lse.data(), lse[i].data(), heads * sizeof(float));
+    if (!with_statistics) continue;
+    answers[i].relative_standard_error.resize(heads);
+    std::memcpy(answers[i].relative_standard_error.data(), errors[i].data(), heads * sizeof(float));
   }
   return answers;
 }
@@ -199,6 +247,8 @@ reference::Step Cache::StepOf(const Query& query) const {
   step.v = query.sequence->tokens.v;
   step.sink_logits.assign(query.sink_logits.begin(), query.sink_logits.end());
   step.options = query.options;
+  step.page_size = layout_.page_size;
+  step.sketch = layout_.sketch;
   return step;
 }
 
@@ -246,6 +296,17 @@ void ExpectExact(const std::string& what, const BackendUnderTest& backend, const
   EXPECT_EQ(answer.statistics.value_rows_read, rows) << what;
   EXPECT_EQ(answer.statistics.kv_bytes_read, bytes) << what;
   EXPECT_EQ(answer.statistics.dense_kv_bytes, bytes) << what;
+  EXPECT_EQ(answer.statistics.key_rows_read, rows) << what;
+  if (!backend.TellsErrorsOf(query.options.method)) return;
+  for (const float error : answer.relative_standard_error) EXPECT_EQ(error, 0) << what << ", standard error";
+}
+
+std::vector<double> Unbiased(const Query& query, const reference::Output& exact, const Answer& answer) {
+  std::vector<double> o = answer.o;
+  if (query.options.method != Method::kSketched) return o;
+  const size_t dims = o.size() / exact.lse.size();
+  for (size_t i = 0; i < o.size(); ++i) o[i] *= std::exp(answer.lse[i / dims] - exact.lse[i / dims]);
+  return o;
 }
 
 void ExpectEstimate(const std::string& what, const BackendUnderTest& backend, const Cache& cache, const Query& query,
@@ -257,19 +318,14 @@ void ExpectEstimate(const std::string& what, const BackendUnderTest& backend, co
     const double spread = deviations * std::sqrt(moments.variance[i]);
     allowed[i] += spread * (1 + reference::RelativeRounding(query.io_dtype));
   }
-  ExpectClose(what + ", o", answer.o, moments.mean, allowed);
-  ExpectLse(what, backend, reference::Exact(step), answer);
-  const int64_t visible = VisibleTokens(step);
-  const int64_t group = step.num_query_heads / step.num_kv_heads;
-  const auto row = static_cast<int64_t>(cache.layout().row_bytes());
-  EXPECT_EQ(answer.statistics.visible_tokens, visible) << what;
-  EXPECT_GE(answer.statistics.value_rows_read, step.num_kv_heads) << what;
-  EXPECT_LE(answer.statistics.value_rows_read,
-            step.num_kv_heads * std::min<int64_t>(visible, group * step.options.sample_count))
-      << what;
-  EXPECT_EQ(answer.statistics.kv_bytes_read, (visible * step.num_kv_heads + answer.statistics.value_rows_read) * row)
-      << what;
-  EXPECT_EQ(answer.statistics.dense_kv_bytes, 2 * visible * step.num_kv_heads * row) << what;
+  const reference::Output exact = reference::Exact(step);
+  ExpectClose(what + ", o", Unbiased(query, exact, answer), moments.mean, allowed);
+  if (query.options.method == Method::kSketched) {
+    ExpectMass(what, backend, exact, moments, answer, deviations);
+  } else {
+    ExpectLse(what, backend, exact, answer);
+  }
+  ExpectReads(what, cache.layout(), step, answer);
 }
 
 void ExpectIdentical(const std::string& what, const Answer& found, const Answer& expected) {
@@ -282,6 +338,10 @@ void ExpectIdentical(const std::string& what, const Answer& found, const Answer&
   EXPECT_EQ(found.statistics.visible_tokens, expected.statistics.visible_tokens) << what;
   EXPECT_EQ(found.statistics.value_rows_read, expected.statistics.value_rows_read) << what;
   EXPECT_EQ(found.statistics.kv_bytes_read, expected.statistics.kv_bytes_read) << what;
+  EXPECT_TRUE(std::equal(found.relative_standard_error.begin(), found.relative_standard_error.end(),
+                         expected.relative_standard_error.begin(), expected.relative_standard_error.end(),
+                         SameBits<float>))
+      << what << ": standard errors differ";
 }
 
 std::vector<AttentionOptions> SampledMethods(const BackendUnderTest& backend, uint32_t sample_count, uint64_t seed) {
@@ -298,7 +358,7 @@ std::vector<AttentionOptions> SampledMethods(const BackendUnderTest& backend, ui
 std::string Describe(const KvLayout& layout) {
   std::ostringstream text;
   text << Name(layout.dtype) << " H=" << layout.num_query_heads << " H_kv=" << layout.num_kv_heads
-       << " D=" << layout.head_dim << " page=" << layout.page_size;
+       << " D=" << layout.head_dim << " page=" << layout.page_size << " sketch=" << Name(layout.sketch);
   return text.str();
 }
 

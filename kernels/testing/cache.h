@@ -50,7 +50,11 @@ struct Answer {
   std::vector<double> o;         // [H][D]
   std::vector<float> lse;        // [H]
   DecodeStatistics statistics;
+  std::vector<float> relative_standard_error;  // [H]; empty without statistics
 };
+
+// One draw for all query heads of a key/value head.
+inline bool DrawsForGroups(Method method) { return method == Method::kCoordinated || method == Method::kSketched; }
 
 class Cache {
  public:
@@ -70,7 +74,7 @@ class Cache {
   // Overwrites tokens [position, position + tokens.count) of the sequence, in the backend alone.
   void Overwrite(const Sequence& sequence, int64_t position, const Tokens& tokens);
 
-  // One Decode call. `with_statistics` false passes null.
+  // One Decode call. `with_statistics` false passes null for statistics and standard errors.
   std::vector<Answer> Decode(const std::vector<Query>& queries, bool with_statistics = true);
 
   // The same step for the reference, queries rounded as the backend rounds them.
@@ -96,8 +100,11 @@ void ExpectClose(const std::string& what, const std::vector<double>& found, cons
 void ExpectExact(const std::string& what, const BackendUnderTest& backend, const Cache& cache, const Query& query,
                  const Answer& answer);
 
-// Expects lse as exact; o within `deviations` standard deviations of the estimator (and the tolerance of exact answers)
-// of its mean; statistics in range.
+// What has no bias in an answer (reference::Moments): o, but for SKETCHED o^ exp(lse^ - lse).
+std::vector<double> Unbiased(const Query& query, const reference::Output& exact, const Answer& answer);
+
+// Expects lse as exact (SKETCHED: as exp(lse^ - lse) should be, like o); o (Unbiased) within `deviations` standard
+// deviations of the estimator (and the tolerance of exact answers) of its mean; statistics in range.
 void ExpectEstimate(const std::string& what, const BackendUnderTest& backend, const Cache& cache, const Query& query,
                     const Answer& answer, double deviations);
 

@@ -109,6 +109,7 @@ TEST_P(BackendSuite, StatisticsAreOptional) {
   for (size_t i = 0; i < expected.size(); ++i) {
     EXPECT_EQ(found[i].statistics.visible_tokens, 0) << "statistics appeared unasked";
     found[i].statistics = expected[i].statistics;
+    found[i].relative_standard_error = expected[i].relative_standard_error;
     ExpectIdentical(Describe(work.queries[i]), found[i], expected[i]);
   }
 }
