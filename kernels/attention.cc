@@ -80,6 +80,45 @@ std::string_view Name(Sketch sketch) {
   return "unknown";
 }
 
+int64_t VisibleTokens(const DecodeItem& item) {
+  const int64_t window = item.options.window;
+  return window > 0 && window < item.num_tokens ? window : item.num_tokens;
+}
+
+bool IsExact(const DecodeItem& item) {
+  if (item.options.method == Method::kExact) return true;
+  const int64_t visible = VisibleTokens(item);
+  return item.options.target_relative_error > 0 ? visible < kLeastTokensForTarget
+                                                : static_cast<int64_t>(item.options.sample_count) >= visible;
+}
+
+DecodeStatistics MakeStatistics(const KvLayout& layout, const DecodeItem& item, int64_t value_rows_read) {
+  const int64_t visible = VisibleTokens(item);
+  const auto row_bytes = static_cast<int64_t>(layout.row_bytes());
+  DecodeStatistics statistics = {.visible_tokens = visible,
+                                 .key_rows_read = visible * layout.num_kv_heads,
+                                 .value_rows_read = value_rows_read,
+                                 .kv_bytes_read = 0,
+                                 .dense_kv_bytes = 2 * visible * layout.num_kv_heads * row_bytes};
+  int64_t sketch_bytes = 0;
+  if (item.options.method == Method::kSketched && !IsExact(item)) {
+    // Sketches of the full pages that hold a visible token, whole: their columns' ranges are no smaller for fewer rows.
+    statistics.key_rows_read = value_rows_read;
+    const int64_t pages = item.num_tokens / layout.page_size - (item.num_tokens - visible) / layout.page_size;
+    const size_t page_bytes =
+        layout.sketch_head_bytes(KeyBits(layout.sketch)) + layout.sketch_head_bytes(ValueBits(layout.sketch));
+    sketch_bytes = pages * layout.num_kv_heads * static_cast<int64_t>(page_bytes);
+  }
+  statistics.kv_bytes_read = (statistics.key_rows_read + value_rows_read) * row_bytes + sketch_bytes;
+  return statistics;
+}
+
+absl::Status SupportsSketch(const AttentionOptions& options, const KvLayout& layout) {
+  if (options.method != Method::kSketched || layout.sketch != Sketch::kNone) return absl::OkStatus();
+  return absl::UnimplementedError(
+      "method is SKETCHED, sketch is none; SKETCHED needs a KV cache with a sketch (--sketch)");
+}
+
 absl::Status Validate(const KvLayout& layout) {
   if (layout.num_layers < 1 || layout.num_layers > kMaxLayersOrHeads) {
     return OutOfRange("num_layers", layout.num_layers, "in [1, 65536]");
@@ -133,7 +172,18 @@ absl::Status Validate(const AttentionOptions& options) {
   if (Name(options.method) == "unknown") {
     return OutOfRange("method", static_cast<int>(options.method), "a known method");
   }
-  if (options.method == Method::kExact) {
+  const float target = options.target_relative_error;
+  if (target != 0) {
+    if (options.method != Method::kCoordinated && options.method != Method::kSketched) {
+      return OutOfRange(
+          "target_relative_error", target,
+          absl::StrCat("0 for ", std::string(Name(options.method)), "; COORDINATED and SKETCHED take one"));
+    }
+    if (!(target > 0 && target < 1)) return OutOfRange("target_relative_error", target, "0 (none) or in (0, 1)");
+    if (options.sample_count != 0) {
+      return OutOfRange("sample_count", options.sample_count, "0 where there is a target_relative_error");
+    }
+  } else if (options.method == Method::kExact) {
     if (options.sample_count != 0) return OutOfRange("sample_count", options.sample_count, "0 for EXACT");
   } else if (options.sample_count < 1 || options.sample_count > kMaxSampleCount) {
     return OutOfRange("sample_count", options.sample_count,

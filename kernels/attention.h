@@ -70,6 +70,7 @@ enum class BudgetRounding : uint8_t {
 // What a cache keeps of each full page beside the page itself (kernels/sampling/sketch.h): keys, and values, in so many
 // bits a feature.
 enum class Sketch : uint8_t { kNone, kK4, kK4V4, kK8V8 };
+inline constexpr std::array kAllSketches = {Sketch::kNone, Sketch::kK4, Sketch::kK4V4, Sketch::kK8V8};
 std::string_view Name(Sketch sketch);  // "none", "k4", "k4v4", "k8v8"
 constexpr int KeyBits(Sketch sketch) { return sketch == Sketch::kNone ? 0 : sketch == Sketch::kK8V8 ? 8 : 4; }
 constexpr int ValueBits(Sketch sketch) { return sketch == Sketch::kK4V4 ? 4 : sketch == Sketch::kK8V8 ? 8 : 0; }
@@ -120,21 +121,29 @@ inline constexpr uint32_t kMaxSampleCount = 1u << 20;
 
 struct AttentionOptions {
   Method method = Method::kExact;
-  uint32_t sample_count = 0;  // S: [1, kMaxSampleCount] for a sampled method, 0 for EXACT
+  // S: [1, kMaxSampleCount] for a sampled method; 0 for EXACT and where there is a target_relative_error.
+  uint32_t sample_count = 0;
   uint64_t seed = 0;
   float scale = 0;      // 0: 1 / sqrt(D); otherwise finite and > 0
   uint32_t window = 0;  // 0: every token; otherwise only the last `window` ones, the query's own among them
   float soft_cap = 0;   // 0: none; otherwise finite and > 0
   BudgetRounding budget_rounding = BudgetRounding::kSystematic;
+  // Of COORDINATED and SKETCHED, in place of a sample count: |o^ - o| / |o| of every head, root mean square. 0: none;
+  // otherwise in (0, 1). A small first draw tells how many rows are to be read, all of them where that is cheaper.
+  float target_relative_error = 0;
 };
+
+// Fewer tokens than that are answered exactly whatever the target.
+inline constexpr int64_t kLeastTokensForTarget = 512;
 
 // OK, or INVALID_ARGUMENT naming field, value and range.
 absl::Status Validate(const AttentionOptions& options);
 
 struct DecodeStatistics {
   int64_t visible_tokens = 0;
+  int64_t key_rows_read = 0;    // summed over key/value heads
   int64_t value_rows_read = 0;  // distinct rows that contributed, summed over key/value heads
-  int64_t kv_bytes_read = 0;    // bytes of K and V that the answer needed, each counted once
+  int64_t kv_bytes_read = 0;    // bytes of K, V and sketches that the answer needed, each counted once
   int64_t dense_kv_bytes = 0;   // bytes of K and V of all visible tokens: what EXACT needs
 };
 
@@ -157,6 +166,19 @@ struct DecodeItem {
   // exact, NaN where a backend does not tell it for the method.
   float* relative_standard_error = nullptr;
 };
+
+// The tokens that the item's query sees.
+int64_t VisibleTokens(const DecodeItem& item);
+
+// Whether it is to be answered exactly: by its method, or because there are as many samples as visible tokens, or so
+// few of them that no target is worth a draw.
+bool IsExact(const DecodeItem& item);
+
+// Of an answer to `item` that read so many value rows, over all key/value heads, of its visible tokens.
+DecodeStatistics MakeStatistics(const KvLayout& layout, const DecodeItem& item, int64_t value_rows_read);
+
+// OK, or UNIMPLEMENTED: SKETCHED needs a layout with a sketch.
+absl::Status SupportsSketch(const AttentionOptions& options, const KvLayout& layout);
 
 // Tokens to store: k and v are [num_tokens][H_kv][D] of `dtype`, converted to the layout's dtype: round to nearest
 // even, beyond its range to infinity (fp8: to +-448); NaN to NaN.

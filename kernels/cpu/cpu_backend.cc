@@ -53,6 +53,14 @@ class CpuBackend : public Backend {
   const KvLayout& layout() const override { return cache_.layout(); }
   int32_t num_pages() const override { return cache_.num_pages(); }
 
+  absl::Status Supports(const AttentionOptions& options, int64_t /*num_tokens*/) const override {
+    if (options.method == Method::kSketched && ValueBits(layout().sketch) > 0) {
+      return absl::UnimplementedError(absl::StrCat("method is SKETCHED, sketch is ", std::string(Name(layout().sketch)),
+                                                   "; the CPU backend has SKETCHED with k4"));
+    }
+    return SupportsSketch(options, layout());
+  }
+
   absl::Status Append(std::span<const KvAppend> appends) override {
     for (const KvAppend& append : appends) cache_.Append(append, *pool_);
     return absl::OkStatus();

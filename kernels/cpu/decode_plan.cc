@@ -15,13 +15,13 @@ DecodeShape DecodeShape::Of(const KvLayout& layout, const RowKernels& kernels) {
   return shape;
 }
 
-PlannedItem PlanItem(const DecodeItem& item, const DecodeShape& shape) {
+PlannedItem PlanItem(const DecodeItem& item, const DecodeShape& shape, int32_t page_size) {
   PlannedItem plan = {};
   plan.item = &item;
   plan.begin = sampling::VisibleBegin(item.num_tokens, item.options.window);
   plan.end = item.num_tokens;
-  plan.method =
-      static_cast<int64_t>(item.options.sample_count) >= plan.visible() ? Method::kExact : item.options.method;
+  plan.method = IsExact(item) ? Method::kExact : item.options.method;
+  plan.full = plan.method == Method::kSketched ? plan.end / page_size * page_size : plan.end;
   plan.scale = sampling::EffectiveScale(item.options.scale, shape.head_dim);
   plan.split_tokens = kSplitTokens;
   if (plan.method == Method::kS2antaFlash || plan.method == Method::kS2antaProp) {

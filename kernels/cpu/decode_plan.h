@@ -44,6 +44,7 @@ struct PlannedItem {
   Method method;  // kExact where there are at least as many draws as tokens
   int64_t begin;  // visible tokens [begin, end)
   int64_t end;
+  int64_t full;  // of draws for groups: tokens before it take part in the draw, those from it on are always read
   float scale;
   bool bf16_queries;        // every query is packed as bf16 too
   sampling::Tiling tiling;  // of S2ANTA_FLASH and S2ANTA_PROP
@@ -65,12 +66,15 @@ struct PlannedItem {
     return method == Method::kSanta || method == Method::kStratified || method == Method::kSystematic ||
            method == Method::kS2antaProp;
   }
+  bool draws_for_groups() const { return method == Method::kCoordinated || method == Method::kSketched; }
+  bool has_target() const { return draws_for_groups() && item->options.target_relative_error > 0; }
+  bool keeps_blocks() const { return stores_scores() || draws_for_groups(); }
   // Draws fall on the head's whole line of masses, not on tiles.
   bool draws_globally() const { return stores_scores() && method != Method::kS2antaProp; }
 };
 
 // Everything but the places.
-PlannedItem PlanItem(const DecodeItem& item, const DecodeShape& shape);
+PlannedItem PlanItem(const DecodeItem& item, const DecodeShape& shape, int32_t page_size);
 
 }  // namespace santa::cpu
 

@@ -2,21 +2,78 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernels/cpu/convert.h"
+#include "kernels/sampling/standard_error.h"
 
 namespace santa::cpu {
+namespace {
+
+// The larger; NaN if one is.
+float NanMax(float a, float b) { return a > b || a != a ? a : b; }
+
+// What a sink beside the tokens leaves: lse over both, and the tokens' share of the probability.
+struct WithSink {
+  WithSink(const DecodeItem& item, int64_t head, double of_tokens) : lse(of_tokens) {
+    if (item.sink_logits == nullptr) return;
+    const double sink = item.sink_logits[head];
+    const double largest = std::max(of_tokens, sink);
+    lse = largest + std::log(std::exp(of_tokens - largest) + std::exp(sink - largest));
+    share = std::exp(of_tokens - lse);
+  }
+  double lse;
+  double share = 1;
+};
+
+// One head's numbers of GroupErrors over its units, each in units of exp(-its max): a factor brings them together.
+struct ErrorTotals {
+  void Add(const float* numbers, int head, float factor) {
+    sums.t += numbers[0];
+    sums.t_squared += numbers[1];
+    tw += factor * numbers[2 + 3 * head];
+    tw2 += factor * factor * numbers[2 + 3 * head + 1];
+    tw2v2 += factor * factor * numbers[2 + 3 * head + 2];
+  }
+
+  // o = unit * merged; first and second are the sums of t w v and t w^2 v.
+  template <typename Answer>
+  double SquaredError(const float* merged, const float* first, const float* second, int dims, const Answer& answer,
+                      bool ratio) {
+    double cross = 0;  // o . second
+    double sum = 0;    // |sum t z|^2 / unit^2
+    for (int d = 0; d < dims; ++d) {
+      const double o = answer.unit * merged[d];
+      const double z = ratio ? first[d] - o * tw : first[d];
+      cross += o * second[d];
+      sum += z * z;
+    }
+    const double square = answer.unit * answer.unit;
+    sums.z_squared = static_cast<float>(square * (ratio ? tw2v2 - 2 * cross + answer.norm * tw2 : tw2v2));
+    return sampling::SquaredError(sums, static_cast<float>(square * sum));
+  }
+
+  sampling::ErrorSums sums;
+  double tw = 0;
+  double tw2 = 0;
+  double tw2v2 = 0;
+};
+
+}  // namespace
 
 Decoder::Decoder(const KvCache& cache, ThreadPool& pool)
     : cache_(cache),
       pool_(pool),
       kernels_(GetRowKernels(cache.layout().dtype)),
+      score_sketch_(GetSketchScorer()),
       shape_(DecodeShape::Of(cache.layout(), kernels_)),
       context_{cache_, kernels_, shape_},
       scratch_(pool.num_threads()),
       budget_scratch_(pool.num_threads()),
+      read_scratch_(pool.num_threads()),
       group_scratch_(pool.num_threads()),
       first_scratch_(pool.num_threads()),
+      error_scratch_(pool.num_threads()),
       vectors_(pool.num_threads()) {
   for (std::vector<float>& vector : vectors_) vector.resize(shape_.head_dim + shape_.padded_dim);
 }
@@ -28,6 +85,7 @@ void Decoder::Decode(std::span<const DecodeItem> items) {
     GroupUnits();
     RunGroups();
     RunStored();
+    RunGroupDraws();
     pool_.ParallelFor(static_cast<int64_t>(plans_.size()) * shape_.num_kv_heads, [this](int64_t index, int worker) {
       Merge(plans_[index / shape_.num_kv_heads], static_cast<int>(index % shape_.num_kv_heads), worker);
     });
@@ -38,7 +96,14 @@ void Decoder::Decode(std::span<const DecodeItem> items) {
 int64_t Decoder::ItemBytes(const PlannedItem& plan) const {
   const int64_t units = plan.num_units(shape_);
   int64_t bytes = units * shape_.group * shape_.padded_dim * static_cast<int64_t>(sizeof(float));
-  if (plan.stores_scores()) {
+  if (plan.draws_for_groups()) {
+    bytes += units * (3 * shape_.group * shape_.padded_dim * static_cast<int64_t>(sizeof(float)) +
+                      sampling::kInclusionBins * static_cast<int64_t>(sizeof(uint32_t)) +
+                      plan.blocks_per_split() * kScoreRows * static_cast<int64_t>(2 * sizeof(float)));
+    if (plan.has_target())
+      bytes += units * shape_.group * sampling::kInclusionBins * static_cast<int64_t>(sizeof(float));
+  }
+  if (plan.keeps_blocks()) {
     bytes += units * plan.blocks_per_split() *
              (BlockArrays::ScoresSize(shape_) * static_cast<int64_t>(sizeof(float)) +
               BlockArrays::GroupsSize(shape_) * static_cast<int64_t>(sizeof(uint64_t)));
@@ -55,8 +120,10 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
   int64_t blocks = 0;
   int64_t tiles = 0;
   int64_t draws = 0;
+  bool for_groups = false;
+  bool has_target = false;
   for (const DecodeItem& item : items) {
-    PlannedItem plan = PlanItem(item, shape_);
+    PlannedItem plan = PlanItem(item, shape_, cache_.layout().page_size);
     bytes += ItemBytes(plan);
     if (!plans_.empty() && bytes > kWaveBytes) break;
     plan.first_unit = static_cast<int64_t>(units_.size());
@@ -68,7 +135,9 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
         units_.push_back({static_cast<int32_t>(plans_.size()), kv_head, 1, split});
       }
     }
-    if (plan.stores_scores()) blocks += plan.num_units(shape_) * plan.blocks_per_split();
+    if (plan.keeps_blocks()) blocks += plan.num_units(shape_) * plan.blocks_per_split();
+    for_groups = for_groups || plan.draws_for_groups();
+    has_target = has_target || plan.has_target();
     if (plan.method == Method::kS2antaProp) tiles += heads * plan.tiling.count;
     if (plan.method == Method::kSanta) draws += heads * item.options.sample_count;
     plans_.push_back(plan);
@@ -86,6 +155,18 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
   tiles_.AtLeast(tiles);
   draws_.AtLeast(draws);
   totals_.AtLeast(plans_.size() * heads);
+  if (for_groups) {
+    plain_queries_.AtLeast(plans_.size() * heads * shape_.head_dim);
+    block_max_.AtLeast(blocks * shape_.num_chunks);
+    squares_.AtLeast(blocks * kScoreRows);
+    inclusions_.AtLeast(blocks * kScoreRows);
+    if (has_target) spreads_.AtLeast(units * shape_.group * sampling::kInclusionBins);
+    histograms_.AtLeast(units * sampling::kInclusionBins);
+    error_numbers_.AtLeast(units * GroupErrors::NumbersSize(shape_));
+    error_vectors_.AtLeast(units * GroupErrors::VectorsSize(shape_));
+    group_lse_.AtLeast(plans_.size() * heads);
+    solutions_.AtLeast(plans_.size() * shape_.num_kv_heads);
+  }
   return static_cast<int64_t>(plans_.size());
 }
 
@@ -102,6 +183,10 @@ void Decoder::PackQueries() {
       const size_t offset = static_cast<size_t>(head) * shape_.head_dim * SizeOf(item.io_dtype);
       Convert(item.io_dtype, static_cast<const uint8_t*>(item.q) + offset, DType::kFloat32, query, shape_.head_dim);
       kernels_.pack(query, shape_.head_dim, packed);
+      if (plan.method == Method::kSketched) {
+        std::copy_n(query, shape_.head_dim,
+                    plain_queries_.data() + ((&plan - plans_.data()) * heads + head) * shape_.head_dim);
+      }
       plan.bf16_queries = plan.bf16_queries && kernels_.pack_bf16(query, shape_.head_dim, packed_bf16);
       packed_bf16 += shape_.padded_dim;
     }
@@ -135,9 +220,42 @@ StoredItem Decoder::StoredItemOf(const PlannedItem& plan) const {
           .first_partial = PartialAt(plan.first_unit)};
 }
 
-BlockArrays Decoder::FirstBlockOf(const Unit& unit) const {
+int64_t Decoder::FirstBlockNumber(const Unit& unit) const {
   const int64_t unit_in_item = unit.kv_head * unit.plan.num_splits + unit.split;
-  const int64_t block = unit.plan.first_block + unit_in_item * unit.plan.blocks_per_split();
+  return unit.plan.first_block + unit_in_item * unit.plan.blocks_per_split();
+}
+
+GroupItem Decoder::GroupItemOf(const PlannedItem& plan) {
+  const int64_t item = &plan - plans_.data();
+  return {.lse = group_lse_.data() + item * shape_.num_kv_heads * shape_.group,
+          .solution = solutions_.data() + item * shape_.num_kv_heads,
+          .histograms = histograms_.data() + plan.first_unit * sampling::kInclusionBins,
+          .spreads =
+              plan.has_target() ? spreads_.data() + plan.first_unit * shape_.group * sampling::kInclusionBins : nullptr,
+          .totals = unit_masses_.data() + plan.first_unit,
+          .first_partial = PartialAt(plan.first_unit)};
+}
+
+GroupUnit Decoder::GroupUnitOf(const Unit& unit, const GroupItem& item) {
+  const int64_t block = FirstBlockNumber(unit);
+  const int64_t number = unit.plan.first_unit + unit.kv_head * unit.plan.num_splits + unit.split;
+  const int64_t heads = static_cast<int64_t>(shape_.num_kv_heads) * shape_.group;
+  const bool errors = unit.plan.item->relative_standard_error != nullptr || unit.plan.has_target();
+  return {
+      .unit = unit,
+      .item = item,
+      .first = FirstBlockOf(unit),
+      .block_max = block_max_.data() + block * shape_.num_chunks,
+      .squares = squares_.data() + block * kScoreRows,
+      .inclusions = inclusions_.data() + block * kScoreRows,
+      .queries = plain_queries_.data() + ((&unit.plan - plans_.data()) * heads + unit.first_head()) * shape_.head_dim,
+      .score_sketch = score_sketch_,
+      .errors = {errors ? error_numbers_.data() + number * GroupErrors::NumbersSize(shape_) : nullptr,
+                 errors ? error_vectors_.data() + number * GroupErrors::VectorsSize(shape_) : nullptr}};
+}
+
+BlockArrays Decoder::FirstBlockOf(const Unit& unit) const {
+  const int64_t block = FirstBlockNumber(unit);
   return {scores_.data() + block * BlockArrays::ScoresSize(shape_),
           group_masses_.data() + block * BlockArrays::GroupsSize(shape_)};
 }
@@ -185,6 +303,11 @@ void Decoder::RunGroups() {
     }
     if (plan.method == Method::kExact) return ExactUnits(units);
     if (plan.method == Method::kS2antaFlash) return FlashUnits(units);
+    if (plan.draws_for_groups()) {
+      const GroupItem item = GroupItemOf(plan);
+      for (const Unit& unit : units) WeighGroup(GroupUnitOf(unit, item));
+      return;
+    }
     std::vector<BlockArrays>& first = first_scratch_[worker];
     first.clear();
     for (const Unit& unit : units) first.push_back(FirstBlockOf(unit));
@@ -211,11 +334,57 @@ void Decoder::RunStored() {
   ForStoredUnits(stores, GatherDraws);
 }
 
+template <typename Step>
+void Decoder::ForGroupUnits(Step step) {
+  pool_.ParallelFor(static_cast<int64_t>(units_.size()), [&](int64_t index, int worker) {
+    const UnitPlace& place = units_[index];
+    const PlannedItem& plan = plans_[place.item];
+    if (!plan.draws_for_groups()) return;
+    const Unit unit = UnitAt(plan, place.kv_head, place.split, worker);
+    const GroupItem item = GroupItemOf(plan);
+    step(GroupUnitOf(unit, item), worker);
+  });
+}
+
+template <typename Step>
+void Decoder::ForGroups(Step step) {
+  pool_.ParallelFor(static_cast<int64_t>(plans_.size()) * shape_.num_kv_heads, [&](int64_t index, int worker) {
+    const PlannedItem& plan = plans_[index / shape_.num_kv_heads];
+    if (!plan.draws_for_groups()) return;
+    step(plan, GroupItemOf(plan), static_cast<int>(index % shape_.num_kv_heads), worker);
+  });
+}
+
+// The further steps of the methods that draw for groups.
+void Decoder::RunGroupDraws() {
+  if (std::none_of(plans_.begin(), plans_.end(), [](const PlannedItem& plan) { return plan.draws_for_groups(); })) {
+    return;
+  }
+  ForGroups([this](const PlannedItem& plan, const GroupItem& item, int kv_head, int) {
+    FindMass(context_, plan, item, kv_head);
+  });
+  ForGroupUnits([](const GroupUnit& group, int) { CountSquares(group); });
+  ForGroups([](const PlannedItem& plan, const GroupItem& item, int kv_head, int) { SolveGroup(plan, item, kv_head); });
+  ForGroupUnits([](const GroupUnit& group, int) { Include(group); });
+  ForGroupUnits([this](const GroupUnit& group, int worker) { ReadRows(group, read_scratch_[worker]); });
+  if (std::none_of(plans_.begin(), plans_.end(), [](const PlannedItem& plan) { return plan.has_target(); })) return;
+  ForGroups([this](const PlannedItem& plan, const GroupItem&, int kv_head, int worker) {
+    if (plan.has_target()) AimAtTarget(plan, kv_head, worker);
+  });
+  const auto unfinished = [](const GroupUnit& group) { return group.unit.plan.has_target() && !group.solution().done; };
+  ForGroupUnits([&](const GroupUnit& group, int) {
+    if (unfinished(group)) Include(group);
+  });
+  ForGroupUnits([&](const GroupUnit& group, int worker) {
+    if (unfinished(group)) ReadRows(group, read_scratch_[worker]);
+  });
+}
+
 // Merges the partials of one key/value head, in the order of its splits.
 void Decoder::Merge(const PlannedItem& plan, int kv_head, int worker) {
+  if (plan.draws_for_groups()) return MergeGroup(plan, kv_head, worker);
   const DecodeItem& item = *plan.item;
-  float* output = vectors_[worker].data();
-  float* merged = output + shape_.head_dim;
+  float* merged = vectors_[worker].data() + shape_.head_dim;
   const int64_t first_unit = plan.first_unit + kv_head * plan.num_splits;
   for (int in_group = 0; in_group < shape_.group; ++in_group) {
     const int64_t head = static_cast<int64_t>(kv_head) * shape_.group + in_group;
@@ -226,16 +395,7 @@ void Decoder::Merge(const PlannedItem& plan, int kv_head, int worker) {
     for (int64_t split = 0; split < plan.num_splits; ++split) {
       sum += std::exp(partial(split).max[in_group] - max) * partial(split).sum[in_group];
     }
-    // With a sink beside the tokens: lse over both, and the tokens' share of the probability.
-    double lse = max + std::log(static_cast<double>(sum));
-    double share = 1;
-    if (item.sink_logits != nullptr) {
-      const double sink = item.sink_logits[head];
-      const double largest = std::max(lse, sink);
-      const double lse_with_sink = largest + std::log(std::exp(lse - largest) + std::exp(sink - largest));
-      share = std::exp(lse - lse_with_sink);
-      lse = lse_with_sink;
-    }
+    const WithSink all(item, head, max + std::log(static_cast<double>(sum)));
     std::fill_n(merged, shape_.padded_dim, 0.0f);
     for (int64_t split = 0; split < plan.num_splits; ++split) {
       // Stored scores leave plain sums of the drawn rows, whatever the splits' maxima.
@@ -245,26 +405,106 @@ void Decoder::Merge(const PlannedItem& plan, int kv_head, int worker) {
     }
     // A sum that is NaN, from a cache row that is, must show in a mean of drawn rows too.
     const double divisor = plan.stores_scores() ? item.options.sample_count + 0.0 * sum : sum;
-    kernels_.unpack(merged, shape_.head_dim, static_cast<float>(share / divisor), output);
-    Convert(DType::kFloat32, output, item.io_dtype,
-            static_cast<uint8_t*>(item.o) + static_cast<size_t>(head) * shape_.head_dim * SizeOf(item.io_dtype),
-            shape_.head_dim);
-    item.lse[head] = static_cast<float>(lse);
+    WriteOutput(plan, head, static_cast<float>(all.share / divisor), worker);
+    item.lse[head] = static_cast<float>(all.lse);
+    if (item.relative_standard_error != nullptr) {
+      item.relative_standard_error[head] =
+          plan.method == Method::kExact ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+    }
   }
+}
+
+// o of a head: the merged sums times `factor`.
+void Decoder::WriteOutput(const PlannedItem& plan, int64_t head, float factor, int worker) {
+  const DecodeItem& item = *plan.item;
+  float* output = vectors_[worker].data();
+  kernels_.unpack(output + shape_.head_dim, shape_.head_dim, factor, output);
+  Convert(DType::kFloat32, output, item.io_dtype,
+          static_cast<uint8_t*>(item.o) + static_cast<size_t>(head) * shape_.head_dim * SizeOf(item.io_dtype),
+          shape_.head_dim);
+}
+
+Decoder::GroupAnswer Decoder::MergeGroupHead(const PlannedItem& plan, int kv_head, int in_group, bool errors,
+                                             int worker) {
+  const bool ratio = plan.method == Method::kSketched;
+  const int64_t first_unit = plan.first_unit + kv_head * plan.num_splits;
+  const int64_t head = static_cast<int64_t>(kv_head) * shape_.group + in_group;
+  const int dims = shape_.padded_dim;
+  float* merged = vectors_[worker].data() + shape_.head_dim;
+  std::vector<float>& first = error_scratch_[worker];
+  first.assign(2 * static_cast<size_t>(dims), 0.0f);
+  float* second = first.data() + dims;
+  const float of_all = GroupItemOf(plan).lse[head];
+  // COORDINATED's weights are probabilities already.
+  float max = ratio ? -std::numeric_limits<float>::infinity() : of_all;
+  int64_t rows = 0;
+  for (int64_t split = 0; split < plan.num_splits; ++split) {
+    const Partial partial = PartialAt(first_unit + split);
+    rows += *partial.rows;
+    if (ratio && *partial.rows > 0) max = NanMax(max, partial.max[in_group]);
+  }
+  double mass = ratio ? 0 : 1;
+  ErrorTotals totals;
+  std::fill_n(merged, dims, 0.0f);
+  for (int64_t split = 0; split < plan.num_splits; ++split) {
+    const Partial partial = PartialAt(first_unit + split);
+    if (*partial.rows == 0) continue;
+    const float factor = ratio ? std::exp(partial.max[in_group] - max) : 1;
+    if (ratio) mass += factor * partial.sum[in_group];
+    kernels_.add_scaled(merged, partial.output + static_cast<int64_t>(in_group) * dims, factor, dims);
+    if (!errors) continue;
+    const int64_t unit = first_unit + split;
+    const GroupErrors of_unit = {error_numbers_.data() + unit * GroupErrors::NumbersSize(shape_),
+                                 error_vectors_.data() + unit * GroupErrors::VectorsSize(shape_)};
+    totals.Add(of_unit.numbers, in_group, factor);
+    kernels_.add_scaled(first.data(), of_unit.first(shape_, in_group), factor, dims);
+    if (ratio) kernels_.add_scaled(second, of_unit.second(shape_, in_group), factor * factor, dims);
+  }
+  // Without a row there is no telling but by what chose none.
+  const bool none = ratio && rows == 0;
+  const WithSink all(*plan.item, head, none || !ratio ? of_all : max + std::log(mass));
+  GroupAnswer answer = {.lse = all.lse, .unit = none ? 0 : ratio ? std::exp(max - all.lse) : all.share};
+  if (!errors) return answer;
+  for (int d = 0; d < dims; ++d) answer.norm += std::pow(answer.unit * merged[d], 2);
+  answer.squared_error = none ? std::numeric_limits<double>::quiet_NaN()
+                              : totals.SquaredError(merged, first.data(), second, dims, answer, ratio);
+  return answer;
+}
+
+void Decoder::MergeGroup(const PlannedItem& plan, int kv_head, int worker) {
+  const DecodeItem& item = *plan.item;
+  const bool errors = item.relative_standard_error != nullptr;
+  for (int in_group = 0; in_group < shape_.group; ++in_group) {
+    const int64_t head = static_cast<int64_t>(kv_head) * shape_.group + in_group;
+    const GroupAnswer answer = MergeGroupHead(plan, kv_head, in_group, errors, worker);
+    WriteOutput(plan, head, static_cast<float>(answer.unit), worker);
+    item.lse[head] = static_cast<float>(answer.lse);
+    if (!errors) continue;
+    item.relative_standard_error[head] =
+        sampling::RelativeError(static_cast<float>(answer.squared_error), static_cast<float>(answer.norm));
+  }
+}
+
+// After the pilot: how many rows the target needs.
+void Decoder::AimAtTarget(const PlannedItem& plan, int kv_head, int worker) {
+  std::vector<PilotHead> heads;
+  for (int in_group = 0; in_group < shape_.group; ++in_group) {
+    const GroupAnswer answer = MergeGroupHead(plan, kv_head, in_group, /*errors=*/true, worker);
+    heads.push_back({.norm = answer.norm, .squared_error = answer.squared_error});
+  }
+  SolveTarget(shape_, plan, GroupItemOf(plan), kv_head, heads.data());
 }
 
 void Decoder::WriteStatistics(const PlannedItem& plan) const {
   if (plan.item->statistics == nullptr) return;
-  const auto row_bytes = static_cast<int64_t>(cache_.layout().row_bytes());
-  const int64_t key_rows = plan.visible() * shape_.num_kv_heads;
   int64_t value_rows = 0;
   for (int64_t unit = 0; unit < plan.num_units(shape_); ++unit) {
     value_rows += partial_rows_.data()[plan.first_unit + unit];
   }
-  *plan.item->statistics = {.visible_tokens = plan.visible(),
-                            .value_rows_read = value_rows,
-                            .kv_bytes_read = (key_rows + value_rows) * row_bytes,
-                            .dense_kv_bytes = 2 * key_rows * row_bytes};
+  for (int kv_head = 0; plan.draws_for_groups() && kv_head < shape_.num_kv_heads; ++kv_head) {
+    value_rows += solutions_.data()[(&plan - plans_.data()) * shape_.num_kv_heads + kv_head].spent_rows;
+  }
+  *plan.item->statistics = MakeStatistics(cache_.layout(), *plan.item, value_rows);
 }
 
 }  // namespace santa::cpu

@@ -8,6 +8,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/cpu/decode_plan.h"
+#include "kernels/cpu/group_draw.h"
 #include "kernels/cpu/grow_buffer.h"
 #include "kernels/cpu/kv_cache.h"
 #include "kernels/cpu/row_kernels.h"
@@ -44,20 +45,40 @@ class Decoder {
   void GroupUnits();
   void RunGroups();
   void RunStored();
+  void RunGroupDraws();
   void Merge(const PlannedItem& plan, int kv_head, int worker);
+  // Of a head whose group drew together; o is unit * the merged sums, which lie in the worker's vectors.
+  struct GroupAnswer {
+    double lse = 0;
+    double unit = 0;
+    double norm = 0;           // |o|^2
+    double squared_error = 0;  // of the standard error; NaN where it is not known
+  };
+  GroupAnswer MergeGroupHead(const PlannedItem& plan, int kv_head, int in_group, bool errors, int worker);
+  void MergeGroup(const PlannedItem& plan, int kv_head, int worker);
+  void AimAtTarget(const PlannedItem& plan, int kv_head, int worker);
+  void WriteOutput(const PlannedItem& plan, int64_t head, float factor, int worker);
   void WriteStatistics(const PlannedItem& plan) const;
 
   Unit UnitAt(const PlannedItem& plan, int kv_head, int64_t split, int worker);
   StoredItem StoredItemOf(const PlannedItem& plan) const;
+  GroupItem GroupItemOf(const PlannedItem& plan);
+  GroupUnit GroupUnitOf(const Unit& unit, const GroupItem& item);
+  int64_t FirstBlockNumber(const Unit& unit) const;
   BlockArrays FirstBlockOf(const Unit& unit) const;
   Partial PartialAt(int64_t unit) const;
   int64_t ItemBytes(const PlannedItem& plan) const;
   template <typename Predicate, typename Step>
   void ForStoredUnits(Predicate predicate, Step step);
+  template <typename Step>
+  void ForGroupUnits(Step step);
+  template <typename Step>
+  void ForGroups(Step step);
 
   const KvCache& cache_;
   ThreadPool& pool_;
   const RowKernels& kernels_;
+  const SketchScorer score_sketch_;
   const DecodeShape shape_;
   const DecodeContext context_;
 
@@ -66,24 +87,36 @@ class Decoder {
   std::vector<UnitPlace> groups_;
   GrowBuffer<float> queries_;          // packed, [item][H][padded_dim]
   GrowBuffer<uint16_t> bf16_queries_;  // of items with plan.bf16_queries
+  GrowBuffer<float> plain_queries_;    // [item][H][D], of items with SKETCHED
   // [unit]
   GrowBuffer<float> partial_max_;
   GrowBuffer<float> partial_sum_;
   GrowBuffer<float> partial_output_;
   GrowBuffer<int32_t> partial_rows_;
   GrowBuffer<uint64_t> unit_masses_;
+  GrowBuffer<uint32_t> histograms_;
+  GrowBuffer<float> spreads_;
+  GrowBuffer<float> error_numbers_;
+  GrowBuffer<float> error_vectors_;
   // [block]
   GrowBuffer<float> scores_;
   GrowBuffer<uint64_t> group_masses_;
+  GrowBuffer<HeadVector> block_max_;
+  GrowBuffer<float> squares_;
+  GrowBuffer<uint32_t> inclusions_;
   // [item] ...
   GrowBuffer<TileRecord> tiles_;
   GrowBuffer<uint64_t> draws_;
   GrowBuffer<uint64_t> totals_;
+  GrowBuffer<float> group_lse_;
+  GrowBuffer<GroupSolution> solutions_;
   // [worker]
   std::vector<WorkerScratch> scratch_;
   std::vector<BudgetScratch> budget_scratch_;
+  std::vector<ReadScratch> read_scratch_;
   std::vector<std::vector<Unit>> group_scratch_;
   std::vector<std::vector<BlockArrays>> first_scratch_;
+  std::vector<std::vector<float>> error_scratch_;
   std::vector<std::vector<float>> vectors_;  // a query or output in fp32, and a merged output
 };
 

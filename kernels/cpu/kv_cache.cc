@@ -30,6 +30,9 @@ absl::StatusOr<KvCache> KvCache::Allocate(const KvLayout& layout, int32_t num_pa
   cache.layout_ = layout;
   cache.num_pages_ = num_pages;
   cache.memory_ = *std::move(memory);
+  absl::StatusOr<Sketches> sketches = Sketches::Allocate(layout, num_pages, pool);
+  if (!sketches.ok()) return sketches.status();
+  cache.sketches_ = *std::move(sketches);
   cache.row_.resize(layout.row_bytes());
   return cache;
 }
@@ -54,6 +57,16 @@ void KvCache::Append(const KvAppend& append, ThreadPool& pool) {
         Convert(append.dtype, v + source, layout_.dtype, row + value_offset(), layout_.head_dim);
       }
     }
+  });
+  if (layout_.sketch == Sketch::kNone) return;
+  // Pages whose last token this was.
+  const int64_t first = append.position / layout_.page_size;
+  const int64_t end = (append.position + append.num_tokens) / layout_.page_size;
+  pool.ParallelFor((end - first) * layout_.num_kv_heads, [&](int64_t task, int) {
+    const int32_t page = append.page_table[first + task / layout_.num_kv_heads];
+    const auto head = static_cast<int32_t>(task % layout_.num_kv_heads);
+    const uint8_t* keys = KeyRows(append.layer, page, head);
+    sketches_.Build(append.layer, page, head, keys, keys + value_offset());
   });
 }
 
@@ -80,6 +93,7 @@ void KvCache::CopyPages(std::span<const PageCopy> copies) {
                   layout_.layer_page_bytes());
     }
   }
+  sketches_.CopyPages(copies);
 }
 
 }  // namespace santa::cpu

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/attention.h"
 #include "kernels/cpu/page_memory.h"
+#include "kernels/cpu/sketches.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace santa::cpu {
@@ -26,6 +27,7 @@ class KvCache {
   const uint8_t* KeyRows(int32_t layer, int32_t page, int32_t kv_head) const {
     return memory_.data() + PageOffset(layer, page) + layout_.head_page_bytes() * kv_head;
   }
+  const Sketches& sketches() const { return sketches_; }
   int64_t value_offset() const { return static_cast<int64_t>(layout_.layer_page_bytes() / 2); }
 
   void Append(const KvAppend& append, ThreadPool& pool);
@@ -41,6 +43,7 @@ class KvCache {
   KvLayout layout_;
   int32_t num_pages_ = 0;
   PageMemory memory_;
+  Sketches sketches_;
   std::vector<uint8_t> row_;  // one converted row
 };
 

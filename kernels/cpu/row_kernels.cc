@@ -13,6 +13,7 @@
 #include "kernels/cpu/draws-inl.h"
 #include "kernels/cpu/row_bf16_products-inl.h"
 #include "kernels/cpu/row_products-inl.h"
+#include "kernels/cpu/sketch_products-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -34,6 +35,9 @@ constexpr RowKernels MakeTable() {
       .masses = Masses,
       .systematic_counts = SystematicCounts,
       .cumulate = Cumulate,
+      .norms = Norms<Row>,
+      .add_squares = AddSquares,
+      .inclusions = Inclusions,
       .scale = Scale,
       .add_scaled = AddScaled,
   };
@@ -59,6 +63,13 @@ const RowKernels* Bf16Table() {
   return Table<Bf16Row>();
 }
 
+SketchScorer SketchScorerOf() {
+#if HWY_TARGET == HWY_AVX3
+  if (__builtin_cpu_supports("avx512vnni")) return ScoreSketchVnni;
+#endif
+  return ScoreSketch;
+}
+
 const RowKernels* TableOf(DType dtype) {
   switch (dtype) {
     case DType::kFloat32:
@@ -80,8 +91,11 @@ HWY_AFTER_NAMESPACE();
 namespace santa::cpu {
 
 HWY_EXPORT(TableOf);
+HWY_EXPORT(SketchScorerOf);
 
 const RowKernels& GetRowKernels(DType dtype) { return *HWY_DYNAMIC_DISPATCH(TableOf)(dtype); }
+
+SketchScorer GetSketchScorer() { return HWY_DYNAMIC_DISPATCH(SketchScorerOf)(); }
 
 }  // namespace santa::cpu
 #endif  // HWY_ONCE

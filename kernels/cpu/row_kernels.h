@@ -17,6 +17,7 @@
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/sampling/inclusion.h"
 
 namespace santa::cpu {
 
@@ -59,6 +60,24 @@ struct AccumulateArgs {
   float* sums = nullptr;              // packed, [heads][padded_dim]: += weight * row
   const uint8_t* prefetch = nullptr;  // beside `rows`: as many bytes that will be needed soon, or null
   Ahead ahead = {};                   // beside `row_pointers`
+};
+
+inline constexpr int kMaxPageSize = 256;
+
+// Tokens of one page by its sketch (kernels/cpu/sketches.h).
+struct SketchScoreArgs {
+  const uint8_t* codes = nullptr;
+  const uint16_t* low = nullptr;  // [head_dim], half precision
+  const uint16_t* step = nullptr;
+  int bits = 0;  // 4 or 8
+  int page_size = 0;
+  int first = 0;  // token of the page
+  int num_rows = 0;
+  int head_dim = 0;
+  int heads = 0;                   // [1, kChunkHeads]
+  const float* queries = nullptr;  // [heads][head_dim], as they are
+  float* scores = nullptr;         // as ScoreArgs::scores
+  Ahead ahead = {};
 };
 
 // Draws on the rows of a block for the heads of a chunk.
@@ -111,6 +130,14 @@ struct RowKernels {
   // sums[row][pitch]: masses of rows up to and with `row`; for rows from num_rows to kBlockRows the last sum.
   void (*cumulate)(const uint32_t* masses, int num_rows, int pitch, uint64_t* sums);
 
+  // For draws of a whole group. Squared norms of rows; squares[row] += the squares of a chunk's weights times their
+  // heads' factors, a factor of 0 leaving its head out (arrays as ScoreArgs::scores have room); and sampling::Inclusion
+  // of each row, with their sum.
+  void (*norms)(const uint8_t* const* rows, int num_rows, int head_dim, float* norms);
+  void (*add_squares)(const float* weights, int num_rows, int pitch, const HeadVector& factors, float* squares);
+  uint64_t (*inclusions)(const sampling::InclusionThreshold& threshold, const float* squares, int num_rows,
+                         uint32_t* inclusions);
+
   // `count` a multiple of `lanes`, as in packed vectors.
   void (*scale)(float* values, float factor, int count);                           // values *= factor
   void (*add_scaled)(float* values, const float* other, float factor, int count);  // values += factor * other
@@ -118,6 +145,10 @@ struct RowKernels {
 
 // The table for rows of `dtype` and the best instruction set of this CPU.
 const RowKernels& GetRowKernels(DType dtype);
+
+// What scores by a sketch, whatever the rows' type.
+using SketchScorer = void (*)(const SketchScoreArgs& args);
+SketchScorer GetSketchScorer();
 
 }  // namespace santa::cpu
 

@@ -44,6 +44,11 @@ class CudaBackend : public Backend {
   const KvLayout& layout() const override { return options_.layout; }
   int32_t num_pages() const override { return options_.num_pages; }
   int max_decodes_in_flight() const override { return kMaxInFlight; }
+  absl::Status Supports(const AttentionOptions& options, int64_t /*num_tokens*/) const override {
+    if (options.method != Method::kCoordinated && options.method != Method::kSketched) return absl::OkStatus();
+    return absl::UnimplementedError(
+        absl::StrCat("method is ", std::string(Name(options.method)), "; the CUDA backend has it not"));
+  }
 
   absl::Status Append(std::span<const KvAppend> appends) override;
   absl::Status Compare(std::span<const KvAppend> appends, std::span<bool> matches) override;

@@ -53,6 +53,9 @@ INSTANTIATE_TEST_SUITE_P(Cuda, BackendSuite,
                              .exact_tolerance = 0x1p-8,
                              .nearest_layout = NearestLayout,
                              .query_type = QueryType,
+                             .methods = {Method::kSanta, Method::kStratified, Method::kSystematic, Method::kS2antaFlash,
+                                         Method::kS2antaProp},
+                             .tells_errors_of = {Method::kExact},
                              .missing = WhyNoGpu()}),
                          NameOf);
 

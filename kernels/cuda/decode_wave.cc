@@ -217,10 +217,15 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
         .soft_cap = item.options.soft_cap,
         .io_dtype = item.io_dtype};
     std::memcpy(host_at(items_at_ + sizeof(DeviceItem) * i), &packed, sizeof(packed));
+    if (item.relative_standard_error != nullptr) {
+      std::fill_n(item.relative_standard_error, layout_.num_query_heads,
+                  plan.kernel == Kernel::kExact ? 0.0f : std::numeric_limits<float>::quiet_NaN());
+    }
     if (item.statistics != nullptr) {
       const int64_t rows = int64_t{plan.visible()} * layout_.num_kv_heads;
       const auto row_bytes = static_cast<int64_t>(layout_.row_bytes());
       *item.statistics = {.visible_tokens = plan.visible(),
+                          .key_rows_read = rows,
                           .value_rows_read = counts ? 0 : rows,  // Deliver adds the kernel's count
                           .kv_bytes_read = (counts ? 1 : 2) * rows * row_bytes,
                           .dense_kv_bytes = 2 * rows * row_bytes};

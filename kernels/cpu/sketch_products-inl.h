@@ -1,0 +1,341 @@
+// Scores from sketches (layout: kernels/cpu/sketches.h), and what the draws of a whole group are made of.
+#if defined(SANTA_KERNELS_CPU_SKETCH_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SANTA_KERNELS_CPU_SKETCH_PRODUCTS_INL_H_
+#undef SANTA_KERNELS_CPU_SKETCH_PRODUCTS_INL_H_
+#else
+#define SANTA_KERNELS_CPU_SKETCH_PRODUCTS_INL_H_
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "kernels/cpu/fetch-inl.h"
+#include "kernels/cpu/row_kernels.h"
+#include "kernels/cpu/row_load-inl.h"
+#include "kernels/sampling/inclusion.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace santa::cpu {
+namespace HWY_NAMESPACE {
+
+inline constexpr int kMaxHeadDim = 256;
+
+// dot(q, k) ~ offset + sum_d folded[d] code[d]: the step of each column goes into the query.
+struct FoldedQueries {
+  alignas(64) float folded[kChunkHeads][kMaxHeadDim];
+  float offset[kChunkHeads];
+};
+
+HWY_INLINE void Fold(const SketchScoreArgs& args, FoldedQueries& out) {
+  alignas(64) float low[kMaxHeadDim];
+  alignas(64) float step[kMaxHeadDim];
+  for (int d = 0; d < args.head_dim; d += kPair) {
+    // The rows' loads read whole pairs of vectors; head_dim is a multiple of 8 only.
+    const int count = std::min(kPair, args.head_dim - d);
+    Vector a, b, c, e;
+    if (count == kPair) {
+      Fp16Row::Load(reinterpret_cast<const uint8_t*>(args.low + d), a, b);
+      Fp16Row::Load(reinterpret_cast<const uint8_t*>(args.step + d), c, e);
+    } else {
+      Fp16Row::LoadTail(reinterpret_cast<const uint8_t*>(args.low + d), count, a, b);
+      Fp16Row::LoadTail(reinterpret_cast<const uint8_t*>(args.step + d), count, c, e);
+    }
+    const FloatTag df;
+    hn::StoreU(a, df, low + d);
+    hn::StoreU(b, df, low + d + kLanes);
+    hn::StoreU(c, df, step + d);
+    hn::StoreU(e, df, step + d + kLanes);
+  }
+  const hn::CappedTag<float, 8> d8;
+  for (int h = 0; h < args.heads; ++h) {
+    const float* query = args.queries + h * args.head_dim;
+    auto sum = hn::Zero(d8);
+    for (int d = 0; d < args.head_dim; d += static_cast<int>(hn::Lanes(d8))) {
+      const auto q = hn::LoadU(d8, query + d);
+      hn::StoreU(hn::Mul(q, hn::Load(d8, step + d)), d8, out.folded[h] + d);
+      sum = hn::MulAdd(q, hn::Load(d8, low + d), sum);
+    }
+    out.offset[h] = hn::GetLane(hn::SumOfLanes(d8, sum));
+  }
+}
+
+// Scores of kLanes tokens, a vector a head, interleaved.
+template <int kHeads>
+HWY_INLINE void StoreTokens(const Vector* sums, float* scores) {
+  const FloatTag d;
+  if constexpr (kHeads == 1) {
+    hn::StoreU(sums[0], d, scores);
+  } else if constexpr (kHeads == 2) {
+    hn::StoreInterleaved2(sums[0], sums[1], d, scores);
+  } else if constexpr (kHeads == 3) {
+    hn::StoreInterleaved4(sums[0], sums[1], sums[2], hn::Zero(d), d, scores);
+  } else {
+    hn::StoreInterleaved4(sums[0], sums[1], sums[2], sums[3], d, scores);
+  }
+}
+
+template <int kBits, int kHeads>
+HWY_INLINE void ScoreSketchOf(const SketchScoreArgs& args, float* scores) {
+  constexpr int kFeatures = 32 / kBits;  // in a word
+  const FloatTag d;
+  const hn::RebindToUnsigned<FloatTag> du;
+  const hn::RebindToSigned<FloatTag> di;
+  FoldedQueries queries;
+  Fold(args, queries);
+  const auto mask = hn::Set(du, (1u << kBits) - 1);
+  const int64_t step = FetchStep(args.ahead, (args.num_rows + kLanes - 1) / kLanes);
+  const uint8_t* fetch = args.ahead.begin;
+  for (int t = args.first / kRowGroup * kRowGroup; t < args.first + args.num_rows; t += kLanes) {
+    PrefetchBytes(fetch, step);
+    fetch += step;
+    Vector sums[kHeads];
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) sums[h] = hn::Set(d, queries.offset[h]);
+    for (int word = 0; word < args.head_dim / kFeatures; ++word) {
+      const auto codes = hn::LoadU(
+          du, reinterpret_cast<const uint32_t*>(args.codes) + static_cast<int64_t>(word) * args.page_size + t);
+#pragma GCC unroll 8
+      for (int f = 0; f < kFeatures; ++f) {
+        const int shift = 8 * (f % 4) + (f >= 4 ? 4 : 0);
+        const Vector code = hn::ConvertTo(d, hn::BitCast(di, hn::And(hn::ShiftRightSame(codes, shift), mask)));
+#pragma GCC unroll 4
+        for (int h = 0; h < kHeads; ++h) {
+          sums[h] = hn::MulAdd(code, hn::Set(d, queries.folded[h][word * kFeatures + f]), sums[h]);
+        }
+      }
+    }
+    StoreTokens<kHeads>(sums, scores);
+    scores += kLanes * Pitch(kHeads);
+  }
+}
+
+template <int kBits>
+HWY_INLINE void ScoreSketchBits(const SketchScoreArgs& args, float* scores) {
+  switch (args.heads) {
+    case 1:
+      return ScoreSketchOf<kBits, 1>(args, scores);
+    case 2:
+      return ScoreSketchOf<kBits, 2>(args, scores);
+    case 3:
+      return ScoreSketchOf<kBits, 3>(args, scores);
+    default:
+      return ScoreSketchOf<kBits, 4>(args, scores);
+  }
+}
+
+// `score` writes from the group of kRowGroup tokens on in which the first one lies.
+template <typename Score>
+HWY_INLINE void ScoreSketchWith(const SketchScoreArgs& args, Score score) {
+  if (args.first % kRowGroup == 0) return score(args.scores);
+  alignas(64) float whole[(kMaxPageSize + kRowGroup) * kChunkHeads];
+  score(whole);
+  const int pitch = Pitch(args.heads);
+  std::copy_n(whole + args.first % kRowGroup * pitch, args.num_rows * pitch, args.scores);
+}
+
+inline void ScoreSketch(const SketchScoreArgs& args) {
+  ScoreSketchWith(args, [&args](float* scores) HWY_ATTR {
+    if (args.bits == 4) {
+      ScoreSketchBits<4>(args, scores);
+    } else {
+      ScoreSketchBits<8>(args, scores);
+    }
+  });
+}
+
+template <typename Row>
+void Norms(const uint8_t* const* rows, int num_rows, int head_dim, float* norms) {
+  const FloatTag d;
+  for (int r = 0; r < num_rows; ++r) {
+    Vector sum = hn::Zero(d);
+    int column = 0;
+    for (; column + kPair <= head_dim; column += kPair) {
+      Vector x, y;
+      Row::Load(rows[r] + column * int64_t{Row::kElementBytes}, x, y);
+      sum = hn::MulAdd(x, x, hn::MulAdd(y, y, sum));
+    }
+    if (column < head_dim) {
+      Vector x, y;
+      Row::LoadTail(rows[r] + column * int64_t{Row::kElementBytes}, head_dim - column, x, y);
+      sum = hn::MulAdd(x, x, hn::MulAdd(y, y, sum));
+    }
+    norms[r] = hn::GetLane(hn::SumOfLanes(d, sum));
+  }
+}
+
+template <int kPitch>
+HWY_INLINE void AddSquaresOf(const float* weights, int num_rows, const HeadVector& factors, float* squares) {
+  const FloatTag d;
+  for (int row = 0; row < num_rows; row += kLanes) {
+    Vector heads[4];
+    if constexpr (kPitch == 4) {
+      hn::LoadInterleaved4(d, weights + row * kPitch, heads[0], heads[1], heads[2], heads[3]);
+    } else if constexpr (kPitch == 2) {
+      hn::LoadInterleaved2(d, weights + row * kPitch, heads[0], heads[1]);
+    } else {
+      heads[0] = hn::LoadU(d, weights + row);
+    }
+    Vector sum = hn::LoadU(d, squares + row);
+#pragma GCC unroll 4
+    for (int h = 0; h < kPitch; ++h) {
+      // A head without a say may be no number at all.
+      if (factors.lane[h] == 0) continue;
+      const Vector p = hn::Mul(heads[h], hn::Set(d, factors.lane[h]));
+      sum = hn::MulAdd(p, p, sum);
+    }
+    hn::StoreU(sum, d, squares + row);
+  }
+}
+
+inline void AddSquares(const float* weights, int num_rows, int pitch, const HeadVector& factors, float* squares) {
+  if (pitch == 4) return AddSquaresOf<4>(weights, num_rows, factors, squares);
+  if (pitch == 2) return AddSquaresOf<2>(weights, num_rows, factors, squares);
+  AddSquaresOf<1>(weights, num_rows, factors, squares);
+}
+
+// sampling::Inclusion.
+inline uint64_t Inclusions(const sampling::InclusionThreshold& threshold, const float* squares, int num_rows,
+                           uint32_t* inclusions) {
+  const FloatTag d;
+  const hn::RebindToSigned<FloatTag> di;
+  const auto kappa = hn::Set(d, threshold.kappa);
+  const auto floor = hn::Set(d, threshold.floor);
+  const auto one = hn::Set(d, static_cast<float>(sampling::kCertain));
+  uint64_t sum = 0;
+  int row = 0;
+  for (; row + kLanes <= num_rows; row += kLanes) {
+    const auto pi = hn::MulAdd(kappa, hn::Sqrt(hn::LoadU(d, squares + row)), floor);
+    const auto units = hn::Max(hn::NearestInt(hn::Min(hn::Mul(pi, one), one)), hn::Set(di, 1));
+    const auto some = hn::IfThenElseZero(hn::RebindMask(di, hn::Gt(pi, hn::Zero(d))), units);
+    hn::StoreU(some, di, reinterpret_cast<int32_t*>(inclusions) + row);
+    // At most 16 lanes of 2^20.
+    sum += static_cast<uint64_t>(hn::GetLane(hn::SumOfLanes(di, some)));
+  }
+  for (; row < num_rows; ++row) sum += inclusions[row] = sampling::Inclusion(threshold, squares[row]);
+  return sum;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace santa::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_TARGET == HWY_AVX3
+#include <immintrin.h>
+HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")
+namespace santa::cpu {
+namespace HWY_NAMESPACE {
+
+// Queries as whole numbers of 15 bits in two digits: 128 * high + low, in [-127, 127] and [-64, 64], times scale. Four
+// features' digits in a word, as vpdpbusd multiplies them with four codes: 64 products an instruction, and exact.
+struct DigitQueries {
+  int32_t high[kMaxHeadDim / 4][kChunkHeads];
+  int32_t low[kMaxHeadDim / 4][kChunkHeads];
+  float scale[kChunkHeads];
+};
+
+template <int kHeads>
+HWY_INLINE void ToDigits(const FoldedQueries& queries, int head_dim, DigitQueries& out) {
+  constexpr float kMost = 127.0f * 128.0f;
+  const __m512 zero = _mm512_setzero_ps();
+  for (int h = 0; h < kHeads; ++h) {
+    __m512 largest = zero;
+    for (int d = 0; d < head_dim; d += 16) {
+      const auto mask = static_cast<__mmask16>(head_dim - d >= 16 ? 0xFFFF : (1 << (head_dim - d)) - 1);
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(mask, queries.folded[h] + d)));
+    }
+    const float most = _mm512_reduce_max_ps(largest);
+    out.scale[h] = most / kMost;
+    const __m512 inverse = _mm512_set1_ps(most > 0 ? kMost / most : 0);
+    for (int d = 0; d < head_dim; d += 16) {
+      const auto mask = static_cast<__mmask16>(head_dim - d >= 16 ? 0xFFFF : (1 << (head_dim - d)) - 1);
+      const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, queries.folded[h] + d), inverse));
+      const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(64)), 7);
+      const __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 7));
+      alignas(16) int32_t words[2][4];
+      _mm_store_si128(reinterpret_cast<__m128i*>(words[0]), _mm512_cvtepi32_epi8(high));
+      _mm_store_si128(reinterpret_cast<__m128i*>(words[1]), _mm512_cvtepi32_epi8(low));
+      for (int word = 0; word < 4 && d + 4 * word < head_dim; ++word) {
+        out.high[d / 4 + word][h] = words[0][word];
+        out.low[d / 4 + word][h] = words[1][word];
+      }
+    }
+  }
+}
+
+template <int kBits, int kHeads>
+HWY_INLINE void ScoreSketchVnniOf(const SketchScoreArgs& args, float* scores) {
+  FoldedQueries folded;
+  DigitQueries digits;
+  Fold(args, folded);
+  ToDigits<kHeads>(folded, args.head_dim, digits);
+  const __m512i nibble = _mm512_set1_epi8(15);
+  const int64_t step = FetchStep(args.ahead, (args.num_rows + 15) / 16);
+  const uint8_t* fetch = args.ahead.begin;
+  for (int t = args.first / 16 * 16; t < args.first + args.num_rows; t += 16) {
+    PrefetchBytes(fetch, step);
+    fetch += step;
+    const uint8_t* codes = args.codes + t * 4;
+    __m512i high[kHeads];
+    __m512i low[kHeads];
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) high[h] = low[h] = _mm512_setzero_si512();
+    const auto multiply = [&](int four, __m512i of_tokens) HWY_ATTR {
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        high[h] = _mm512_dpbusd_epi32(high[h], of_tokens, _mm512_set1_epi32(digits.high[four][h]));
+        low[h] = _mm512_dpbusd_epi32(low[h], of_tokens, _mm512_set1_epi32(digits.low[four][h]));
+      }
+    };
+    for (int word = 0; word < args.head_dim * kBits / 32; ++word) {
+      const __m512i bytes = _mm512_loadu_si512(codes + static_cast<int64_t>(word) * args.page_size * 4);
+      if constexpr (kBits == 8) {
+        multiply(word, bytes);
+      } else {
+        multiply(2 * word, _mm512_and_si512(bytes, nibble));
+        multiply(2 * word + 1, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble));
+      }
+    }
+    Vector sums[kHeads];
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[h], 7), low[h]);
+      sums[h] = Vector{
+          _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(digits.scale[h]), _mm512_set1_ps(folded.offset[h]))};
+    }
+    StoreTokens<kHeads>(sums, scores);
+    scores += 16 * Pitch(kHeads);
+  }
+}
+
+template <int kBits>
+HWY_INLINE void ScoreSketchVnniBits(const SketchScoreArgs& args, float* scores) {
+  switch (args.heads) {
+    case 1:
+      return ScoreSketchVnniOf<kBits, 1>(args, scores);
+    case 2:
+      return ScoreSketchVnniOf<kBits, 2>(args, scores);
+    case 3:
+      return ScoreSketchVnniOf<kBits, 3>(args, scores);
+    default:
+      return ScoreSketchVnniOf<kBits, 4>(args, scores);
+  }
+}
+
+inline void ScoreSketchVnni(const SketchScoreArgs& args) {
+  ScoreSketchWith(args, [&args](float* scores) HWY_ATTR {
+    if (args.bits == 4) {
+      ScoreSketchVnniBits<4>(args, scores);
+    } else {
+      ScoreSketchVnniBits<8>(args, scores);
+    }
+  });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace santa::cpu
+HWY_POP_ATTRIBUTES
+#endif  // HWY_TARGET == HWY_AVX3
+
+#endif  // SANTA_KERNELS_CPU_SKETCH_PRODUCTS_INL_H_
