@@ -24,7 +24,10 @@ ABSL_FLAG(absl::Duration, timeout, absl::Seconds(60), "How long the command may 
 ABSL_FLAG(std::string, file, "", "attend: the safetensors file with q, k and v.");
 ABSL_FLAG(std::string, out, "", "attend: a safetensors file to write o and lse to.");
 ABSL_FLAG(uint32_t, layer, 0, "attend: the server's layer that plain `q`, `k` and `v` go to.");
-ABSL_FLAG(std::string, method, "EXACT", "attend: EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH or S2ANTA_PROP.");
+ABSL_FLAG(std::string, method, "EXACT",
+          "attend: EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH, S2ANTA_PROP, COORDINATED or SKETCHED.");
+ABSL_FLAG(float, target_relative_error, 0,
+          "attend: the error that COORDINATED or SKETCHED may make, in (0, 1), in place of --samples.");
 ABSL_FLAG(uint32_t, samples, 0,
           "attend: value rows drawn for each query head, S. 0 with a sampled method: a sixteenth of the tokens.");
 ABSL_FLAG(uint64_t, seed, 0, "attend: of the random draws; the same seed gives the same answer.");
@@ -116,6 +119,7 @@ int main(int argc, char** argv) {
       .layer = absl::GetFlag(FLAGS_layer),
       .method = absl::GetFlag(FLAGS_method),
       .samples = absl::GetFlag(FLAGS_samples),
+      .target_relative_error = absl::GetFlag(FLAGS_target_relative_error),
       .seed = absl::GetFlag(FLAGS_seed),
       .scale = absl::GetFlag(FLAGS_scale),
       .window = absl::GetFlag(FLAGS_window),

@@ -195,6 +195,8 @@ MaybeFailure Cli::Info() {
   Print("layout            %d layers, %d query heads, %d KV heads, head dimension %d, %s, pages of %d tokens",
         layout.num_layers(), layout.num_query_heads(), layout.num_kv_heads(), layout.head_dim(),
         v1::DataType_Name(layout.dtype()), layout.page_size());
+  Print("sketch              %s, %.1f MB beside %.1f MB of pages", v1::Sketch_Name(layout.sketch()),
+        static_cast<double>(info.sketch_bytes()) / 1e6, static_cast<double>(info.kv_bytes()) / 1e6);
   Print("methods           %s", methods);
   Print("pages             %d free of %d", info.free_pages(), limits.total_pages());
   Print("sequences         %d of %d", info.num_sequences(), limits.max_sequences());
@@ -222,6 +224,9 @@ MaybeFailure Cli::Attend() {
   if (!method.ok()) return UsageFailure(Concat("--method: ", std::string(method.status().message())));
   method_ = *method;
   if (method_ == v1::METHOD_EXACT && options_.samples != 0) return UsageFailure("--samples: EXACT draws none");
+  if (options_.samples != 0 && options_.target_relative_error != 0) {
+    return UsageFailure("--samples and --target_relative_error: one of them");
+  }
   if (options_.file.empty()) return UsageFailure("--file: attend needs a safetensors file with q, k and v");
   const absl::StatusOr<Safetensors> file = Safetensors::Open(options_.file);
   if (!file.ok()) return UsageFailure(Concat("--file: ", std::string(file.status().message())));
@@ -252,7 +257,7 @@ MaybeFailure Cli::AttendLayer(const v1::SequenceHandle& handle, const LayerInput
     return ServerFailure(status);
   }
   uint32_t samples = options_.samples;
-  if (samples == 0 && method_ != v1::METHOD_EXACT) {
+  if (samples == 0 && method_ != v1::METHOD_EXACT && options_.target_relative_error == 0) {
     samples = static_cast<uint32_t>((input.tokens() + kDefaultSampleShare - 1) / kDefaultSampleShare);
   }
   const absl::StatusOr<v1::AttendResult> result = Ask(handle, input, method_, samples, stream);
@@ -286,6 +291,7 @@ absl::StatusOr<v1::AttendResult> Cli::Ask(const v1::SequenceHandle& handle, cons
   v1::AttentionOptions& attention = *item.mutable_options();
   attention.set_method(method);
   attention.set_sample_count(samples);
+  if (method != v1::METHOD_EXACT) attention.set_target_relative_error(options_.target_relative_error);
   attention.set_seed(options_.seed);
   attention.set_scale(options_.scale);
   attention.set_window(options_.window);
@@ -322,6 +328,12 @@ void Cli::PrintStatistics(const v1::AttendStatistics& statistics) {
         percent(statistics.value_rows_read(), dense_rows));
   Print("  KV bytes read     %d of %d (%.2f %%)", statistics.kv_bytes_read(), statistics.dense_kv_bytes(),
         percent(statistics.kv_bytes_read(), statistics.dense_kv_bytes()));
+  double squares = 0;
+  for (const float error : statistics.relative_standard_error()) squares += double{error} * error;
+  if (statistics.relative_standard_error_size() > 0) {
+    const double error = std::sqrt(squares / statistics.relative_standard_error_size());
+    Print("  standard error    %s", std::isnan(error) ? std::string("not known") : absl::StrFormat("%.4f", error));
+  }
   Print("  time              %.3f ms in the queue, %.3f ms on the device", statistics.queue_seconds() * 1e3,
         statistics.device_seconds() * 1e3);
 }

@@ -23,7 +23,8 @@ struct CliOptions {
   std::string out;  // empty: nothing is written
   uint32_t layer = 0;
   std::string method = "EXACT";
-  uint32_t samples = 0;  // 0 with a sampled method: a sixteenth of the tokens
+  uint32_t samples = 0;             // 0 with a sampled method and no target: a sixteenth of the tokens
+  float target_relative_error = 0;  // COORDINATED and SKETCHED, in place of samples
   uint64_t seed = 0;
   float scale = 0;
   uint32_t window = 0;

@@ -29,11 +29,11 @@ absl::StatusOr<int32_t> PagesOf(int64_t bytes, int64_t most_bytes, const KvLayou
     return absl::InvalidArgumentError(
         absl::StrCat("--kv_bytes is ", bytes, "; allowed is at most ", where, " memory, ", most_bytes, " bytes"));
   }
-  const int64_t pages = bytes / static_cast<int64_t>(layout.page_bytes());
+  const auto page_bytes = static_cast<int64_t>(layout.page_bytes() + layout.sketch_page_bytes());
+  const int64_t pages = bytes / page_bytes;
   if (pages < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("--kv_bytes is ", bytes,
-                                                   "; allowed is room for one page or more of this layout, ",
-                                                   layout.page_bytes(), " bytes each"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--kv_bytes is ", bytes, "; allowed is room for one page or more of this layout, ", page_bytes, " bytes each"));
   }
   return static_cast<int32_t>(std::min<int64_t>(pages, std::numeric_limits<int32_t>::max()));
 }

@@ -42,8 +42,7 @@ void InstallStandardServices() {
 // Those that it has with many samples over many tokens.
 std::vector<Method> MethodsOf(const Backend& backend) {
   std::vector<Method> methods;
-  for (const Method method : {Method::kExact, Method::kSanta, Method::kStratified, Method::kSystematic,
-                              Method::kS2antaFlash, Method::kS2antaProp}) {
+  for (const Method method : kAllMethods) {
     const uint32_t samples = method == Method::kExact ? 0 : kMaxSampleCount;
     if (backend.Supports({.method = method, .sample_count = samples}, 2 * int64_t{kMaxSampleCount}).ok()) {
       methods.push_back(method);
@@ -284,6 +283,8 @@ std::string AttentionServer::State::RenderMetrics() {
                          .waiting_items = engine.queued_items(),
                          .total_pages = pool.num_pages(),
                          .free_pages = pool.free_pages(),
+                         .kv_bytes = static_cast<int64_t>(backend->layout().page_bytes()) * pool.num_pages(),
+                         .sketch_bytes = static_cast<int64_t>(backend->layout().sketch_page_bytes()) * pool.num_pages(),
                          .sequences = store.size(),
                          .serving = Readiness().ok(),
                          .fallback_layers = [this](Method method) { return auditor.fallback_layers(method); }});

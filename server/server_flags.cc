@@ -45,6 +45,10 @@ ABSL_FLAG(int32_t, head_dim, 128, "Head dimension: a multiple of 8 in [8, 256]."
 ABSL_FLAG(int32_t, page_size, 64, "Tokens in a page of the KV cache: a power of two in [16, 256].");
 ABSL_FLAG(std::string, dtype, "bf16",
           "Storage of keys and values: fp32, bf16 or fp16; on a GPU bf16, fp16 or fp8_e4m3.");
+ABSL_FLAG(
+    std::string, sketch, "none",
+    "What is kept of every full page beside it, for the method SKETCHED: none, k4 (keys in 4 bits a feature), k4v4 "
+    "or k8v8 (values too: smaller errors). Its memory is part of --kv_bytes.");
 ABSL_FLAG(std::string, kv_scales, "",
           "fp8_e4m3: JSON file {\"k_scale\": [[...], ...], \"v_scale\": [[...], ...]}, a number for each layer and "
           "key/value head. x is stored as x / scale. Empty: all 1.");
@@ -142,6 +146,11 @@ absl::StatusOr<KvLayout> LayoutFromFlags() {
     known = true;
   }
   if (!known) return BadFlag("dtype", "\"" + text + "\"", "fp32, bf16, fp16 or fp8_e4m3");
+  const std::string sketch = absl::GetFlag(FLAGS_sketch);
+  const auto* const found =
+      std::find_if(kAllSketches.begin(), kAllSketches.end(), [&](Sketch each) { return Name(each) == sketch; });
+  if (found == kAllSketches.end()) return BadFlag("sketch", "\"" + sketch + "\"", "none, k4, k4v4 or k8v8");
+  layout.sketch = *found;
   if (const absl::Status status = Validate(layout); !status.ok()) return AsFlag(status);
   return layout;
 }

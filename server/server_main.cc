@@ -115,6 +115,8 @@ int ServerMain(int argc, char** argv, const std::function<std::unique_ptr<Backen
        {"page_size", layout.page_size},
        {"pages", pages},
        {"kv_bytes", static_cast<int64_t>(layout.page_bytes()) * pages},
+       {"sketch", Name(layout.sketch)},
+       {"sketch_bytes", static_cast<int64_t>(layout.sketch_page_bytes()) * pages},
        {"tls", !options->tls_certificate.empty()}});
 
   const int signal = WaitForSignalOrFailure(signals, server);

@@ -180,9 +180,10 @@ TEST(MetricsDocumentTest, LabelsHaveTheValuesDocumented) {
     EXPECT_EQ(live.values.count(label), 1U) << label.first << " has no label " << label.second;
   }
   // Those that a server has from its start are there in full.
-  for (const char* family : {"santa_attend_seconds", "santa_kv_bytes_read_total", "santa_dense_kv_bytes_total",
-                             "santa_value_rows_read_total", "santa_attend_items_total", "santa_audit_speedup_ratio",
-                             "santa_audit_relative_error", "santa_audit_fallback_layers"}) {
+  for (const char* family :
+       {"santa_attend_seconds", "santa_kv_bytes_read_total", "santa_dense_kv_bytes_total",
+        "santa_value_rows_read_total", "santa_attend_items_total", "santa_audit_speedup_ratio",
+        "santa_audit_relative_error", "santa_audit_fallback_layers", "santa_relative_standard_error"}) {
     EXPECT_EQ(live.values.at({family, "method"}), documented.at({family, "method"})) << family;
   }
   EXPECT_EQ(live.values.at({"santa_kv_pages", "state"}), documented.at({"santa_kv_pages", "state"}));

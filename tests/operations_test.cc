@@ -127,6 +127,8 @@ TEST(OperationsTest, MetricsAreThoseDocumented) {
                                             "santa_tokens_appended_total",
                                             "santa_kv_cache_usage_ratio",
                                             "santa_kv_pages",
+                                            "santa_kv_memory_bytes",
+                                            "santa_relative_standard_error",
                                             "santa_sequences",
                                             "santa_sequences_expired_total",
                                             "santa_grpc_requests_total",

@@ -15,7 +15,7 @@ using grpc::StatusCode;
 std::vector<v1::AttentionOptions> EveryMethod() {
   std::vector<v1::AttentionOptions> all;
   for (const v1::Method method : {v1::METHOD_EXACT, v1::METHOD_SANTA, v1::METHOD_STRATIFIED, v1::METHOD_SYSTEMATIC,
-                                  v1::METHOD_S2ANTA_FLASH, v1::METHOD_S2ANTA_PROP}) {
+                                  v1::METHOD_S2ANTA_FLASH, v1::METHOD_S2ANTA_PROP, v1::METHOD_COORDINATED}) {
     v1::AttentionOptions options;
     options.set_method(method);
     if (method != v1::METHOD_EXACT) options.set_sample_count(32);

@@ -262,7 +262,8 @@ std::string LoadUsage() {
       "Flags, with their defaults:\n";
   AppendHelp("server", defaults.server, "the server's address, or another gRPC target", text);
   AppendHelp("metrics", "", "HOST:PORT of the server's /metrics: device time is then the device's own count", text);
-  AppendHelp("method", "EXACT", "EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH or S2ANTA_PROP", text);
+  AppendHelp("method", "EXACT",
+             "EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH, S2ANTA_PROP, COORDINATED or SKETCHED", text);
   AppendHelp("dtype", "bf16", "of q, and of appended k and v: bf16, fp16 or fp32", text);
   AppendHelp("tokens", defaults.tokens.text(),
              "uploaded to each sequence and layer before the load: N, or by sequence uniform:LEAST:MOST,\n"

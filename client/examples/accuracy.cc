@@ -16,7 +16,8 @@
 
 ABSL_FLAG(int64_t, context, 8192, "Bytes of context: a prompt and the bytes that are scored after it.");
 ABSL_FLAG(std::vector<std::string>, methods,
-          (std::vector<std::string>{"EXACT", "SANTA", "STRATIFIED", "SYSTEMATIC", "S2ANTA_FLASH", "S2ANTA_PROP"}),
+          (std::vector<std::string>{"EXACT", "SANTA", "STRATIFIED", "SYSTEMATIC", "S2ANTA_FLASH", "S2ANTA_PROP",
+                                    "COORDINATED", "SKETCHED"}),
           "Methods of attention to compare, separated by commas.");
 ABSL_FLAG(std::vector<std::string>, divisors, (std::vector<std::string>{"8", "16", "32"}),
           "Sample counts, as divisors of the context, separated by commas.");

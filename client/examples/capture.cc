@@ -89,9 +89,9 @@ absl::Status Run() {
   const auto kv_heads = ParseIndices("kv_heads", absl::GetFlag(FLAGS_kv_heads), c.num_kv_heads);
   if (!kv_heads.ok()) return kv_heads.status();
   const int64_t context = absl::GetFlag(FLAGS_context);
-  const auto passages = LoadPassages(
-      {absl::GetFlag(FLAGS_passage)},
-      {.context = context + 1, .continuation = 2, .num_keys = absl::GetFlag(FLAGS_pass_keys)});
+  const auto passages =
+      LoadPassages({absl::GetFlag(FLAGS_passage)},
+                   {.context = context + 1, .continuation = 2, .num_keys = absl::GetFlag(FLAGS_pass_keys)});
   if (!passages.ok()) return passages.status();
   const std::string text = passages->front().prompt + passages->front().continuation;
 

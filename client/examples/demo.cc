@@ -21,7 +21,8 @@
 
 ABSL_FLAG(int64_t, context, 4096, "Bytes of context: a prompt and the bytes that are scored after it.");
 ABSL_FLAG(std::vector<std::string>, methods,
-          (std::vector<std::string>{"EXACT", "SANTA", "STRATIFIED", "SYSTEMATIC", "S2ANTA_FLASH", "S2ANTA_PROP"}),
+          (std::vector<std::string>{"EXACT", "SANTA", "STRATIFIED", "SYSTEMATIC", "S2ANTA_FLASH", "S2ANTA_PROP",
+                                    "COORDINATED", "SKETCHED"}),
           "Methods of attention to compare, separated by commas.");
 ABSL_FLAG(uint32_t, samples, 0, "Value rows drawn per query head, S. 0: context / 16.");
 ABSL_FLAG(uint64_t, seed, 1, "Seed of every estimator's draws.");

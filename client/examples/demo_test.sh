@@ -5,7 +5,7 @@ demo=client/examples/demo
 
 out=$("$demo" --context=512 --passages=kjv_judges --pass_keys=2 --score_bytes=32 --generate=16)
 echo "$out"
-for word in LOCAL EXACT SANTA STRATIFIED SYSTEMATIC S2ANTA_FLASH S2ANTA_PROP 'Prompt (' santa_kv_bytes_read_total; do
+for word in LOCAL EXACT SANTA STRATIFIED SYSTEMATIC S2ANTA_FLASH S2ANTA_PROP COORDINATED SKETCHED 'Prompt (' santa_kv_bytes_read_total; do
   grep -qF -- "$word" <<<"$out" || { echo "missing in the output: $word"; exit 1; }
 done
 

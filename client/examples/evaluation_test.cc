@@ -20,7 +20,8 @@ TEST(Evaluation, ExactThroughTheServerIsLocalAttention) {
   ASSERT_TRUE(setup.ok()) << setup.status();
   const auto passages = LoadPassages({"kjv_judges"}, {.context = kContext, .continuation = 65, .num_keys = kKeys});
   ASSERT_TRUE(passages.ok()) << passages.status();
-  const std::vector<std::string> names = {"EXACT", "SANTA", "STRATIFIED", "SYSTEMATIC", "S2ANTA_FLASH", "S2ANTA_PROP"};
+  const std::vector<std::string> names = {"EXACT",        "SANTA",       "STRATIFIED",  "SYSTEMATIC",
+                                          "S2ANTA_FLASH", "S2ANTA_PROP", "COORDINATED", "SKETCHED"};
   const auto methods = ParseMethods(names, {kContext / 4});
   ASSERT_TRUE(methods.ok()) << methods.status();
 

@@ -13,6 +13,7 @@
 ABSL_FLAG(std::string, server, "server/attention_server", "The attention_server program to start.");
 ABSL_FLAG(std::string, model, "model/weights", "Folder of the model's config.json and model.safetensors.");
 ABSL_FLAG(std::string, heldout, "model/heldout", "Folder of the held-out texts, *.txt.");
+ABSL_FLAG(std::string, sketch, "k4", "What the server keeps beside its pages, for SKETCHED: none, k4, k4v4 or k8v8.");
 ABSL_FLAG(std::vector<std::string>, server_flags, {}, "More flags for the server, separated by commas.");
 
 namespace santa {
@@ -23,8 +24,9 @@ constexpr int64_t kPageTokens = 64;
 // Pages for the prompt, and for each fork its own tokens and a copy of the prompt's last page; then some to spare.
 int64_t KvBytes(const LlamaConfig& config, int64_t context, int64_t forks, int64_t fork_tokens) {
   const int64_t pages = context / kPageTokens + forks * (fork_tokens / kPageTokens + 2) + 64;
-  const int64_t bf16_bytes = 2;
-  return pages * kPageTokens * config.num_layers * 2 * config.kv_size() * bf16_bytes;
+  // Of an element of K or V and of the largest sketch's; its columns' ranges are a sixteenth of a page.
+  const int64_t bytes = 2 + 1;
+  return pages * kPageTokens * config.num_layers * 2 * config.kv_size() * bytes * 17 / 16;
 }
 
 }  // namespace
@@ -93,6 +95,7 @@ absl::StatusOr<std::unique_ptr<RunSetup>> RunSetup::Start(int64_t context, int64
       absl::StrCat("--head_dim=", config->head_dim),
       absl::StrCat("--page_size=", kPageTokens),
       "--dtype=bf16",
+      absl::StrCat("--sketch=", absl::GetFlag(FLAGS_sketch)),
       absl::StrCat("--kv_bytes=", KvBytes(*config, context, forks, fork_tokens)),
   };
   for (const std::string& flag : absl::GetFlag(FLAGS_server_flags)) arguments.push_back(flag);

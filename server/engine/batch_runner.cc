@@ -233,7 +233,8 @@ absl::Status BatchRunner::Execute(bool* decoding) {
                         .q = item.q,
                         .o = item.o,
                         .lse = item.lse,
-                        .statistics = &item.statistics});
+                        .statistics = &item.statistics,
+                        .relative_standard_error = item.relative_standard_error.data()});
   }
   if (!copies_.empty()) {
     if (absl::Status status = backend_->CopyPages(copies_); !status.ok()) return status;

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -34,11 +35,12 @@ struct StepItem {
   AttentionOptions options;            // valid, as Validate(options) has it
   const float* sink_logits = nullptr;  // [H] or null
   DType io_dtype = DType::kFloat32;
-  const void* q = nullptr;  // [H][D]
-  void* o = nullptr;        // [H][D]
-  float* lse = nullptr;     // [H]
+  const void* q = nullptr;                   // [H][D]
+  void* o = nullptr;                         // [H][D]
+  float* lse = nullptr;                      // [H]
+  std::span<float> relative_standard_error;  // [H], as in DecodeItem, or empty: not asked for
 
-  // Filled by the engine. The answer (o, lse, statistics) is there when the status is OK:
+  // Filled by the engine. The answer (o, lse, errors, statistics) is there when the status is OK:
   // NOT_FOUND: no such sequence. INVALID_ARGUMENT: no such layer, a negative number, a missing pointer, or the sequence
   // comes twice in the step. OUT_OF_RANGE: position (of the query or of the tokens) above what the layer holds (named
   // in the message), or past max_tokens_per_sequence. FAILED_PRECONDITION: a token is stored at that position already

@@ -1,6 +1,7 @@
 #include "server/metrics/metrics.h"
 
 #include <array>
+#include <cmath>
 #include <mutex>
 
 #include "prometheus/counter.h"
@@ -19,9 +20,6 @@ using prometheus::Counter;
 using prometheus::Family;
 using prometheus::Gauge;
 using prometheus::Histogram;
-
-constexpr std::array kMethods = {Method::kExact,      Method::kSanta,       Method::kStratified,
-                                 Method::kSystematic, Method::kS2antaFlash, Method::kS2antaProp};
 
 Histogram::BucketBoundaries SecondsBuckets() {  // 10 us to 10 s
   return {1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10};
@@ -50,6 +48,7 @@ struct MethodMetrics {
   Counter* dense_kv_bytes = nullptr;
   Counter* value_rows_read = nullptr;
   Counter* items_ok = nullptr;
+  Histogram* relative_standard_error = nullptr;  // null for EXACT
 };
 
 // Of one sampled method.
@@ -95,6 +94,11 @@ struct Metrics::State {
   Family<Counter>& value_rows_read =
       Register(BuildCounter(), "santa_value_rows_read_total",
                "Distinct rows of V that contributed to answers, summed over key/value heads, by method.", registry);
+  Family<Histogram>& relative_standard_error =
+      Register(BuildHistogram(), "santa_relative_standard_error",
+               "Standard error of an answer over its norm, as the rows that it read tell it: root mean square over the "
+               "query heads, by method. Answers that say nothing of their error are left out.",
+               registry);
   Family<Counter>& attend_items = Register(BuildCounter(), "santa_attend_items_total",
                                            "Attend items answered, by method and status code.", registry);
   Counter& tokens_appended = Register(BuildCounter(), "santa_tokens_appended_total",
@@ -107,6 +111,10 @@ struct Metrics::State {
       Register(BuildGauge(), "santa_kv_pages", "Pages of the KV cache, by state (free, used).", registry);
   Gauge& pages_free = pages.Add({{"state", "free"}});
   Gauge& pages_used = pages.Add({{"state", "used"}});
+  Family<Gauge>& memory =
+      Register(BuildGauge(), "santa_kv_memory_bytes", "Memory of the KV cache, by part (pages, sketches).", registry);
+  Gauge& memory_pages = memory.Add({{"part", "pages"}});
+  Gauge& memory_sketches = memory.Add({{"part", "sketches"}});
   Gauge& sequences = Register(BuildGauge(), "santa_sequences", "Sequences that the server holds.", registry).Add({});
   Counter& expired = Register(BuildCounter(), "santa_sequences_expired_total",
                               "Sequences released because their lease ran out.", registry)
@@ -149,14 +157,14 @@ struct Metrics::State {
       Register(BuildCounter(), "santa_audit_fallback_items_total",
                "Attend items that were answered with EXACT in place of the method that they asked for.", registry);
 
-  std::array<MethodMetrics, kMethods.size()> methods;
-  std::array<AuditMetrics, kMethods.size()> audits;  // but for EXACT
+  std::array<MethodMetrics, kAllMethods.size()> methods;
+  std::array<AuditMetrics, kAllMethods.size()> audits;  // but for EXACT
 };
 
 Metrics::Metrics(const std::string& version, const std::string& backend) : state_(std::make_unique<State>()) {
   state_->build_info.Add({{"version", version}, {"backend", backend}}).Set(1);
-  for (size_t i = 0; i < kMethods.size(); ++i) {
-    const std::string method(Name(kMethods[i]));
+  for (size_t i = 0; i < kAllMethods.size(); ++i) {
+    const std::string method(Name(kAllMethods[i]));
     const prometheus::Labels labels = {{"method", method}};
     state_->methods[i] = {
         .seconds = &state_->attend_seconds.Add(labels, SecondsBuckets()),
@@ -165,7 +173,8 @@ Metrics::Metrics(const std::string& version, const std::string& backend) : state
         .value_rows_read = &state_->value_rows_read.Add(labels),
         .items_ok = &state_->attend_items.Add({{"method", method}, {"code", "OK"}}),
     };
-    if (kMethods[i] == Method::kExact) continue;
+    if (kAllMethods[i] == Method::kExact) continue;
+    state_->methods[i].relative_standard_error = &state_->relative_standard_error.Add(labels, ErrorBuckets());
     state_->audits[i] = {
         .speedup = &state_->audit_speedup.Add(labels, SpeedupBuckets()),
         .relative_error = &state_->audit_relative_error.Add(labels, ErrorBuckets()),
@@ -207,6 +216,12 @@ void Metrics::RecordStep(const Step& step) {
     metrics.kv_bytes_read->Increment(static_cast<double>(item.statistics.kv_bytes_read));
     metrics.dense_kv_bytes->Increment(static_cast<double>(item.statistics.dense_kv_bytes));
     metrics.value_rows_read->Increment(static_cast<double>(item.statistics.value_rows_read));
+    if (metrics.relative_standard_error == nullptr || item.relative_standard_error.empty()) continue;
+    double squares = 0;
+    for (const float error : item.relative_standard_error) squares += double{error} * error;
+    if (std::isnan(squares)) continue;
+    const auto heads = static_cast<double>(item.relative_standard_error.size());
+    metrics.relative_standard_error->Observe(std::sqrt(squares / heads));
   }
   state_->tokens_appended.Increment(static_cast<double>(appended));
 }
@@ -255,11 +270,13 @@ std::string Metrics::Render(const GaugeValues& gauges) {
   state_->usage.Set(gauges.total_pages > 0 ? static_cast<double>(used) / static_cast<double>(gauges.total_pages) : 0);
   state_->pages_free.Set(static_cast<double>(gauges.free_pages));
   state_->pages_used.Set(static_cast<double>(used));
+  state_->memory_pages.Set(static_cast<double>(gauges.kv_bytes));
+  state_->memory_sketches.Set(static_cast<double>(gauges.sketch_bytes));
   state_->sequences.Set(static_cast<double>(gauges.sequences));
   state_->serving.Set(gauges.serving ? 1 : 0);
-  for (size_t i = 0; i < kMethods.size(); ++i) {
-    if (kMethods[i] == Method::kExact || !gauges.fallback_layers) continue;
-    state_->audits[i].fallback_layers->Set(static_cast<double>(gauges.fallback_layers(kMethods[i])));
+  for (size_t i = 0; i < kAllMethods.size(); ++i) {
+    if (kAllMethods[i] == Method::kExact || !gauges.fallback_layers) continue;
+    state_->audits[i].fallback_layers->Set(static_cast<double>(gauges.fallback_layers(kAllMethods[i])));
   }
   return prometheus::TextSerializer().Serialize(state_->registry.Collect());
 }

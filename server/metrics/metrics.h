@@ -27,6 +27,8 @@ struct GaugeValues {
   int64_t waiting_items = 0;
   int64_t total_pages = 0;
   int64_t free_pages = 0;
+  int64_t kv_bytes = 0;  // of all pages
+  int64_t sketch_bytes = 0;
   int64_t sequences = 0;
   bool serving = false;
   std::function<int64_t(Method)> fallback_layers = {};  // empty: none

@@ -20,6 +20,8 @@ TEST(MetricsTest, AStepCountsOnceInEachFamily) {
   step.items[0].options.method = Method::kS2antaFlash;
   step.items[0].tokens_appended = 1;
   step.items[0].statistics = {.visible_tokens = 10, .value_rows_read = 4, .kv_bytes_read = 300, .dense_kv_bytes = 500};
+  std::vector<float> errors = {0.03F, 0.04F, 0.05F};  // root mean square 0.0408
+  step.items[0].relative_standard_error = errors;
   step.items[1].q = &q;
   step.items[1].status = absl::NotFoundError("gone");
   step.items[2].tokens_appended = 5;  // an upload: no attend item
@@ -28,8 +30,13 @@ TEST(MetricsTest, AStepCountsOnceInEachFamily) {
   metrics.RecordExpired(2);
   metrics.RecordRpc("Attend", absl::StatusCode::kUnavailable);
 
-  const std::string text =
-      metrics.Render({.running_items = 1, .waiting_items = 2, .total_pages = 8, .free_pages = 6, .sequences = 3});
+  const std::string text = metrics.Render({.running_items = 1,
+                                           .waiting_items = 2,
+                                           .total_pages = 8,
+                                           .free_pages = 6,
+                                           .kv_bytes = 4096,
+                                           .sketch_bytes = 1024,
+                                           .sequences = 3});
   for (const char* line : {
            "santa_build_info{backend=\"cpu\",version=\"1.2.3\"} 1",
            "santa_requests_running 1",
@@ -44,6 +51,10 @@ TEST(MetricsTest, AStepCountsOnceInEachFamily) {
            "santa_value_rows_read_total{method=\"S2ANTA_FLASH\"} 4",
            "santa_attend_items_total{code=\"OK\",method=\"S2ANTA_FLASH\"} 1",
            "santa_attend_items_total{code=\"NOT_FOUND\",method=\"EXACT\"} 1",
+           "santa_relative_standard_error_bucket{method=\"S2ANTA_FLASH\",le=\"0.03\"} 0",
+           "santa_relative_standard_error_bucket{method=\"S2ANTA_FLASH\",le=\"0.05\"} 1",
+           "santa_kv_memory_bytes{part=\"pages\"} 4096",
+           "santa_kv_memory_bytes{part=\"sketches\"} 1024",
            "santa_tokens_appended_total 6",
            "santa_kv_cache_usage_ratio 0.25",
            "santa_kv_pages{state=\"free\"} 6",

@@ -76,7 +76,7 @@ void AttendAnswerWriter::Allocate() {
   for (Item& item : items_) {
     if (!item.status.ok()) continue;
     item.o = AlignUp(size + kHeadRoom);
-    size = item.o + o_bytes(item) + kLengthRoom + lse_bytes + kLengthRoom + kStatisticsRoom;
+    size = item.o + o_bytes(item) + kLengthRoom + lse_bytes + kLengthRoom + StatisticsRoom(layout_.num_query_heads);
   }
   if (size == 0) return;
   slice_ = grpc_slice_malloc(size + kAlignment);

@@ -22,8 +22,10 @@ namespace v1 = ::santa::attention::v1;
 // written, and failures and statistics noted; Take. Not thread safe.
 class AttendAnswerWriter {
  public:
-  // What any AttendStatistics takes at most, as encoded.
-  static constexpr size_t kStatisticsRoom = 256;
+  // What any AttendStatistics takes at most, as encoded: a number for each query head, and others.
+  static constexpr size_t StatisticsRoom(int32_t num_query_heads) {
+    return 256 + sizeof(float) * static_cast<size_t>(num_query_heads);
+  }
 
   AttendAnswerWriter() = default;
   ~AttendAnswerWriter() { Release(); }
@@ -41,7 +43,7 @@ class AttendAnswerWriter {
   float* lse(size_t item) { return lse_.data() + item * layout_.num_query_heads; }
 
   void SetFailed(size_t item, const absl::Status& status) { items_[item].status = status; }
-  void SetStatistics(size_t item, const v1::AttendStatistics& statistics);  // at most kStatisticsRoom, encoded
+  void SetStatistics(size_t item, const v1::AttendStatistics& statistics);  // at most StatisticsRoom, encoded
 
   grpc::ByteBuffer Take();
 

@@ -62,6 +62,9 @@ grpc::ServerUnaryReactor* AttentionService::GetServerInfo(grpc::CallbackServerCo
     limits->set_default_lease_seconds(absl::ToDoubleSeconds(context_->store_limits.default_lease));
     response->set_free_pages(context_->pool->free_pages());
     response->set_num_sequences(context_->store->size());
+    const int64_t pages = context_->pool->num_pages();
+    response->set_kv_bytes(static_cast<int64_t>(context_->layout.page_bytes()) * pages);
+    response->set_sketch_bytes(static_cast<int64_t>(context_->layout.sketch_page_bytes()) * pages);
     return absl::OkStatus();
   });
 }

@@ -36,8 +36,26 @@ v1::Method ToMessage(Method method) {
       return v1::METHOD_S2ANTA_FLASH;
     case Method::kS2antaProp:
       return v1::METHOD_S2ANTA_PROP;
+    case Method::kCoordinated:
+      return v1::METHOD_COORDINATED;
+    case Method::kSketched:
+      return v1::METHOD_SKETCHED;
   }
   return v1::METHOD_UNSPECIFIED;
+}
+
+v1::Sketch ToMessage(Sketch sketch) {
+  switch (sketch) {
+    case Sketch::kNone:
+      return v1::SKETCH_NONE;
+    case Sketch::kK4:
+      return v1::SKETCH_K4;
+    case Sketch::kK4V4:
+      return v1::SKETCH_K4V4;
+    case Sketch::kK8V8:
+      return v1::SKETCH_K8V8;
+  }
+  return v1::SKETCH_UNSPECIFIED;
 }
 
 void ToMessage(const KvLayout& layout, v1::KvLayout* out) {
@@ -47,6 +65,7 @@ void ToMessage(const KvLayout& layout, v1::KvLayout* out) {
   out->set_head_dim(layout.head_dim);
   out->set_dtype(ToMessage(layout.dtype));
   out->set_page_size(layout.page_size);
+  out->set_sketch(ToMessage(layout.sketch));
 }
 
 void ToMessage(const SequenceInfo& info, v1::Sequence* out) {

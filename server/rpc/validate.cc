@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/element.h"
+#include "server/rpc/convert.h"
 #include "server/rpc/representable.h"
 
 namespace santa {
@@ -96,27 +97,14 @@ absl::Status CheckSinks(const v1::AttentionOptions& options, int32_t num_query_h
 
 // METHOD_UNSPECIFIED means EXACT.
 bool KnownMethod(int wire_method, Method* method) {
-  if (!v1::Method_IsValid(wire_method)) return false;
-  switch (static_cast<v1::Method>(wire_method)) {
-    case v1::METHOD_SANTA:
-      *method = Method::kSanta;
-      return true;
-    case v1::METHOD_STRATIFIED:
-      *method = Method::kStratified;
-      return true;
-    case v1::METHOD_SYSTEMATIC:
-      *method = Method::kSystematic;
-      return true;
-    case v1::METHOD_S2ANTA_FLASH:
-      *method = Method::kS2antaFlash;
-      return true;
-    case v1::METHOD_S2ANTA_PROP:
-      *method = Method::kS2antaProp;
-      return true;
-    default:
-      *method = Method::kExact;
-      return true;
+  *method = Method::kExact;
+  if (wire_method == v1::METHOD_UNSPECIFIED) return true;
+  for (const Method known : kAllMethods) {
+    if (ToMessage(known) != wire_method) continue;
+    *method = known;
+    return true;
   }
+  return false;
 }
 
 }  // namespace
@@ -148,7 +136,8 @@ absl::StatusOr<AttentionOptions> ToOptions(const v1::AttentionOptions& options, 
                           .seed = options.seed(),
                           .scale = options.scale(),
                           .window = options.window(),
-                          .soft_cap = options.soft_cap()};
+                          .soft_cap = options.soft_cap(),
+                          .target_relative_error = options.target_relative_error()};
   if (!KnownMethod(options.method(), &out.method)) {
     return absl::UnimplementedError(
         absl::StrCat(field, ".method is ", static_cast<int>(options.method()), "; GetServerInfo lists those known"));

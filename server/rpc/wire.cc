@@ -3,6 +3,7 @@
 #include <grpcpp/support/proto_buffer_reader.h>
 #include <grpcpp/support/proto_buffer_writer.h>
 
+#include <span>
 #include <string>
 #include <utility>
 
@@ -25,6 +26,9 @@ void SetStatistics(const Step& step, const StepItem& item, v1::AttendStatistics*
   out->set_batch_items(step.batch_items);
   out->set_method(ToMessage(item.options.method));
   out->set_trace_id(step.trace_id);
+  out->set_key_rows_read(item.statistics.key_rows_read);
+  out->mutable_relative_standard_error()->Assign(item.relative_standard_error.begin(),
+                                                 item.relative_standard_error.end());
 }
 
 }  // namespace
@@ -85,9 +89,12 @@ void AttendExchange::ReadItems(const KvLayout& layout, Metrics* metrics) {
     places_.push_back(i);
   }
   writer_.Allocate();
+  const auto heads = static_cast<size_t>(layout.num_query_heads);
+  errors_.resize(places_.size() * heads);
   for (size_t i = 0; i < places_.size(); ++i) {
     step_.items[i].o = writer_.o(places_[i]);
     step_.items[i].lse = writer_.lse(places_[i]);
+    step_.items[i].relative_standard_error = std::span(errors_).subspan(i * heads, heads);
   }
 }
 

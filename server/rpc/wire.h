@@ -62,7 +62,8 @@ class AttendExchange {
   AttendAnswerWriter writer_;
   v1::AttendStatistics statistics_;
   Step step_;
-  std::vector<int> places_;  // step item -> request item
+  std::vector<int> places_;    // step item -> request item
+  std::vector<float> errors_;  // relative standard errors, [step item][H]
   absl::flat_hash_set<uint64_t> seen_;
 };
 
