@@ -26,7 +26,7 @@ int Run(int argc, char** argv) {
     // A flag's value that only the backend could judge.
     return report.status().code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
   }
-  std::fputs((options->json ? JsonLines(*report) : Table(*options, *report)).c_str(), stdout);
+  std::fputs((options->json ? JsonLines(*options, *report) : Table(*options, *report)).c_str(), stdout);
   return 0;
 }
 

@@ -1,12 +1,15 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <random>
 #include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "client/safetensors.h"
+#include "client/tensor.h"
 #include "kernels/bench/measure.h"
 #include "kernels/bench/options.h"
 
@@ -49,8 +52,9 @@ TEST(KernelBenchTest, RefusesBadFlagsWithASentence) {
       {"--dtype=int8", "--dtype is 'int8'; it must be fp32, bf16, fp16 or fp8_e4m3"},
       {"--sigma=nan", "--sigma is 'nan'; it must be a number in (0, 100]"},
       {"--methods=EXACT,FLASH",
-       "--methods names 'FLASH'; the methods are EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH and S2ANTA_PROP, "
-       "separated by commas"},
+       "--methods names 'FLASH'; the methods are EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH, S2ANTA_PROP, "
+       "COORDINATED, SKETCHED, separated by commas"},
+      {"--sketch=k3", "--sketch is 'k3'; it must be none, k4, k4v4 or k8v8"},
       {"--ragged=3x",
        "--ragged is '3x'; it must be like 15x1024,131072: at most 4096 sequences of 1 to 16777216 tokens"},
       {"--ragged=5000x1",
@@ -92,6 +96,44 @@ TEST(KernelBenchTest, MeasuresARaggedBatch) {
   EXPECT_LT(report->results[0].relative_error, 1e-5);
 }
 
+TEST(KernelBenchTest, SketchedIsThereWithASketchAlone) {
+  EXPECT_EQ(Parse({})->methods.size(), kAllMethods.size() - 1);
+  EXPECT_EQ(Parse({"--sketch=k4"})->methods.size(), kAllMethods.size());
+}
+
+// Sources, features and tokens of a file are repeated for a larger shape, and what is attended to stays the same.
+TEST(KernelBenchTest, MeasuresAFile) {
+  std::mt19937_64 random(1);
+  std::normal_distribution<float> normal;
+  const auto tensor = [&](std::vector<int64_t> shape, float mean) {
+    std::vector<float> numbers(shape[0] * shape[1] * shape[2]);
+    for (float& number : numbers) number = mean + normal(random);
+    return FromFloats(numbers, std::move(shape), ElementType::kFloat32);
+  };
+  const Tensor q = tensor({3, 2, 32}, 0);
+  const Tensor k = tensor({3, 700, 32}, 0);
+  // Around 1, so that errors are small beside what they are relative to.
+  const Tensor v = tensor({3, 700, 32}, 1);
+  const std::string path = ::testing::TempDir() + "/input.safetensors";
+  ASSERT_TRUE(WriteSafetensors(path, {{"q", q.view()}, {"k", k.view()}, {"v", v.view()}}).ok());
+  const std::string input = "--input=" + path;
+  const auto options = Parse({input, "--tokens=1400", "--query_heads=8", "--kv_heads=4", "--head_dim=64", "--batch=2",
+                              "--dtype=fp32", "--sketch=k4", "--samples=200", "--methods=EXACT,COORDINATED,SKETCHED",
+                              "--repetitions=10", "--threads=1"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  const auto report = Measure(*options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_LT(report->results[0].relative_error, 1e-5);
+  for (const Result& result : {report->results[1], report->results[2]}) {
+    EXPECT_GT(result.relative_error, 0.01);
+    EXPECT_NEAR(result.standard_error / result.relative_error, 1, 0.3);
+    EXPECT_LE(result.value_rows_read, 2 * 4 * (200 + 1400 % 64));
+  }
+  auto bad = *options;
+  bad.head_dim = 80;
+  EXPECT_EQ(Measure(bad).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(KernelBenchTest, JsonHasTheKeysAndSensibleNumbers) {
   const auto options = Parse({"--tokens=2000", "--query_heads=32", "--kv_heads=8", "--samples=300", "--repetitions=3",
                               "--methods=S2ANTA_FLASH,EXACT", "--threads=2"});
@@ -99,7 +141,7 @@ TEST(KernelBenchTest, JsonHasTheKeysAndSensibleNumbers) {
   const auto report = Measure(*options);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_GT(report->read_bytes_per_second, 0);
-  std::istringstream lines(JsonLines(*report));
+  std::istringstream lines(JsonLines(*options, *report));
   std::vector<nlohmann::ordered_json> objects;
   for (std::string line; std::getline(lines, line);) objects.push_back(nlohmann::ordered_json::parse(line));
   ASSERT_EQ(objects.size(), 2u);
@@ -107,9 +149,9 @@ TEST(KernelBenchTest, JsonHasTheKeysAndSensibleNumbers) {
   for (const auto& object : objects) {
     std::vector<std::string> keys;
     for (const auto& [key, value] : object.items()) keys.push_back(key);
-    EXPECT_EQ(keys,
-              (std::vector<std::string>{"method", "microseconds", "kv_bytes_read", "dense_kv_bytes", "bandwidth_ratio",
-                                        "speedup_vs_exact", "relative_error", "value_rows_read"}));
+    EXPECT_EQ(keys, (std::vector<std::string>{"method", "microseconds", "kv_bytes_read", "dense_kv_bytes",
+                                              "bandwidth_ratio", "speedup_vs_exact", "relative_error",
+                                              "value_rows_read", "standard_error", "samples", "sketch"}));
     EXPECT_GT(object["microseconds"], 0);
     EXPECT_GT(object["bandwidth_ratio"], 0);
     EXPECT_EQ(object["dense_kv_bytes"], dense);

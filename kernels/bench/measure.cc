@@ -26,11 +26,26 @@ double SquaredError(const std::vector<float>& found, const std::vector<double>& 
   return error / norm;
 }
 
+// What the first sequence's heads say of it.
+double ToldSquaredError(const Workload::Call& call, const Options& options, const std::vector<double>& expected) {
+  if (call.relative_standard_error.empty()) return std::nan("");
+  double error = 0;
+  double norm = 0;
+  for (int64_t head = 0; head < options.query_heads; ++head) {
+    double of_head = 0;
+    for (int64_t d = 0; d < options.head_dim; ++d) of_head += std::pow(expected[head * options.head_dim + d], 2);
+    norm += of_head;
+    error += of_head * std::pow(call.relative_standard_error[head], 2);
+  }
+  return error / norm;
+}
+
 // Calls of one method.
 struct Samples {
   std::vector<double> seconds;
   std::vector<double> speedups;
   double squared_error = 0;
+  double told_squared_error = 0;
   int64_t checked = 0;
   int64_t kv_bytes_read = 0;
   int64_t value_rows_read = 0;
@@ -56,7 +71,8 @@ Result Summarise(Method method, const Samples& samples, double read_bytes_per_se
           .bandwidth_ratio = static_cast<double>(bytes) / seconds / read_bytes_per_second,
           .speedup_vs_exact = Median(samples.speedups),
           .relative_error = std::sqrt(samples.squared_error / static_cast<double>(samples.checked)),
-          .value_rows_read = samples.value_rows_read / calls};
+          .value_rows_read = samples.value_rows_read / calls,
+          .standard_error = std::sqrt(samples.told_squared_error / static_cast<double>(samples.checked))};
 }
 
 // What the turns gave: of each method, and of reading.
@@ -152,6 +168,7 @@ absl::Status AddErrors(const Options& options, const Workload& workload, Backend
           workload.Decode(backend, options.methods[m], 0, static_cast<uint64_t>(options.seed + check));
       if (!call.ok()) return call.status();
       samples.squared_error += SquaredError(call->o, expected);
+      samples.told_squared_error += ToldSquaredError(*call, options, expected);
     }
   }
   return absl::OkStatus();
@@ -160,7 +177,9 @@ absl::Status AddErrors(const Options& options, const Workload& workload, Backend
 }  // namespace
 
 absl::StatusOr<Report> Measure(const Options& options) {
-  const Workload workload(options);
+  const absl::StatusOr<Workload> made = Workload::Make(options);
+  if (!made.ok()) return made.status();
+  const Workload& workload = *made;
   absl::StatusOr<Device> device = MakeDevice(options, workload.num_pages(), workload.dense_bytes());
   if (!device.ok()) return device.status();
   Backend& backend = *device->backend;

@@ -21,6 +21,8 @@ struct Result {
   double speedup_vs_exact = 0;  // median over the repetitions: the EXACT call of each over this method's
   double relative_error = 0;    // |o^ - o| / |o| of one sequence's heads, root mean square over the repetitions
   int64_t value_rows_read = 0;  // mean
+  // What the answers say of relative_error: root mean square over the same ones; NaN where they say nothing.
+  double standard_error = 0;
 };
 
 struct Report {
@@ -33,7 +35,7 @@ absl::StatusOr<Report> Measure(const Options& options);
 
 // For people, and one JSON object a line.
 std::string Table(const Options& options, const Report& report);
-std::string JsonLines(const Report& report);
+std::string JsonLines(const Options& options, const Report& report);
 
 }  // namespace santa::bench
 

@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
@@ -34,12 +35,10 @@ constexpr IntegerFlag kIntegerFlags[] = {
     {"samples", &Options::samples, 1, kMaxSampleCount, "draws a query head, for the sampled methods"},
     {"window", &Options::window, 0, int64_t{1} << 24, "sliding window in tokens; 0: none"},
     {"threads", &Options::threads, 0, 1024, "CPU threads; 0: one for each CPU"},
+    {"standard_errors", &Options::standard_errors, 0, 1, "1: answers tell their standard errors"},
     {"repetitions", &Options::repetitions, 1, 10000, "timed calls of each method"},
     {"seed", &Options::seed, 0, std::numeric_limits<int64_t>::max(), "of the data and the draws"},
 };
-
-constexpr Method kMethods[] = {Method::kExact,      Method::kSanta,       Method::kStratified,
-                               Method::kSystematic, Method::kS2antaFlash, Method::kS2antaProp};
 
 absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
@@ -56,15 +55,18 @@ absl::Status SetInteger(const IntegerFlag& flag, std::string_view value, Options
   return absl::OkStatus();
 }
 
+std::string MethodNames() {
+  return absl::StrJoin(kAllMethods, ", ", [](std::string* text, Method method) { *text += Name(method); });
+}
+
 absl::Status SetMethods(std::string_view value, Options& options) {
   options.methods.clear();
   for (const absl::string_view name : absl::StrSplit(View(value), ',')) {
-    const auto* const found = std::find_if(std::begin(kMethods), std::end(kMethods),
+    const auto* const found = std::find_if(kAllMethods.begin(), kAllMethods.end(),
                                            [name](Method method) { return View(Name(method)) == name; });
-    if (found == std::end(kMethods)) {
-      return absl::InvalidArgumentError(absl::StrCat("--methods names '", name,
-                                                     "'; the methods are EXACT, SANTA, STRATIFIED, SYSTEMATIC, "
-                                                     "S2ANTA_FLASH and S2ANTA_PROP, separated by commas"));
+    if (found == kAllMethods.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--methods names '", name, "'; the methods are ", MethodNames(), ", separated by commas"));
     }
     options.methods.push_back(*found);
   }
@@ -106,6 +108,18 @@ absl::Status SetOther(std::string_view name, std::string_view value, Options& op
     }
     return Refuse(name, value, "fp32, bf16, fp16 or fp8_e4m3");
   }
+  if (name == "sketch") {
+    for (const Sketch sketch : kAllSketches) {
+      if (Name(sketch) != value) continue;
+      options.sketch = sketch;
+      return absl::OkStatus();
+    }
+    return Refuse(name, value, "none, k4, k4v4 or k8v8");
+  }
+  if (name == "input") {
+    options.input = std::string(value);
+    return absl::OkStatus();
+  }
   if (name == "sigma") {
     if (!absl::SimpleAtod(View(value), &options.sigma) || !(options.sigma > 0 && options.sigma <= 100)) {
       return Refuse(name, value, "a number in (0, 100]");
@@ -146,7 +160,8 @@ KvLayout Options::layout() const {
           .num_kv_heads = static_cast<int32_t>(kv_heads),
           .head_dim = static_cast<int32_t>(head_dim),
           .page_size = static_cast<int32_t>(page_size),
-          .dtype = dtype};
+          .dtype = dtype,
+          .sketch = sketch};
 }
 
 AttentionOptions Options::attention(Method method, uint64_t draw_seed) const {
@@ -161,6 +176,11 @@ absl::StatusOr<Options> ParseOptions(std::span<const std::string_view> arguments
   for (const std::string_view argument : arguments) {
     if (absl::Status status = SetFlag(argument, options); !status.ok()) return status;
   }
+  if (options.methods.empty()) {
+    for (const Method method : kAllMethods) {
+      if (method != Method::kSketched || options.sketch != Sketch::kNone) options.methods.push_back(method);
+    }
+  }
   if (!options.ragged.empty()) {
     options.batch = static_cast<int64_t>(options.ragged.size());
     options.tokens = *std::max_element(options.ragged.begin(), options.ragged.end());
@@ -173,15 +193,19 @@ std::string Usage() {
   std::string usage =
       "Measures decode attention: every method beside EXACT and beside a loop that only reads memory, in turns.\n\n"
       "  --backend=NAME      cpu (default); cuda, in a build with CUDA, which times the device's kernels alone\n"
-      "  --methods=A,B       of EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH, S2ANTA_PROP; all by default\n"
+      "  --methods=A,B       some of the methods; all that there are by default\n"
+      "  --sketch=KIND       of full pages, for SKETCHED: none (default), k4, k4v4 or k8v8\n"
       "  --dtype=TYPE        of the cache: fp32, bf16 (default), fp16 or fp8_e4m3, as far as the backend has it\n"
       "  --ragged=AxN,BxM    a batch of A sequences of N tokens, B of M, ..., in place of --batch and --tokens\n"
       "  --sigma=X           standard deviation of the logits (2)\n"
+      "  --input=FILE        safetensors with q [sources, G, D], k and v [sources, tokens, D] in place of random\n"
+      "                      numbers (//client/examples:capture writes one); sources are repeated for heads and\n"
+      "                      sequences, features and tokens for larger shapes\n"
       "  --json              one JSON object a line\n";
   const Options defaults;
   for (const IntegerFlag& flag : kIntegerFlags) {
     std::string name = absl::StrCat("  --", View(flag.name), "=N");
-    name.resize(std::max<size_t>(name.size(), 22), ' ');
+    name.resize(std::max<size_t>(name.size() + 1, 22), ' ');
     absl::StrAppend(&usage, name, View(flag.help), " (", defaults.*flag.field, ")\n");
   }
   return usage;

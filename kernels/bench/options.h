@@ -24,13 +24,16 @@ struct Options {
   int64_t head_dim = 128;
   int64_t page_size = 64;
   DType dtype = DType::kBFloat16;
-  std::vector<Method> methods = {Method::kExact,      Method::kSanta,       Method::kStratified,
-                                 Method::kSystematic, Method::kS2antaFlash, Method::kS2antaProp};
-  int64_t samples = 2048;    // S of the sampled methods
-  int64_t window = 0;        // tokens, 0: all
-  double sigma = 2;          // standard deviation of the logits, (0, 100]
-  int64_t threads = 0;       // of the CPU, 0: all
-  int64_t repetitions = 15;  // timed calls of each method, [1, 10000]
+  Sketch sketch = Sketch::kNone;
+  std::vector<Method> methods;  // by default all, SKETCHED where there is a sketch
+  int64_t samples = 2048;       // S of the sampled methods
+  int64_t window = 0;           // tokens, 0: all
+  double sigma = 2;             // standard deviation of the logits, (0, 100]
+  // A file of q [sources, G, D], k and v [sources, tokens, D] in place of random numbers; empty: random ones.
+  std::string input;
+  int64_t standard_errors = 1;  // whether answers are to tell theirs, 0 or 1
+  int64_t threads = 0;          // of the CPU, 0: all
+  int64_t repetitions = 15;     // timed calls of each method, [1, 10000]
   int64_t seed = 1;
   bool json = false;
   bool help = false;

@@ -2,9 +2,16 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <map>
 #include <numeric>
 #include <random>
+#include <string>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "client/safetensors.h"
+#include "client/tensor.h"
 #include "kernels/reference/estimators.h"
 #include "kernels/reference/number_format.h"
 #include "kernels/sampling/uniform.h"
@@ -27,7 +34,6 @@ Workload::Workload(const Options& options)
       tokens_(options.sequence_tokens()),
       num_slots_(std::max<int64_t>(
           2, ((options.backend == "cuda" ? kLeastGpuBytes : kLeastBytes) + dense_bytes() - 1) / dense_bytes())),
-      numbers_(kNumbers + options.head_dim),
       queries_(options.batch * options.query_heads * options.head_dim) {
   for (const int64_t tokens : tokens_) {
     first_page_.push_back(pages_per_slot_);
@@ -37,18 +43,80 @@ Workload::Workload(const Options& options)
   std::mt19937_64 random(options.seed);
   std::iota(page_table_.begin(), page_table_.end(), 0);
   std::shuffle(page_table_.begin(), page_table_.end(), random);
+}
+
+absl::StatusOr<Workload> Workload::Make(const Options& options) {
+  Workload workload(options);
+  if (options.input.empty()) {
+    workload.MakeRandom();
+  } else if (absl::Status status = workload.ReadInput(); !status.ok()) {
+    return status;
+  }
+  const DType timed = TimedType(options.dtype);
+  for (const float number : workload.queries_) {
+    workload.timed_queries_.push_back(static_cast<uint16_t>(reference::Encode(timed, reference::Round(timed, number))));
+  }
+  return workload;
+}
+
+void Workload::MakeRandom() {
+  std::mt19937_64 random(options_.seed + 1);
+  numbers_.resize(kNumbers + options_.head_dim);
   std::normal_distribution<float> normal;
   for (float& number : numbers_) number = normal(random);
   // With k standard normal, dot(q, k) / sqrt(D) has the deviation |q| / sqrt(D): that of q's elements.
   // Rounded to the cache's type (fp8: to fp16), as a model of that type has them.
-  const DType rounded = options.dtype == DType::kFloat8E4M3 ? DType::kFloat16 : options.dtype;
+  const DType rounded = options_.dtype == DType::kFloat8E4M3 ? DType::kFloat16 : options_.dtype;
   for (float& number : queries_) {
-    number = static_cast<float>(reference::Round(rounded, options.sigma * normal(random)));
+    number = static_cast<float>(reference::Round(rounded, options_.sigma * normal(random)));
   }
-  const DType timed = TimedType(options.dtype);
-  for (const float number : queries_) {
-    timed_queries_.push_back(static_cast<uint16_t>(reference::Encode(timed, reference::Round(timed, number))));
+}
+
+// Reads q, k and v, and repeats their features to D: queries are then smaller by as much as keeps the scores.
+absl::Status Workload::ReadInput() {
+  const absl::StatusOr<Safetensors> file = Safetensors::Open(options_.input);
+  if (!file.ok()) return file.status();
+  std::map<std::string, std::pair<std::vector<int64_t>, std::vector<float>>> read;
+  for (const char* name : {"q", "k", "v"}) {
+    const absl::StatusOr<TensorView> tensor = file->Get(name);
+    if (!tensor.ok()) return tensor.status();
+    absl::StatusOr<std::vector<float>> floats = ToFloats(*tensor);
+    if (!floats.ok()) return floats.status();
+    read[name] = {tensor->shape, *std::move(floats)};
   }
+  const std::vector<int64_t>& q = read["q"].first;
+  const std::vector<int64_t>& k = read["k"].first;
+  const int64_t dims = options_.head_dim;
+  if (q.size() != 3 || k.size() != 3 || read["v"].first != k || q[0] != k[0] || q[2] != k[2] ||
+      q[0] * q[1] * k[1] == 0 || q[2] == 0 || dims % q[2] != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("--input is '", options_.input,
+                                                   "', whose q, k and v are not [sources, G, D], [sources, tokens, D] "
+                                                   "and the same, with D a divisor of --head_dim, ",
+                                                   dims));
+  }
+  sources_ = k[0];
+  source_tokens_ = k[1];
+  const auto widen = [&](const std::vector<float>& rows, std::vector<float>& wide) {
+    for (auto row = rows.begin(); row != rows.end(); row += q[2]) {
+      for (int64_t d = 0; d < dims; d += q[2]) wide.insert(wide.end(), row, row + q[2]);
+    }
+  };
+  widen(read["k"].second, keys_);
+  widen(read["v"].second, values_);
+  std::vector<float> queries;
+  widen(read["q"].second, queries);
+  const DType rounded = options_.dtype == DType::kFloat8E4M3 ? DType::kFloat16 : options_.dtype;
+  const double smaller = std::sqrt(static_cast<double>(q[2]) / static_cast<double>(dims));
+  const int64_t group = options_.query_heads / options_.kv_heads;
+  float* out = queries_.data();
+  for (int64_t item = 0; item < options_.batch; ++item) {
+    for (int64_t head = 0; head < options_.query_heads; ++head) {
+      const int64_t from = (Source(item, head / group) * q[1] + head % group % q[1]) * dims;
+      for (int64_t d = 0; d < dims; ++d)
+        *out++ = static_cast<float>(reference::Round(rounded, smaller * queries[from + d]));
+    }
+  }
+  return absl::OkStatus();
 }
 
 int64_t Workload::dense_bytes() const {
@@ -58,6 +126,16 @@ int64_t Workload::dense_bytes() const {
 }
 
 const float* Workload::Row(int64_t sequence, int64_t token, int64_t kv_head, bool value) const {
+  if (sources_ > 0) {
+    // The last tokens; before them, in a longer sequence, all of them again and again, each time begun at another
+    // place: a systematic draw with the period of the data would take the same rows every time.
+    const int64_t item = sequence % options_.batch;
+    const int64_t back = tokens_[item] - 1 - token;
+    const int64_t turned = back / source_tokens_ * (source_tokens_ * 382 / 1000 + 1);
+    const int64_t at = (source_tokens_ - 1 - back % source_tokens_ + turned) % source_tokens_;
+    const int64_t row = Source(item, kv_head) * source_tokens_ + at;
+    return (value ? values_ : keys_).data() + row * options_.head_dim;
+  }
   const auto index = static_cast<uint64_t>(((sequence * options_.tokens + token) * options_.kv_heads + kv_head) * 2);
   return numbers_.data() + sampling::SplitMix64(index + (value ? 1 : 0)) % kNumbers;
 }
@@ -107,6 +185,7 @@ absl::StatusOr<Workload::Call> Workload::Decode(Backend& backend, Method method,
                                                 uint64_t draw_seed) const {
   Call call;
   call.o.resize(queries_.size());
+  if (options_.standard_errors != 0) call.relative_standard_error.resize(options_.batch * options_.query_heads);
   std::vector<float> lse(options_.batch * options_.query_heads);
   std::vector<DecodeStatistics> statistics(options_.batch);
   std::vector<DecodeItem> items;
@@ -119,7 +198,10 @@ absl::StatusOr<Workload::Call> Workload::Decode(Backend& backend, Method method,
                      .q = queries_.data() + i * width,
                      .o = call.o.data() + i * width,
                      .lse = lse.data() + i * options_.query_heads,
-                     .statistics = &statistics[i]});
+                     .statistics = &statistics[i],
+                     .relative_standard_error = options_.standard_errors == 0
+                                                    ? nullptr
+                                                    : call.relative_standard_error.data() + i * options_.query_heads});
   }
   const auto start = std::chrono::steady_clock::now();
   if (absl::Status status = backend.Decode(items); !status.ok()) return status;

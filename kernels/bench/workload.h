@@ -15,7 +15,8 @@ namespace santa::bench {
 // Keys, values and queries are normal, queries scaled so that the logits have standard deviation --sigma.
 class Workload {
  public:
-  explicit Workload(const Options& options);
+  // INVALID_ARGUMENT for an --input that does not fit.
+  static absl::StatusOr<Workload> Make(const Options& options);
 
   int64_t num_slots() const { return num_slots_; }
   int32_t num_pages() const { return static_cast<int32_t>(page_table_.size()); }
@@ -27,8 +28,9 @@ class Workload {
 
   struct Call {
     double seconds = 0;
-    DecodeStatistics statistics;  // summed over the batch
-    std::vector<float> o;         // [batch][H][D]
+    DecodeStatistics statistics;                 // summed over the batch
+    std::vector<float> o;                        // [batch][H][D]
+    std::vector<float> relative_standard_error;  // [batch][H]; empty where it was not asked for
   };
   // The items of one Decode call on a slot, to be timed and not answered: queries as the kernels take them (bf16 for a
   // bf16 cache, else fp16), and no outputs.
@@ -41,19 +43,29 @@ class Workload {
   std::vector<double> Reference(int64_t slot) const;
 
  private:
+  explicit Workload(const Options& options);
+  void MakeRandom();
+  absl::Status ReadInput();
+  // Of --input.
+  int64_t Source(int64_t item, int64_t kv_head) const { return (item * options_.kv_heads + kv_head) % sources_; }
+
   const int32_t* PageTable(int64_t slot, int64_t item) const {
     return page_table_.data() + slot * pages_per_slot_ + first_page_[item];
   }
   // The row of one token and head of a sequence, [D]: a piece of `numbers_`, wherever its address hashes to.
   const float* Row(int64_t sequence, int64_t token, int64_t kv_head, bool value) const;
 
-  const Options options_;
-  const std::vector<int64_t> tokens_;  // [batch]
-  std::vector<int64_t> first_page_;    // [batch], in a slot's tables
+  Options options_;
+  std::vector<int64_t> tokens_;      // [batch]
+  std::vector<int64_t> first_page_;  // [batch], in a slot's tables
   int64_t pages_per_slot_ = 0;
   int64_t num_slots_;
   std::vector<int32_t> page_table_;  // [slot][pages of its sequences]
   std::vector<float> numbers_;
+  int64_t sources_ = 0;  // of --input; 0: random numbers
+  int64_t source_tokens_ = 0;
+  std::vector<float> keys_;  // [source][token][D]
+  std::vector<float> values_;
   std::vector<float> queries_;           // [batch][H][D]
   std::vector<uint16_t> timed_queries_;  // the same, as TimedItems has them
 };
