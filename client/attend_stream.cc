@@ -40,8 +40,8 @@ class AttendStream::Impl::Reactor final : public grpc::ClientBidiReactor<grpc::B
     StartCall();
   }
 
-  void Write(RequestPointer request) {
-    request_ = client_internal::EncodeByReference(std::move(request));
+  void Write(const RequestPointer& request) {
+    request_ = client_internal::EncodeByReference(request);
     handoff_.fetch_add(1, std::memory_order_acq_rel);
     StartWrite(&request_);
   }
@@ -143,7 +143,7 @@ void AttendStream::Impl::Submit(v1::AttendRequest request, absl::Time deadline, 
   if (reactor_ == nullptr) {
     if (!reconnect_at_) OpenStream();
   } else if (writable_ && !writing_) {
-    if (RequestPointer next = TakeNextToWrite()) reactor_->Write(std::move(next));
+    if (RequestPointer next = TakeNextToWrite()) reactor_->Write(next);
   }
 }
 
@@ -181,7 +181,7 @@ void AttendStream::Impl::OpenStream() {
   writing_ = false;
   // gRPC runs no reaction inside these calls, so holding the mutex is safe.
   reactor_->Start();
-  if (RequestPointer next = TakeNextToWrite()) reactor_->Write(std::move(next));
+  if (RequestPointer next = TakeNextToWrite()) reactor_->Write(next);
 }
 
 AttendStream::Impl::RequestPointer AttendStream::Impl::TakeNextToWrite() {
@@ -207,7 +207,7 @@ void AttendStream::Impl::OnWritten(Reactor& reactor) {
   }
   // Safe without the mutex: a reaction is running, so the reactor lives, and writing_ keeps other writers away.
   if (next != nullptr) {
-    reactor.Write(std::move(next));
+    reactor.Write(next);
   } else if (end) {
     reactor.EndWrites();
   }

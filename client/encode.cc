@@ -59,7 +59,7 @@ class SliceOutput final : public google::protobuf::io::ZeroCopyOutputStream {
 
 }  // namespace
 
-grpc::ByteBuffer EncodeByReference(Message message) {
+grpc::ByteBuffer EncodeByReference(const Message& message) {
   SliceOutput output(message);
   {
     google::protobuf::io::CodedOutputStream coded(&output);

@@ -10,7 +10,7 @@
 namespace santa::client_internal {
 
 // As protobuf encodes it. Long `bytes` fields are not copied: the buffer refers to the message, and keeps it alive.
-grpc::ByteBuffer EncodeByReference(std::shared_ptr<const google::protobuf::MessageLite> message);
+grpc::ByteBuffer EncodeByReference(const std::shared_ptr<const google::protobuf::MessageLite>& message);
 
 // False: the bytes are no such message.
 bool Decode(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message);

@@ -57,7 +57,8 @@ TEST(EncodeTest, ALongTensorIsNotCopiedAndLivesAsLongAsTheBytes) {
   const std::weak_ptr<v1::AttendRequest> alive = request;
   const char* const data = request->items(0).q().data().data();
   {
-    const grpc::ByteBuffer bytes = EncodeByReference(std::move(request));
+    const grpc::ByteBuffer bytes = EncodeByReference(request);
+    request.reset();
     EXPECT_FALSE(alive.expired());
     bool found = false;
     for (const grpc::Slice& slice : Slices(bytes)) found |= reinterpret_cast<const char*>(slice.begin()) == data;

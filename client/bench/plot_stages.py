@@ -45,7 +45,7 @@ def draw(bars):
         "<title>Where a step's time goes: means by stage</title>",
         f'<rect width="{LEFT + WIDTH + 70}" height="{height}" fill="#ffffff"/>',
     ]
-    used = [stage for stage in STAGES if any(bar[1].get(stage[0], 0) > 0 for bar in bars)]
+    used = [stage for stage in STAGES if any(bar[1].get(stage[0], 0) >= 1 for bar in bars)]
     x = LEFT
     for _, label, colour in used:
         out.append(f'<rect x="{x}" y="18" width="14" height="14" fill="{colour}"/>')

@@ -21,12 +21,17 @@ class AdaptiveWatch {
   // Gaps longer than this are slept through.
   static constexpr Duration kLongest = std::chrono::microseconds(500);
 
-  // Watches until `came()`, for at most limit(). Whether it came.
-  template <typename Came>
-  bool For(const Came& came) const {
-    const auto begin = std::chrono::steady_clock::now();
+  // Watches until `came()`, for at most limit() after the last moment at which it was `busy()`. Whether it came.
+  template <typename Came, typename Busy>
+  bool For(const Came& came, const Busy& busy) const {
+    auto idle_since = std::chrono::steady_clock::now();
     while (!came()) {
-      if (std::chrono::steady_clock::now() - begin >= limit()) return false;
+      const auto now = std::chrono::steady_clock::now();
+      if (busy()) {
+        idle_since = now;
+      } else if (now - idle_since >= limit()) {
+        return false;
+      }
       std::this_thread::yield();  // whoever brings the work may need this core
     }
     return true;

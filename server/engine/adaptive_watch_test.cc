@@ -26,8 +26,11 @@ TEST(AdaptiveWatchTest, StopsWatchingAfterAFewLongGaps) {
 
 TEST(AdaptiveWatchTest, TellsWhetherItCame) {
   AdaptiveWatch watch;
-  EXPECT_TRUE(watch.For([] { return true; }));  // what is there already it sees without watching
-  EXPECT_FALSE(watch.For([] { return false; }));
+  const auto idle = [] { return false; };
+  EXPECT_TRUE(watch.For([] { return true; }, idle));  // what is there already it sees without watching
+  EXPECT_FALSE(watch.For([] { return false; }, idle));
+  int looks = 0;
+  EXPECT_TRUE(watch.For([&looks] { return ++looks == 1000; }, [] { return true; }));  // busy: however long it takes
 }
 
 }  // namespace

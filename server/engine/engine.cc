@@ -21,6 +21,8 @@
 namespace santa {
 
 struct Engine::State {
+  using Clock = std::chrono::steady_clock;
+
   State(Backend* backend, SequenceStore* store, PagePool* pool, const EngineOptions& engine_options,
         std::function<void(const BatchReport&)> report)
       : options(engine_options),
@@ -34,9 +36,10 @@ struct Engine::State {
   const int max_in_flight;
 
   mutable std::mutex mutex;
-  std::condition_variable work_arrived;     // or room for another batch, or the end
-  std::condition_variable batch_began;      // or no other will
-  std::deque<BatchRunner::Run*> in_flight;  // begun; the first is being finished
+  std::condition_variable work_arrived;         // or room for another batch, or the end
+  std::condition_variable batch_began;          // or no other will
+  std::deque<BatchRunner::Run*> in_flight;      // begun; the first is being finished
+  Clock::time_point idle_since = Clock::now();  // in_flight became empty
   bool no_more_batches = false;
   bool device_thread_sleeps = false;
   std::vector<Step*> arrived;  // in order; the device thread takes all of it at once
@@ -51,10 +54,13 @@ struct Engine::State {
 
   // Counts what may give the device thread something to do, so that it can watch for it without the mutex.
   std::atomic<uint64_t> arrivals{0};
+  std::atomic<int> batches_in_flight{0};   // as in_flight.size()
+  std::atomic<uint64_t> batches_begun{0};  // what the finisher watches for
 
   std::mutex join_mutex;
   std::thread thread;
-  std::thread finisher;  // where several batches may be in flight
+  std::thread finisher;          // where several batches may be in flight
+  AdaptiveWatch finisher_watch;  // its own
 
   std::mutex hand_back_mutex;  // one `done` at a time
 
@@ -71,6 +77,7 @@ struct Engine::State {
   void Loop();
   absl::Status QueueFull(const char* what, int64_t waiting_items, int64_t more, int64_t most) const;
   void WakeDeviceThread();
+  bool Ready() const;
   bool TakeWork();
   bool TakeBackground();
   void FormBatch();
@@ -174,25 +181,33 @@ void Engine::State::WakeDeviceThread() {
   if (device_thread_sleeps) work_arrived.notify_one();
 }
 
+// With the mutex held: what TakeWork waits for.
+bool Engine::State::Ready() const {
+  const bool work = !arrived.empty() || !waiting.empty() || !background.empty();
+  return work ? static_cast<int>(in_flight.size()) < max_in_flight : stopping;
+}
+
 // Waits until there is work, and room for it on the device; false when there is none left and none will come.
 bool Engine::State::TakeWork() {
-  const auto ready = [this] {
-    const bool work = !arrived.empty() || !waiting.empty() || !background.empty();
-    return work ? static_cast<int>(in_flight.size()) < max_in_flight : stopping;
-  };
   std::unique_lock<std::mutex> lock(mutex);
-  if (!ready()) {
-    const auto idle_since = std::chrono::steady_clock::now();
+  const auto entered = Clock::now();
+  bool waited = false;
+  while (!Ready()) {
+    waited = true;
     const uint64_t seen = arrivals.load(std::memory_order_acquire);
     lock.unlock();
-    const bool came = watch.For([this, seen] { return arrivals.load(std::memory_order_acquire) != seen; });
+    const bool came = watch.For([&] { return arrivals.load(std::memory_order_acquire) != seen; },
+                                [this] { return batches_in_flight.load(std::memory_order_relaxed) > 0; });
     lock.lock();
-    if (!came || !ready()) {
-      device_thread_sleeps = true;
-      work_arrived.wait(lock, ready);
-      device_thread_sleeps = false;
-    }
-    watch.Learn(std::chrono::steady_clock::now() - idle_since);
+    if (came || Ready()) continue;
+    device_thread_sleeps = true;
+    work_arrived.wait(lock, [this] { return Ready(); });
+    device_thread_sleeps = false;
+  }
+  // A gap is time in which the device had nothing to do.
+  if (waited) {
+    const bool busy = !in_flight.empty();
+    watch.Learn(busy ? Clock::duration::zero() : Clock::now() - std::max(entered, idle_since));
   }
   const size_t count = arrived.size();
   waiting.insert(waiting.end(), arrived.begin(), arrived.end());
@@ -263,6 +278,8 @@ void Engine::State::RunBatch() {
   if (max_in_flight == 1) return FinishBatch(run.get());
   std::lock_guard<std::mutex> lock(mutex);
   in_flight.push_back(run.release());
+  batches_in_flight.store(static_cast<int>(in_flight.size()), std::memory_order_relaxed);
+  batches_begun.fetch_add(1, std::memory_order_release);
   batch_began.notify_one();
 }
 
@@ -270,7 +287,15 @@ void Engine::State::RunBatch() {
 void Engine::State::FinishInOrder() {
   std::unique_lock<std::mutex> lock(mutex);
   while (true) {
-    batch_began.wait(lock, [this] { return !in_flight.empty() || no_more_batches; });
+    if (in_flight.empty() && !no_more_batches) {
+      const auto entered = Clock::now();
+      const uint64_t seen = batches_begun.load(std::memory_order_acquire);
+      lock.unlock();
+      finisher_watch.For([&] { return batches_begun.load(std::memory_order_acquire) != seen; }, [] { return false; });
+      lock.lock();
+      batch_began.wait(lock, [this] { return !in_flight.empty() || no_more_batches; });
+      finisher_watch.Learn(Clock::now() - entered);
+    }
     if (in_flight.empty()) return;
     const std::unique_ptr<BatchRunner::Run> run(in_flight.front());
     lock.unlock();
@@ -293,6 +318,8 @@ void Engine::State::FinishBatch(BatchRunner::Run* run) {
     }
     if (max_in_flight > 1) {
       in_flight.pop_front();
+      batches_in_flight.store(static_cast<int>(in_flight.size()), std::memory_order_relaxed);
+      if (in_flight.empty()) idle_since = Clock::now();
       WakeDeviceThread();
     }
   }

@@ -49,6 +49,7 @@ class FairShareTest : public testing::Test {
 
 TEST_F(FairShareTest, OneClientsStepsKeepTheirOrder) {
   std::vector<Step*> queued;
+  queued.reserve(50);
   for (int i = 0; i < 50; ++i) queued.push_back(Queue("t", 1, 1 + i % 3));
   for (Step* step : queued) EXPECT_EQ(Serve(), step);
 }
