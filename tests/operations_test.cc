@@ -137,6 +137,8 @@ TEST(OperationsTest, MetricsAreThoseDocumented) {
                                             "santa_serving",
                                             "santa_audit_speedup_ratio",
                                             "santa_audit_relative_error",
+                                            "santa_audit_error_over_predicted_ratio",
+                                            "santa_audit_squared_error_total",
                                             "santa_audit_seconds_total",
                                             "santa_audit_device_seconds_total",
                                             "santa_audit_skipped_total",

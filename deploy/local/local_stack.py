@@ -23,7 +23,7 @@ SERVER_FLAGS = [
     "--num_query_heads=32",
     "--num_kv_heads=8",
     "--head_dim=128",
-    "--kv_bytes=512MiB",
+    "--kv_bytes=640MiB",
     "--audit_share=0.05",
     "--audit_max_device_share=0.1",
 ]
@@ -31,6 +31,7 @@ SERVER_FLAGS = [
 LOADS: Dict[str, List[str]] = {
     "flash": ["--method=S2ANTA_FLASH", "--samples=1024", "--rate=12"],
     "prop": ["--method=S2ANTA_PROP", "--samples=1024", "--rate=8"],
+    "coordinated": ["--method=COORDINATED", "--samples=1024", "--rate=6"],
     "exact": ["--method=EXACT", "--rate=5"],
 }
 LOAD_FLAGS = ["--sequences=2", "--tokens=8192", "--layers=2"]

@@ -28,7 +28,7 @@ class LocalStackTest(unittest.TestCase):
         # Of the same steps on the same device: whatever the machine, neither is many times the other.
         self.between(local_stack.SPEEDUP, 0.1, 10)
         methods = {labels["method"] for labels, value in self.local.prometheus.query("santa_audit_speedup_ratio_count > 0")}
-        self.assertLessEqual(methods, {"S2ANTA_FLASH", "S2ANTA_PROP"})
+        self.assertLessEqual(methods, {"S2ANTA_FLASH", "S2ANTA_PROP", "COORDINATED"})
         self.assertTrue(methods)
 
     def test_error_is_measured(self):
@@ -49,7 +49,7 @@ class LocalStackTest(unittest.TestCase):
         self.between(local_stack.QUEUE, 0, 10)
         self.assertIsNotNone(self.value("sum(santa_requests_waiting)"))
         self.assertEqual(self.value("sum(santa_sequences)"), 2 * len(local_stack.LOADS))
-        self.between("max(santa_kv_cache_usage_ratio)", 0.7, 0.8)
+        self.between("max(santa_kv_cache_usage_ratio)", 0.75, 0.85)
 
     def test_the_audit_costs_what_it_may(self):
         self.between("sum(santa_audit_device_seconds_total)", 0, 1e6)
@@ -71,12 +71,14 @@ class LocalStackTest(unittest.TestCase):
         self.assertEqual(len(values), 10)
         self.assertNotIn("–", values, "a tile has no value")
         panels = dict(re.findall(r"<h3>([^<]*)</h3>(.*?)(?=<h3>|</body>)", document, re.DOTALL))
-        self.assertEqual(len(panels), 15)
+        self.assertEqual(len(panels), 18)
         lines = {title: len(re.findall(r'class="series"', drawn)) for title, drawn in panels.items()}
         self.assertEqual(lines["Items answered"], len(local_stack.LOADS))
         self.assertGreaterEqual(lines["Speedup by method"], 1)
         self.assertGreaterEqual(lines["Relative error by method"], 1)
         empty = {title for title, number in lines.items() if number == 0}
+        # COORDINATED alone predicts its error, and may not have been audited yet.
+        empty.discard("Error seen over error predicted")
         self.assertEqual(empty, {"Items that failed"}, "nothing failed, and everything else has a line")
         self.assertGreater(os.path.getsize(picture), 20000)
 

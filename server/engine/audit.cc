@@ -18,6 +18,12 @@ bool IsSampled(const StepItem& item) {
   return item.q != nullptr && item.status.ok() && item.options.method != Method::kExact;
 }
 
+void UseExact(AttentionOptions* options) {
+  options->method = Method::kExact;
+  options->sample_count = 0;
+  options->target_relative_error = 0;
+}
+
 // |o - exact| / |exact|; 0 where both are 0.
 double RelativeError(const std::vector<char>& o, const std::vector<char>& exact, DType dtype) {
   double difference = 0;
@@ -31,6 +37,31 @@ double RelativeError(const std::vector<char>& o, const std::vector<char>& exact,
   }
   if (difference == 0) return 0;
   return norm > 0 ? std::sqrt(difference / norm) : std::numeric_limits<double>::infinity();
+}
+
+// From the standard errors of the heads that have one. predicted is 0 where there is none.
+ErrorPrediction Predict(const std::vector<char>& o, const std::vector<char>& exact, DType dtype,
+                        const std::vector<float>& relative_standard_errors) {
+  ErrorPrediction sums;
+  double norm = 0;
+  const auto heads = static_cast<int64_t>(relative_standard_errors.size());
+  const auto head_dim = heads == 0 ? 0 : static_cast<int64_t>(o.size() / SizeOf(dtype)) / heads;
+  for (int64_t h = 0; h < heads; ++h) {
+    double head_difference = 0;
+    double head_norm = 0;
+    for (int64_t i = h * head_dim; i < (h + 1) * head_dim; ++i) {
+      const double truth = ElementAsFloat(exact.data(), i, dtype);
+      const double error = ElementAsFloat(o.data(), i, dtype) - truth;
+      head_difference += error * error;
+      head_norm += truth * truth;
+    }
+    norm += head_norm;
+    const double predicted = relative_standard_errors[h];
+    if (!std::isfinite(predicted)) continue;
+    sums.seen += head_difference;
+    sums.predicted += predicted * predicted * head_norm;
+  }
+  return norm > 0 ? ErrorPrediction{.seen = sums.seen / norm, .predicted = sums.predicted / norm} : ErrorPrediction();
 }
 
 }  // namespace
@@ -77,15 +108,16 @@ struct Auditor::Audit {
     StepItem live;  // its pointers are not the audit's
     std::vector<char> q;
     std::vector<float> sink_logits;
-    Answer given, exact, sampled;
+    std::vector<float> relative_standard_errors;  // [H], what the caller or the third turn got
+    Answer given, exact, sampled, predicting;
   };
   std::string tenant;
   int32_t layer = 0;
   Method method = Method::kSanta;
   std::vector<Item> items;
-  Step exact_turn;
-  Step sampled_turn;
-  bool one_turn_done = false;
+  bool asked_for_errors = true;  // the caller, of every item
+  Step turns[3];                 // by Turn
+  int turns_done = 0;
 };
 
 Auditor::Auditor(const KvLayout& layout, const AuditOptions& options, std::function<absl::Status(Step*)> submit,
@@ -105,8 +137,7 @@ void Auditor::ApplyFallbacks(Step* step) {
     if (item.q == nullptr || item.options.method == Method::kExact) continue;
     if (!fallbacks_.Contains(item.options.method, step->layer, absl::Now())) continue;
     if (events_.on_fallback_item) events_.on_fallback_item(item.options.method);
-    item.options.method = Method::kExact;
-    item.options.sample_count = 0;
+    UseExact(&item.options);
   }
 }
 
@@ -146,29 +177,33 @@ void Auditor::Begin(const Step& live) {
     copy.q.assign(q, q + bytes);
     copy.given.o.assign(o, o + bytes);
     copy.given.lse.assign(item.lse, item.lse + layout_.num_query_heads);
+    if (item.relative_standard_error.empty()) audit_->asked_for_errors = false;
+    copy.relative_standard_errors.assign(item.relative_standard_error.begin(), item.relative_standard_error.end());
     if (item.sink_logits != nullptr) {
       copy.sink_logits.assign(item.sink_logits, item.sink_logits + layout_.num_query_heads);
     }
   }
   exact_first_ = !exact_first_;  // what runs second finds more in the caches
-  Submit(audit_.get(), exact_first_);
+  Submit(audit_.get(), exact_first_ ? Turn::kExact : Turn::kSampled);
 }
 
-void Auditor::Submit(Audit* audit, bool exact) {
-  Step* const step = exact ? &audit->exact_turn : &audit->sampled_turn;
+void Auditor::Submit(Audit* audit, Turn turn) {
+  Step* const step = &audit->turns[static_cast<int>(turn)];
   step->tenant = audit->tenant;
   step->layer = audit->layer;
   for (Audit::Item& item : audit->items) {
-    Audit::Answer& answer = exact ? item.exact : item.sampled;
+    Audit::Answer& answer = turn == Turn::kExact ? item.exact : turn == Turn::kSampled ? item.sampled : item.predicting;
     answer.o.resize(item.given.o.size());
     answer.lse.resize(item.given.lse.size());
     StepItem& repeat = step->items.emplace_back();
     repeat.sequence = item.live.sequence;
     repeat.position = item.live.position;
     repeat.options = item.live.options;
-    if (exact) {
-      repeat.options.method = Method::kExact;
-      repeat.options.sample_count = 0;
+    if (turn == Turn::kExact) {
+      UseExact(&repeat.options);
+    } else if (turn == Turn::kPredict || audit->asked_for_errors) {
+      item.relative_standard_errors.resize(answer.lse.size());
+      repeat.relative_standard_error = item.relative_standard_errors;
     }
     repeat.sink_logits = item.sink_logits.empty() ? nullptr : item.sink_logits.data();
     repeat.io_dtype = item.live.io_dtype;
@@ -176,15 +211,15 @@ void Auditor::Submit(Audit* audit, bool exact) {
     repeat.o = answer.o.data();
     repeat.lse = answer.lse.data();
   }
-  step->done = [this, audit, exact] {
+  step->done = [this, audit, turn] {
     std::lock_guard<std::mutex> lock(mutex_);
-    TurnDone(audit, exact);
+    TurnDone(audit, turn);
   };
   if (!submit_(step).ok()) Skip(AuditSkip::kFailed);
 }
 
-void Auditor::TurnDone(Audit* audit, bool exact) {
-  const Step& step = exact ? audit->exact_turn : audit->sampled_turn;
+void Auditor::TurnDone(Audit* audit, Turn turn) {
+  const Step& step = audit->turns[static_cast<int>(turn)];
   budget_.Charge(step.device_time);
   if (events_.on_device_time) events_.on_device_time(step.device_time);
   for (size_t i = 0; i < step.items.size(); ++i) {
@@ -202,10 +237,10 @@ void Auditor::TurnDone(Audit* audit, bool exact) {
         return Skip(AuditSkip::kFailed);
     }
   }
-  if (!audit->one_turn_done) {
-    audit->one_turn_done = true;
-    return Submit(audit, !exact);
-  }
+  ++audit->turns_done;
+  if (audit->turns_done == 1) return Submit(audit, turn == Turn::kExact ? Turn::kSampled : Turn::kExact);
+  const bool can_predict = !predicts_nothing_[static_cast<size_t>(audit->method)];
+  if (audit->turns_done == 2 && !audit->asked_for_errors && can_predict) return Submit(audit, Turn::kPredict);
   Report(*audit);
   audit_.reset();
 }
@@ -213,16 +248,23 @@ void Auditor::TurnDone(Audit* audit, bool exact) {
 void Auditor::Report(const Audit& audit) {
   AuditReport report = {.method = audit.method,
                         .layer = audit.layer,
-                        .exact_time = audit.exact_turn.device_time,
-                        .sampled_time = audit.sampled_turn.device_time,
-                        .relative_errors = {}};
+                        .exact_time = audit.turns[static_cast<int>(Turn::kExact)].device_time,
+                        .sampled_time = audit.turns[static_cast<int>(Turn::kSampled)].device_time,
+                        .relative_errors = {},
+                        .predictions = {}};
+  bool says_nothing = audit.turns_done == 3;
   for (const Audit::Item& item : audit.items) {
+    const ErrorPrediction prediction =
+        Predict(item.given.o, item.exact.o, item.live.io_dtype, item.relative_standard_errors);
+    if (prediction.predicted > 0) report.predictions.push_back(prediction);
+    for (const float error : item.relative_standard_errors) says_nothing = says_nothing && std::isnan(error);
     report.relative_errors.push_back(RelativeError(item.given.o, item.exact.o, item.live.io_dtype));
     const auto same = [](const auto& a, const auto& b) {
       return std::memcmp(a.data(), b.data(), a.size() * sizeof(a.front())) == 0;
     };
     if (!same(item.given.o, item.sampled.o) || !same(item.given.lse, item.sampled.lse)) ++report.changed_answers;
   }
+  if (says_nothing) predicts_nothing_[static_cast<size_t>(audit.method)] = true;
   if (events_.on_audit) events_.on_audit(report);
   for (const double error : report.relative_errors) {
     const std::optional<double> mean = fallbacks_.Add(audit.method, audit.layer, error, absl::Now());

@@ -5,6 +5,9 @@
 // two first by turns. The quotient of the two times is the speedup; the answers' distance from the exact ones is the
 // error.
 //
+// A third run, untimed, asks for the standard errors that a method can give with its answers, where the caller has not:
+// the error predicted, to be held against the error seen.
+//
 // The cache may change meanwhile. A repeat reads the sequence as it then is, as a client's retry does: appending adds
 // tokens that the query does not see, and forks and copies on write move tokens to other pages unchanged, so the same
 // step it is. A sequence that was truncated since may hold other tokens at the same positions, and one that was
@@ -13,6 +16,7 @@
 #ifndef SANTA_SERVER_ENGINE_AUDIT_H_
 #define SANTA_SERVER_ENGINE_AUDIT_H_
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -42,13 +46,21 @@ struct AuditOptions {
 // OK, or INVALID_ARGUMENT naming the option (as the flags do), its value and the range.
 absl::Status Validate(const AuditOptions& options);
 
+// An item's relative error, squared: as it was, and as the answer's standard errors say that it is on average. Over the
+// heads that say anything, and the exact answer's norm.
+struct ErrorPrediction {
+  double seen = 0;
+  double predicted = 0;  // > 0
+};
+
 struct AuditReport {
   Method method = Method::kSanta;
   int32_t layer = 0;
-  absl::Duration exact_time;            // of the device, for the audited items alone
-  absl::Duration sampled_time;          // likewise, with `method`
-  std::vector<double> relative_errors;  // of each item: |o - exact| / |exact|, over all its heads
-  int64_t changed_answers = 0;          // items whose repeat was not, bit for bit, what the caller got
+  absl::Duration exact_time;                 // of the device, for the audited items alone
+  absl::Duration sampled_time;               // likewise, with `method`
+  std::vector<double> relative_errors;       // of each item: |o - exact| / |exact|, over all its heads
+  std::vector<ErrorPrediction> predictions;  // of the items that have any
+  int64_t changed_answers = 0;               // items whose repeat was not, bit for bit, what the caller got
 };
 
 // Why a step that was picked was not audited.
@@ -99,12 +111,13 @@ class Auditor {
 
  private:
   struct Audit;
+  enum class Turn : uint8_t { kExact, kSampled, kPredict };
 
   // All with mutex_ held.
   bool Pick();
   void Begin(const Step& live);
-  void Submit(Audit* audit, bool exact);
-  void TurnDone(Audit* audit, bool exact);
+  void Submit(Audit* audit, Turn turn);
+  void TurnDone(Audit* audit, Turn turn);
   void Report(const Audit& audit);
   void Skip(AuditSkip reason);
 
@@ -118,7 +131,8 @@ class Auditor {
   std::mt19937_64 random_;
   AuditBudget budget_;
   bool exact_first_ = false;
-  std::unique_ptr<Audit> audit_;  // under way
+  std::array<bool, kAllMethods.size()> predicts_nothing_ = {};  // methods that were asked and said nothing
+  std::unique_ptr<Audit> audit_;                                // under way
 };
 
 }  // namespace santa

@@ -17,8 +17,10 @@ namespace santa {
 namespace {
 
 using ::testing::DoubleNear;
+using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
+using ::testing::SizeIs;
 
 constexpr StoreLimits kLimits = {.max_sequences = 100,
                                  .max_tokens_per_sequence = 1000,
@@ -120,10 +122,42 @@ TEST_F(AuditTest, MeasuresSampledItemsAloneAndTheirErrors) {
   EXPECT_EQ(reports_[0].sampled_time, absl::Seconds(0.25));
   EXPECT_THAT(reports_[0].relative_errors, ElementsAre(DoubleNear(0.5, 1e-6), DoubleNear(0.5, 1e-6)));
   EXPECT_EQ(reports_[0].changed_answers, 0);
-  EXPECT_THAT(times_, ElementsAre(absl::Seconds(0.25), absl::Seconds(0.25)));
+  EXPECT_THAT(times_, Each(absl::Seconds(0.25)));
   EXPECT_THAT(skips_, IsEmpty());
   EXPECT_EQ(engine_->queued_items(), 0);
   EXPECT_EQ(engine_->running_items(), 0);
+}
+
+TEST_F(AuditTest, HoldsTheErrorSeenAgainstTheOnePredicted) {
+  backend_.set_max_decodes_in_flight(2);  // says 0.25 s of device time for each batch
+  backend_.set_sampled_error(0.5);
+  Start(kEvery);
+  const SequenceHandle one = Create();
+  // A method that says nothing is asked once, in a third run.
+  for (int i = 0; i < 2; ++i) {
+    Run(&NewStep()->AppendAndAttend(one, i, {1}), Method::kSanta);
+    WaitFor(i + 1, reports_);
+    EXPECT_THAT(reports_[i].predictions, IsEmpty());
+  }
+  EXPECT_THAT(times_, SizeIs(3 + 2));
+
+  backend_.set_predicted_error(0.25F);
+  Run(&NewStep()->AppendAndAttend(one, 2, {1}), Method::kSystematic);
+  WaitFor(3, reports_);
+  ASSERT_THAT(reports_[2].predictions, SizeIs(1));
+  EXPECT_NEAR(reports_[2].predictions[0].seen, 0.25, 1e-6);
+  EXPECT_NEAR(reports_[2].predictions[0].predicted, 0.0625, 1e-6);
+  EXPECT_EQ(reports_[2].sampled_time, absl::Seconds(0.25));
+  EXPECT_THAT(times_, SizeIs(3 + 2 + 3));
+
+  // What the caller asked for need not be asked again.
+  std::vector<float> errors(backend_.layout().num_query_heads);
+  TestStep* asked = &NewStep()->AppendAndAttend(one, 3, {1});
+  asked->step().items[0].relative_standard_error = errors;
+  Run(asked, Method::kSystematic);
+  WaitFor(4, reports_);
+  EXPECT_THAT(reports_[3].predictions, SizeIs(1));
+  EXPECT_THAT(times_, SizeIs(3 + 2 + 3 + 2));
 }
 
 TEST_F(AuditTest, AppendsAndForksDoNotChangeTheStep) {
@@ -192,14 +226,12 @@ TEST_F(AuditTest, OneAtATime) {
 }
 
 TEST_F(AuditTest, StopsWhenItHasHadItsShareOfTheDevice) {
-  backend_.set_max_decodes_in_flight(2);  // 0.25 s for each batch: two audits are 1 s, past a minute's 0.6 s
+  backend_.set_max_decodes_in_flight(2);  // 0.25 s for each batch: an audit's three are past a minute's 0.6 s
   Start({.share = 1, .max_device_share = 0.01});
   const SequenceHandle one = Create();
-  for (int i = 0; i < 2; ++i) {
-    Run(&NewStep()->AppendAndAttend(one, i, {1}), Method::kSanta);
-    WaitFor(i + 1, reports_);
-  }
-  Run(&NewStep()->AppendAndAttend(one, 2, {1}), Method::kSanta);
+  Run(&NewStep()->AppendAndAttend(one, 0, {1}), Method::kSanta);
+  WaitFor(1, reports_);
+  Run(&NewStep()->AppendAndAttend(one, 1, {1}), Method::kSanta);
   WaitFor(1, skips_);
   EXPECT_THAT(skips_, ElementsAre(AuditSkip::kBudget));
 }

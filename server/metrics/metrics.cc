@@ -34,6 +34,8 @@ Histogram::BucketBoundaries ErrorBuckets() {
   return {1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1};
 }
 
+Histogram::BucketBoundaries PredictionBuckets() { return {0.1, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10}; }
+
 Histogram::BucketBoundaries ItemBuckets() { return {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024}; }
 
 template <typename Builder>
@@ -55,6 +57,9 @@ struct MethodMetrics {
 struct AuditMetrics {
   Histogram* speedup = nullptr;
   Histogram* relative_error = nullptr;
+  Histogram* error_over_predicted = nullptr;
+  Counter* squared_error_seen = nullptr;
+  Counter* squared_error_predicted = nullptr;
   Counter* exact_seconds = nullptr;
   Counter* sampled_seconds = nullptr;
   Counter* changed_answers = nullptr;
@@ -135,6 +140,14 @@ struct Metrics::State {
   Family<Histogram>& audit_relative_error =
       Register(BuildHistogram(), "santa_audit_relative_error",
                "Distance of an answer from the exact one over the exact one's norm, of audited items.", registry);
+  Family<Histogram>& audit_error_over_predicted =
+      Register(BuildHistogram(), "santa_audit_error_over_predicted_ratio",
+               "Error of an answer over the one that its standard errors predict, of audited items whose method has "
+               "them: 1 on average, in squares, where predictions are right.",
+               registry);
+  Family<Counter>& audit_squared_error =
+      Register(BuildCounter(), "santa_audit_squared_error_total",
+               "Squares of the relative errors of the same items, as they were and as predicted, by kind.", registry);
   Family<Counter>& audit_seconds =
       Register(BuildCounter(), "santa_audit_seconds_total",
                "Device seconds of audited steps, by method and run (exact, sampled).", registry);
@@ -178,6 +191,9 @@ Metrics::Metrics(const std::string& version, const std::string& backend) : state
     state_->audits[i] = {
         .speedup = &state_->audit_speedup.Add(labels, SpeedupBuckets()),
         .relative_error = &state_->audit_relative_error.Add(labels, ErrorBuckets()),
+        .error_over_predicted = &state_->audit_error_over_predicted.Add(labels, PredictionBuckets()),
+        .squared_error_seen = &state_->audit_squared_error.Add({{"method", method}, {"kind", "seen"}}),
+        .squared_error_predicted = &state_->audit_squared_error.Add({{"method", method}, {"kind", "predicted"}}),
         .exact_seconds = &state_->audit_seconds.Add({{"method", method}, {"run", "exact"}}),
         .sampled_seconds = &state_->audit_seconds.Add({{"method", method}, {"run", "sampled"}}),
         .changed_answers = &state_->audit_changed_answers.Add(labels),
@@ -244,6 +260,11 @@ void Metrics::RecordAudit(const AuditReport& report) {
   metrics.exact_seconds->Increment(exact);
   metrics.sampled_seconds->Increment(sampled);
   for (const double error : report.relative_errors) metrics.relative_error->Observe(error);
+  for (const ErrorPrediction& prediction : report.predictions) {
+    metrics.error_over_predicted->Observe(std::sqrt(prediction.seen / prediction.predicted));
+    metrics.squared_error_seen->Increment(prediction.seen);
+    metrics.squared_error_predicted->Increment(prediction.predicted);
+  }
   metrics.changed_answers->Increment(static_cast<double>(report.changed_answers));
 }
 

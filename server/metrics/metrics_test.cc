@@ -76,6 +76,7 @@ TEST(MetricsTest, AnAuditCountsForItsMethod) {
                        .exact_time = absl::Milliseconds(30),
                        .sampled_time = absl::Milliseconds(20),
                        .relative_errors = {0.015, 0.04},
+                       .predictions = {{.seen = 0.0016, .predicted = 0.0001}},
                        .changed_answers = 1});
   metrics.RecordAuditTime(absl::Milliseconds(50));
   metrics.RecordAuditSkip(AuditSkip::kTruncated);
@@ -91,6 +92,10 @@ TEST(MetricsTest, AnAuditCountsForItsMethod) {
            "santa_audit_relative_error_bucket{method=\"S2ANTA_PROP\",le=\"0.02\"} 1",
            "santa_audit_relative_error_count{method=\"S2ANTA_PROP\"} 2",
            "santa_audit_relative_error_count{method=\"SANTA\"} 0",
+           "santa_audit_error_over_predicted_ratio_bucket{method=\"S2ANTA_PROP\",le=\"3\"} 0",
+           "santa_audit_error_over_predicted_ratio_bucket{method=\"S2ANTA_PROP\",le=\"5\"} 1",
+           "santa_audit_squared_error_total{kind=\"seen\",method=\"S2ANTA_PROP\"} 0.0016",
+           "santa_audit_squared_error_total{kind=\"predicted\",method=\"S2ANTA_PROP\"} 0.0001",
            "santa_audit_seconds_total{method=\"S2ANTA_PROP\",run=\"exact\"} 0.03",
            "santa_audit_seconds_total{method=\"S2ANTA_PROP\",run=\"sampled\"} 0.02",
            "santa_audit_device_seconds_total 0.05",

@@ -100,6 +100,8 @@ absl::Status FakeBackend::Decode(std::span<const DecodeItem> items) {
         o[head * layout_.head_dim + d] = static_cast<float>(factor * sum[d] / static_cast<double>(visible));
       }
       item.lse[head] = static_cast<float>(std::log(static_cast<double>(visible)));
+      if (item.relative_standard_error == nullptr) continue;
+      item.relative_standard_error[head] = item.options.method == Method::kExact ? 0 : predicted_error_.load();
     }
     if (item.statistics == nullptr) continue;
     const int64_t rows = visible * layout_.num_kv_heads;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -41,6 +42,9 @@ class FakeBackend : public Backend {
 
   // The relative error of every method but EXACT; they have none at first.
   void set_sampled_error(double error) { sampled_error_ = error; }
+
+  // What every method but EXACT says of its error, of every head; NaN, nothing, at first.
+  void set_predicted_error(float error) { predicted_error_ = error; }
 
   // A method that Supports refuses.
   void set_unsupported(Method method) { unsupported_ = method; }
@@ -80,6 +84,7 @@ class FakeBackend : public Backend {
   std::function<absl::Status(Call)> hook_;
   int max_decodes_in_flight_ = 1;
   std::atomic<double> sampled_error_{0};
+  std::atomic<float> predicted_error_{std::numeric_limits<float>::quiet_NaN()};
   std::optional<Method> unsupported_;
   std::mutex begun_mutex_;
   std::deque<std::unique_ptr<Begun>> begun_;
