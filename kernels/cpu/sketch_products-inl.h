@@ -227,20 +227,22 @@ HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")
 namespace santa::cpu {
 namespace HWY_NAMESPACE {
 
-// Queries as whole numbers of 15 bits in two digits: 128 * high + low, in [-127, 127] and [-64, 64], times scale. Four
-// features' digits in a word, as vpdpbusd multiplies them with four codes: 64 products an instruction, and exact.
+// Queries as whole numbers in digits that vpdpbusd multiplies with codes, four features in a word, 64 products an
+// instruction, exactly. For 8-bit codes two digits, 128 * high + low, in [-127, 127] and [-64, 64], times scale; 4-bit
+// codes err more than one digit does: 127 steps of a query's largest number.
+template <int kBits>
 struct DigitQueries {
-  int32_t high[kMaxHeadDim / 4][kChunkHeads];
-  int32_t low[kMaxHeadDim / 4][kChunkHeads];
+  static constexpr int kDigits = kBits == 8 ? 2 : 1;
+  alignas(64) int32_t words[kDigits][kChunkHeads][kMaxHeadDim / 4];
   float scale[kChunkHeads];
 };
 
-template <int kHeads>
-HWY_INLINE void ToDigits(const FoldedQueries& queries, int head_dim, DigitQueries& out) {
-  constexpr float kMost = 127.0f * 128.0f;
-  const __m512 zero = _mm512_setzero_ps();
+template <int kBits, int kHeads>
+HWY_INLINE void ToDigits(const FoldedQueries& queries, int head_dim, DigitQueries<kBits>& out) {
+  constexpr bool kTwo = DigitQueries<kBits>::kDigits == 2;
+  constexpr float kMost = kTwo ? 127.0f * 128.0f : 127.0f;
   for (int h = 0; h < kHeads; ++h) {
-    __m512 largest = zero;
+    __m512 largest = _mm512_setzero_ps();
     for (int d = 0; d < head_dim; d += 16) {
       const auto mask = static_cast<__mmask16>(head_dim - d >= 16 ? 0xFFFF : (1 << (head_dim - d)) - 1);
       largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(mask, queries.folded[h] + d)));
@@ -251,61 +253,97 @@ HWY_INLINE void ToDigits(const FoldedQueries& queries, int head_dim, DigitQuerie
     for (int d = 0; d < head_dim; d += 16) {
       const auto mask = static_cast<__mmask16>(head_dim - d >= 16 ? 0xFFFF : (1 << (head_dim - d)) - 1);
       const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, queries.folded[h] + d), inverse));
-      const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(64)), 7);
-      const __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 7));
-      alignas(16) int32_t words[2][4];
-      _mm_store_si128(reinterpret_cast<__m128i*>(words[0]), _mm512_cvtepi32_epi8(high));
-      _mm_store_si128(reinterpret_cast<__m128i*>(words[1]), _mm512_cvtepi32_epi8(low));
-      for (int word = 0; word < 4 && d + 4 * word < head_dim; ++word) {
-        out.high[d / 4 + word][h] = words[0][word];
-        out.low[d / 4 + word][h] = words[1][word];
+      const __m512i high = kTwo ? _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(64)), 7) : q;
+      _mm_store_si128(reinterpret_cast<__m128i*>(out.words[0][h] + d / 4), _mm512_cvtepi32_epi8(high));
+      if constexpr (kTwo) {
+        const __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 7));
+        _mm_store_si128(reinterpret_cast<__m128i*>(out.words[1][h] + d / 4), _mm512_cvtepi32_epi8(low));
       }
     }
+  }
+}
+
+// kGroups groups of 16 tokens from `codes` on, so that a digit is loaded once for all of them.
+template <int kBits, int kHeads, int kGroups>
+HWY_INLINE void ScoreTokenGroups(const SketchScoreArgs& args, const FoldedQueries& folded,
+                                 const DigitQueries<kBits>& digits, const uint8_t* codes, float* scores) {
+  constexpr int kDigits = DigitQueries<kBits>::kDigits;
+  const __m512i nibble = _mm512_set1_epi8(15);
+  __m512i sums[kDigits][kGroups][kHeads];
+#pragma GCC unroll 2
+  for (int digit = 0; digit < kDigits; ++digit) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) {
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) sums[digit][g][h] = _mm512_setzero_si512();
+    }
+  }
+  const auto multiply = [&](int four, const __m512i* of_tokens) HWY_ATTR {
+#pragma GCC unroll 2
+    for (int digit = 0; digit < kDigits; ++digit) {
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        const __m512i q = _mm512_set1_epi32(digits.words[digit][h][four]);
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroups; ++g) {
+          sums[digit][g][h] = _mm512_dpbusd_epi32(sums[digit][g][h], of_tokens[g], q);
+        }
+      }
+    }
+  };
+  for (int word = 0; word < args.head_dim * kBits / 32; ++word, codes += args.page_size * int64_t{4}) {
+    __m512i bytes[kGroups];
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) bytes[g] = _mm512_loadu_si512(codes + g * 64);
+    if constexpr (kBits == 8) {
+      multiply(word, bytes);
+    } else {
+      __m512i half[kGroups];
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) half[g] = _mm512_and_si512(bytes[g], nibble);
+      multiply(2 * word, half);
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) half[g] = _mm512_and_si512(_mm512_srli_epi16(bytes[g], 4), nibble);
+      multiply(2 * word + 1, half);
+    }
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < kGroups; ++g) {
+    Vector of_heads[kHeads];
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      __m512i sum = sums[0][g][h];
+      if constexpr (kDigits == 2) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 7), sums[kDigits - 1][g][h]);
+      of_heads[h] = Vector{
+          _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(digits.scale[h]), _mm512_set1_ps(folded.offset[h]))};
+    }
+    StoreTokens<kHeads>(of_heads, scores + g * 16 * Pitch(kHeads));
   }
 }
 
 template <int kBits, int kHeads>
 HWY_INLINE void ScoreSketchVnniOf(const SketchScoreArgs& args, float* scores) {
   FoldedQueries folded;
-  DigitQueries digits;
+  DigitQueries<kBits> digits;
   Fold(args, folded);
-  ToDigits<kHeads>(folded, args.head_dim, digits);
-  const __m512i nibble = _mm512_set1_epi8(15);
+  ToDigits<kBits, kHeads>(folded, args.head_dim, digits);
+  constexpr int kGroups = kBits == 8 ? 2 : 4;
   const int64_t step = FetchStep(args.ahead, (args.num_rows + 15) / 16);
   const uint8_t* fetch = args.ahead.begin;
-  for (int t = args.first / 16 * 16; t < args.first + args.num_rows; t += 16) {
-    PrefetchBytes(fetch, step);
-    fetch += step;
+  const int end = args.first + args.num_rows;
+  for (int t = args.first / 16 * 16; t < end;) {
     const uint8_t* codes = args.codes + t * 4;
-    __m512i high[kHeads];
-    __m512i low[kHeads];
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) high[h] = low[h] = _mm512_setzero_si512();
-    const auto multiply = [&](int four, __m512i of_tokens) HWY_ATTR {
-#pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) {
-        high[h] = _mm512_dpbusd_epi32(high[h], of_tokens, _mm512_set1_epi32(digits.high[four][h]));
-        low[h] = _mm512_dpbusd_epi32(low[h], of_tokens, _mm512_set1_epi32(digits.low[four][h]));
-      }
-    };
-    for (int word = 0; word < args.head_dim * kBits / 32; ++word) {
-      const __m512i bytes = _mm512_loadu_si512(codes + static_cast<int64_t>(word) * args.page_size * 4);
-      if constexpr (kBits == 8) {
-        multiply(word, bytes);
-      } else {
-        multiply(2 * word, _mm512_and_si512(bytes, nibble));
-        multiply(2 * word + 1, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble));
-      }
+    // Whole runs of groups; the page may end within one.
+    const int groups = end - t >= 16 * kGroups ? kGroups : 1;
+    PrefetchBytes(fetch, step * groups);
+    fetch += step * groups;
+    if (groups == kGroups) {
+      ScoreTokenGroups<kBits, kHeads, kGroups>(args, folded, digits, codes, scores);
+    } else {
+      ScoreTokenGroups<kBits, kHeads, 1>(args, folded, digits, codes, scores);
     }
-    Vector sums[kHeads];
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) {
-      const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[h], 7), low[h]);
-      sums[h] = Vector{
-          _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(digits.scale[h]), _mm512_set1_ps(folded.offset[h]))};
-    }
-    StoreTokens<kHeads>(sums, scores);
-    scores += 16 * Pitch(kHeads);
+    t += 16 * groups;
+    scores += 16 * groups * Pitch(kHeads);
   }
 }
 
