@@ -183,6 +183,9 @@ absl::StatusOr<Report> Measure(const Options& options) {
   absl::StatusOr<Device> device = MakeDevice(options, workload.num_pages(), workload.dense_bytes());
   if (!device.ok()) return device.status();
   Backend& backend = *device->backend;
+  for (const Method method : options.methods) {
+    if (absl::Status status = backend.Supports(options.attention(method, 0), options.tokens); !status.ok()) return status;
+  }
   if (absl::Status status = workload.Store(backend); !status.ok()) return status;
 
   Times times{.methods = std::vector<Samples>(options.methods.size()), .read_seconds = {}};

@@ -3,6 +3,8 @@
 # a file of //client/examples:capture, on the language model's.
 #
 #   methods_bench.sh KERNEL_BENCH OUT_FOLDER [CAPTURED.safetensors] [-- more flags of kernel_bench]
+#
+# What the backend has not got (a sketch, say) is left out.
 set -euo pipefail
 bench=$1
 out=$2
