@@ -4,9 +4,10 @@
 #   ./run_gpu.sh [test|sanitize|bench|sdpa|load|demo|accuracy]...     all but sanitize by default, in this order
 #
 # test: the CUDA backend against the reference and the CPU. sanitize: the same under compute-sanitizer, where it is
-# found (hours: set TESTS, a GoogleTest filter). bench: kernel_bench_cuda on the shapes of docs/benchmarks.md. sdpa:
-# torch's attention on the same ones, where python3 has torch. load: a client that keeps steps in flight on
-# attention_server_cuda. demo and accuracy: a language model on it; the tables of docs/accuracy.md, which take long.
+# found, with a part of the seeds of statistical tests (hours: set TESTS, a GoogleTest filter). bench: kernel_bench_cuda
+# on the shapes of docs/benchmarks.md. sdpa: torch's attention on the same ones, where python3 has torch. load: a client
+# that keeps steps in flight on attention_server_cuda. demo and accuracy: a language model on it; the tables of
+# docs/accuracy.md, which take long.
 #
 # Output goes to the terminal and to $OUT (default: results/), one file each, measurements as JSON lines. Ends with 1 if
 # anything failed, having run the rest.
@@ -47,7 +48,7 @@ run_sanitize() {
   fi
   for tool in memcheck racecheck synccheck; do
     for test in "${tests[@]}"; do
-      run "$test.$tool.txt" "$sanitizer" --tool="$tool" --error-exitcode=3 "./$test" --gtest_brief=1 \
+      SANTA_FEWER_SEEDS=${SANTA_FEWER_SEEDS:-25} run "$test.$tool.txt" "$sanitizer" --tool="$tool" --error-exitcode=3 "./$test" --gtest_brief=1 \
         --gtest_filter="${TESTS:-*}"
     done
   done
@@ -70,6 +71,7 @@ run_bench() {
   bench 1x512 --batch=1 --tokens=512 --samples=64
   bench ragged --ragged=15x1024,1x131072 --samples=2048 --methods=EXACT,S2ANTA_FLASH
   bench 16x32768_fp8 --batch=16 --tokens=32768 --dtype=fp8_e4m3 --methods=EXACT,S2ANTA_FLASH,S2ANTA_PROP
+  bench 16x32768_in_order --batch=16 --tokens=32768 --methods=EXACT,S2ANTA_FLASH,S2ANTA_PROP --pages_in_order
   # Other groups and dimensions, 2 GiB of keys and values each.
   bench 16x32768_g1 --batch=16 --tokens=32768 --query_heads=8 --methods=EXACT
   bench 16x32768_g8 --batch=16 --tokens=32768 --query_heads=64 --methods=EXACT

@@ -22,7 +22,7 @@ TEST(KernelBenchTest, ReadsEveryFlag) {
   const auto options =
       Parse({"--backend=cpu", "--batch=3", "--tokens=1000", "--query_heads=14", "--kv_heads=2", "--head_dim=64",
              "--page_size=16", "--dtype=fp16", "--methods=SANTA,EXACT", "--samples=77", "--window=500", "--sigma=1.5",
-             "--threads=2", "--repetitions=4", "--seed=9", "--json"});
+             "--threads=2", "--repetitions=4", "--seed=9", "--pages_in_order", "--json"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->backend, "cpu");
   EXPECT_EQ(options->batch, 3);
@@ -39,6 +39,7 @@ TEST(KernelBenchTest, ReadsEveryFlag) {
   EXPECT_EQ(options->threads, 2);
   EXPECT_EQ(options->repetitions, 4);
   EXPECT_EQ(options->seed, 9);
+  EXPECT_TRUE(options->pages_in_order);
   EXPECT_TRUE(options->json);
 }
 

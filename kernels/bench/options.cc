@@ -129,9 +129,16 @@ absl::Status SetOther(std::string_view name, std::string_view value, Options& op
   return absl::InvalidArgumentError(absl::StrCat("there is no flag --", View(name), "; --help lists them"));
 }
 
+constexpr struct Switch {
+  std::string_view name;
+  bool Options::*field;
+} kSwitches[] = {
+    {"--pages_in_order", &Options::pages_in_order}, {"--json", &Options::json}, {"--help", &Options::help}};
+
 absl::Status SetFlag(std::string_view argument, Options& options) {
-  if (argument == "--json" || argument == "--help") {
-    (argument == "--json" ? options.json : options.help) = true;
+  for (const Switch& flag : kSwitches) {
+    if (flag.name != argument) continue;
+    options.*flag.field = true;
     return absl::OkStatus();
   }
   absl::string_view text = View(argument);
@@ -201,6 +208,7 @@ std::string Usage() {
       "  --input=FILE        safetensors with q [sources, G, D], k and v [sources, tokens, D] in place of random\n"
       "                      numbers (//client/examples:capture writes one); sources are repeated for heads and\n"
       "                      sequences, features and tokens for larger shapes\n"
+      "  --pages_in_order    a page table in order, not shuffled\n"
       "  --json              one JSON object a line\n";
   const Options defaults;
   for (const IntegerFlag& flag : kIntegerFlags) {

@@ -35,6 +35,7 @@ struct Options {
   int64_t threads = 0;          // of the CPU, 0: all
   int64_t repetitions = 15;     // timed calls of each method, [1, 10000]
   int64_t seed = 1;
+  bool pages_in_order = false;  // not shuffled
   bool json = false;
   bool help = false;
 

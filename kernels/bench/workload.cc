@@ -42,7 +42,7 @@ Workload::Workload(const Options& options)
   page_table_.resize(num_slots_ * pages_per_slot_);
   std::mt19937_64 random(options.seed);
   std::iota(page_table_.begin(), page_table_.end(), 0);
-  std::shuffle(page_table_.begin(), page_table_.end(), random);
+  if (!options.pages_in_order) std::shuffle(page_table_.begin(), page_table_.end(), random);
 }
 
 absl::StatusOr<Workload> Workload::Make(const Options& options) {

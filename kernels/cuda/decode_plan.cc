@@ -23,14 +23,16 @@ constexpr SplitLength kLargeGroupLengths[] = {{1024, 64},    {2048, 128},   {409
 // A warp takes whole tiles of 256, and a block has four warps.
 constexpr SplitLength kTileLengths[] = {{1024, 256}, {4096, 512}, {32768, 1024}, {65536, 2048}, {INT32_MAX, 4096}};
 // Two tiles a warp sooner: the keys of the second are on their way while the first is weighed.
-constexpr SplitLength kPropLengths[] = {{1024, 256}, {4096, 512}, {16384, 1024}, {65536, 2048}, {INT32_MAX, 4096}};
+constexpr SplitLength kTwoTileLengths[] = {{1024, 256}, {4096, 512}, {16384, 1024}, {65536, 2048}, {INT32_MAX, 4096}};
 
-const SplitLength* LengthsOf(Kernel kernel, int32_t group_size) {
+const SplitLength* LengthsOf(Kernel kernel, const KvLayout& layout) {
   switch (kernel) {
     case Kernel::kExact:
-      return group_size > 4 ? kLargeGroupLengths : kExactLengths;
+      return layout.group_size() > 4 ? kLargeGroupLengths : kExactLengths;
+    case Kernel::kS2antaFlash:
+      return SizeOf(layout.dtype) == 1 ? kTwoTileLengths : kTileLengths;
     case Kernel::kS2antaProp:
-      return kPropLengths;
+      return kTwoTileLengths;
     default:
       return kTileLengths;
   }
@@ -51,8 +53,8 @@ int32_t Splits::BeginOf(int32_t i) const { return std::max(begin, (begin / token
 
 int32_t Splits::EndOf(int32_t i) const { return std::min(end, (begin / tokens + i + 1) * tokens); }
 
-Splits CutSplits(Kernel kernel, int32_t group_size, int32_t begin, int32_t end) {
-  const SplitLength* length = LengthsOf(kernel, group_size);
+Splits CutSplits(Kernel kernel, const KvLayout& layout, int32_t begin, int32_t end) {
+  const SplitLength* length = LengthsOf(kernel, layout);
   while (end - begin > length->visible) ++length;
   return {.begin = begin,
           .end = end,
@@ -60,14 +62,14 @@ Splits CutSplits(Kernel kernel, int32_t group_size, int32_t begin, int32_t end) 
           .count = (end - 1) / length->tokens - begin / length->tokens + 1};
 }
 
-ItemPlan PlanItem(const DecodeItem& item, int32_t group_size) {
+ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout) {
   const int64_t begin = sampling::VisibleBegin(item.num_tokens, item.options.window);
   const int64_t end = item.num_tokens;
   ItemPlan plan;
   plan.kernel = KernelOf(item.options, begin, end);
   plan.begin = static_cast<int32_t>(begin);
   plan.end = static_cast<int32_t>(end);
-  plan.splits = CutSplits(plan.kernel, group_size, plan.begin, plan.end);
+  plan.splits = CutSplits(plan.kernel, layout, plan.begin, plan.end);
   plan.sample_count = plan.kernel == Kernel::kExact ? 0 : item.options.sample_count;
   return plan;
 }

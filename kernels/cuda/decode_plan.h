@@ -34,10 +34,10 @@ struct Splits {
   int32_t EndOf(int32_t i) const;
 };
 
-// Splits depend on the cache's group size, the kernel and the visible tokens [begin, end) alone, so that an item's
+// Splits depend on the cache's layout, the kernel and the visible tokens [begin, end) alone, so that an item's
 // answer is the same bit for bit in every batch. A short item is cut finely, or one head of one item would keep one
 // multiprocessor busy while the others wait; a long one coarsely, as each split is a partial result to write and merge.
-Splits CutSplits(Kernel kernel, int32_t group_size, int32_t begin, int32_t end);
+Splits CutSplits(Kernel kernel, const KvLayout& layout, int32_t begin, int32_t end);
 
 // One item, cut.
 struct ItemPlan {
@@ -49,8 +49,8 @@ struct ItemPlan {
   int32_t visible() const { return end - begin; }
 };
 
-// The plan of a valid item of a cache whose key/value heads serve group_size query heads each.
-ItemPlan PlanItem(const DecodeItem& item, int32_t group_size);
+// The plan of a valid item of a cache of this layout.
+ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout);
 
 // The kernel's (item, split) pairs are work[first, first + count).
 struct WorkRange {

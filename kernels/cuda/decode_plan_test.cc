@@ -10,13 +10,21 @@
 namespace santa::cuda {
 namespace {
 
+constexpr KvLayout kLayout = {.num_query_heads = 8, .num_kv_heads = 2, .head_dim = 64, .page_size = 64};
+
 TEST(DecodePlanTest, SplitsGrowWithTheVisibleTokens) {
-  int32_t exact = 0, tiles = 0;
-  for (const int32_t visible : {1, 512, 4096, 4097, 8193, 32768, 131072, 1 << 20, 1 << 30}) {
-    EXPECT_GE(CutSplits(Kernel::kExact, 4, 0, visible).tokens, exact);
-    EXPECT_GE(CutSplits(Kernel::kS2antaFlash, 4, 0, visible).tokens, tiles);
-    exact = CutSplits(Kernel::kExact, 4, 0, visible).tokens;
-    tiles = CutSplits(Kernel::kS2antaFlash, 4, 0, visible).tokens;
+  KvLayout large_groups_of_bytes = kLayout;
+  large_groups_of_bytes.num_kv_heads = 1;
+  large_groups_of_bytes.dtype = DType::kFloat8E4M3;
+  for (const KvLayout& layout : {kLayout, large_groups_of_bytes}) {
+    for (const Kernel kernel : {Kernel::kExact, Kernel::kS2antaFlash, Kernel::kS2antaProp, Kernel::kStoredScores}) {
+      int32_t before = 0;
+      for (const int32_t visible : {1, 512, 4096, 4097, 8193, 32768, 131072, 1 << 20, 1 << 30}) {
+        const int32_t tokens = CutSplits(kernel, layout, 0, visible).tokens;
+        EXPECT_GE(tokens, before);
+        before = tokens;
+      }
+    }
   }
 }
 
@@ -24,10 +32,10 @@ TEST(DecodePlanTest, SplitsCoverTheVisibleTokensAndNoMore) {
   for (const int64_t tokens : {1, 255, 256, 257, 4096, 5000, 70000, 200001}) {
     for (const uint32_t window : {0u, 1u, 300u, 4097u, 250000u}) {
       for (const Kernel kernel : {Kernel::kExact, Kernel::kS2antaFlash, Kernel::kS2antaProp, Kernel::kStoredScores}) {
-        const ItemPlan plan = PlanItem({.num_tokens = tokens, .options = {.window = window}}, 4);
+        const ItemPlan plan = PlanItem({.num_tokens = tokens, .options = {.window = window}}, kLayout);
         EXPECT_EQ(plan.end, tokens);
         EXPECT_EQ(plan.visible(), window == 0 || window > tokens ? tokens : window);
-        const Splits splits = CutSplits(kernel, 4, plan.begin, plan.end);
+        const Splits splits = CutSplits(kernel, kLayout, plan.begin, plan.end);
         EXPECT_EQ(splits.BeginOf(0), plan.begin);
         EXPECT_EQ(splits.EndOf(splits.count - 1), plan.end);
         for (int32_t i = 0; i < splits.count; ++i) {
@@ -45,7 +53,8 @@ TEST(DecodePlanTest, SplitsCoverTheVisibleTokensAndNoMore) {
 
 TEST(DecodePlanTest, EachMethodHasItsKernel) {
   const auto kernel = [](Method method, uint32_t samples, int64_t tokens, uint32_t window = 0) {
-    return PlanItem({.num_tokens = tokens, .options = {.method = method, .sample_count = samples, .window = window}}, 4)
+    return PlanItem({.num_tokens = tokens, .options = {.method = method, .sample_count = samples, .window = window}},
+                    kLayout)
         .kernel;
   };
   EXPECT_EQ(kernel(Method::kExact, 0, 5000), Kernel::kExact);
@@ -56,16 +65,17 @@ TEST(DecodePlanTest, EachMethodHasItsKernel) {
   EXPECT_EQ(kernel(Method::kS2antaFlash, 19, 5000), Kernel::kStoredScores);  // 20 tiles: they must be larger
   EXPECT_EQ(kernel(Method::kS2antaProp, 20, 5000), Kernel::kS2antaProp);
   EXPECT_EQ(kernel(Method::kS2antaProp, 19, 5000), Kernel::kStoredScores);
-  EXPECT_EQ(PlanItem({.num_tokens = 10, .options = {.method = Method::kSanta, .sample_count = 10}}, 4).sample_count,
-            0u);
+  EXPECT_EQ(
+      PlanItem({.num_tokens = 10, .options = {.method = Method::kSanta, .sample_count = 10}}, kLayout).sample_count,
+      0u);
 }
 
 TEST(DecodePlanTest, WorkHasEverySplitOnceLongItemsFirst) {
   const AttentionOptions flash = {.method = Method::kS2antaFlash, .sample_count = 2048};
   std::vector<ItemPlan> plans;
   for (const int64_t tokens : {100, 131072, 600, 5000, 200000, 600}) {
-    plans.push_back(PlanItem({.num_tokens = tokens, .options = {}}, 4));
-    plans.push_back(PlanItem({.num_tokens = tokens, .options = flash}, 4));
+    plans.push_back(PlanItem({.num_tokens = tokens, .options = {}}, kLayout));
+    plans.push_back(PlanItem({.num_tokens = tokens, .options = flash}, kLayout));
   }
   int32_t splits = 0;
   for (const ItemPlan& plan : plans) splits += plan.splits.count;

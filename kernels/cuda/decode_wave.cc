@@ -46,7 +46,7 @@ WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
   const int64_t numbers = static_cast<int64_t>(layout.num_query_heads) * layout.head_dim;
   const int64_t most_tokens =
       std::min<int64_t>(static_cast<int64_t>(num_pages) * layout.page_size, std::numeric_limits<int32_t>::max());
-  const int64_t one_item = CutSplits(Kernel::kExact, 1, 0, static_cast<int32_t>(most_tokens)).count + 128;
+  const int64_t one_item = CutSplits(Kernel::kExact, layout, 0, static_cast<int32_t>(most_tokens)).count + 128;
   const int64_t affordable = kPartialBytes / (numbers * 4 + layout.num_query_heads * 8);
   const int64_t items = std::clamp<int64_t>(kQueryBytes / (numbers * 4), 1, kMaxItems);
   // SANTA with as many draws as there may be wants most.
@@ -63,7 +63,7 @@ absl::StatusOr<DecodeScratch> DecodeScratch::Allocate(const KvLayout& layout, co
   const size_t numbers = static_cast<size_t>(layout.num_query_heads) * layout.head_dim;
   const std::string purpose = "partial results";
   DecodeScratch scratch;
-  scratch.num_tickets_ = static_cast<size_t>(limits.items) * layout.num_kv_heads;
+  scratch.num_tickets_ = size_t{2} * limits.items * layout.num_kv_heads;
   const size_t ticket_bytes = sizeof(unsigned) * (scratch.num_tickets_ + 1);  // and next_unit
   for (const auto& [memory, bytes] :
        {std::pair{&scratch.partial_o_, numbers * sizeof(float) * limits.splits},
@@ -136,7 +136,7 @@ size_t DecodeWave::PlanItems(std::span<const DecodeItem> items) {
   int64_t stored = 0;
   for (const DecodeItem& item : items) {
     if (plans_.size() == static_cast<size_t>(limits_.items)) break;
-    const ItemPlan plan = PlanItem(item, layout_.group_size());
+    const ItemPlan plan = PlanItem(item, layout_);
     splits += plan.splits.count;
     entries += SliceOf(plan, layout_.page_size).count;
     stored += StoredBytes(plan, item, layout_);

@@ -141,12 +141,13 @@ __global__ void __launch_bounds__(32 * kWarps, 2) ExactKernel(const __grid_const
 
   WaitCopies<0>();
   LetLaterKernelStart();
+  SplitPlace place(launch, item, work.item, kv_head);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
     MergeWarps<Kv, D, kWarps, 8>(bytes, kSharedBytes<Kv, D> / kWarps, out[block], softmax[block], launch, item,
                                  work.split, kv_head, block);
   }
-  MergeSplits<D, kWarps, kSharedBytes<Kv, D>>(bytes, launch, item, work.item, kv_head);
+  MergeSplits<D, kWarps, kSharedBytes<Kv, D>>(bytes, launch, item, kv_head, place);
 }
 
 struct Launcher {

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads > 8 || D 
     AddWarps<Kv, D, kWarps>(shared.sums, out[block], launch.decode, item, sums, work.split, kv_head, block);
   }
   if (item.num_splits > 1) {
-    unsigned* ticket = launch.decode.tickets + work.item * launch.decode.num_kv_heads + kv_head;
+    unsigned* ticket = launch.decode.tickets + 2 * (work.item * launch.decode.num_kv_heads + kv_head);
     AddSplits<D>(launch.decode, item, sums, ticket, 0, kv_head);
   }
 }
@@ -99,8 +99,7 @@ struct Launcher {
 
   template <typename Kv, int D, int kBlocks>
   cudaError_t Run() const {
-    if constexpr (kBlocks == 2) return RunHeads<Kv, D, 16>();
-    return launch.decode.group_size <= 4 ? RunHeads<Kv, D, 4>() : RunHeads<Kv, D, 8>();
+    return DispatchHeads<Kv, D, kBlocks>(launch.decode.group_size, *this);
   }
 
   template <typename Kv, int D, int kHeads>

@@ -69,6 +69,21 @@ inline cudaError_t LaunchDecode(void (*kernel)(DecodeLaunch), const DecodeLaunch
   return cudaLaunchKernelEx(&config, kernel, launch);
 }
 
+// launcher.RunHeads<Kv, D, heads>(), for a kernel that pads a group to 4, 8 or 16 heads. Not to 4 for the head
+// dimensions that few models have: each kernel takes nvcc seconds for each architecture.
+template <typename Kv, int D, int kBlocks, typename Launcher>
+cudaError_t DispatchHeads(int group_size, const Launcher& launcher) {
+  constexpr bool kCommon = D == 64 || D == 128 || D == 256;
+  if constexpr (kBlocks == 2) {
+    return launcher.template RunHeads<Kv, D, 16>();
+  } else {
+    if constexpr (kCommon) {
+      if (group_size <= 4) return launcher.template RunHeads<Kv, D, 4>();
+    }
+    return launcher.template RunHeads<Kv, D, 8>();
+  }
+}
+
 template <typename Kv, int D, typename Launcher>
 cudaError_t DispatchGroup(const DecodeLaunch& launch, const Launcher& launcher) {
   if (launch.group_size < 1 || launch.group_size > 16) return cudaErrorNotSupported;

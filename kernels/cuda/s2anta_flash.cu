@@ -148,12 +148,13 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads == 4 && D
   sums.Close();
   WaitCopies<0>();
   LetLaterKernelStart();
+  SplitPlace place(launch, item, work.item, kv_head);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
     MergeWarps<Kv, D, kWarps, kRows<kHeads>>(bytes + offsetof(Memory, tile), sizeof(Memory), sums.out[block],
                                              sums.softmax[block], launch, item, work.split, kv_head, block);
   }
-  MergeSplits<D, kWarps, kWarps* static_cast<int>(sizeof(Memory))>(bytes, launch, item, work.item, kv_head);
+  MergeSplits<D, kWarps, kWarps* static_cast<int>(sizeof(Memory))>(bytes, launch, item, kv_head, place);
 }
 
 struct Launcher {
@@ -162,8 +163,7 @@ struct Launcher {
 
   template <typename Kv, int D, int kBlocks>
   cudaError_t Run() const {
-    if constexpr (kBlocks == 2) return RunHeads<Kv, D, 16>();
-    return launch.group_size <= 4 ? RunHeads<Kv, D, 4>() : RunHeads<Kv, D, 8>();
+    return DispatchHeads<Kv, D, kBlocks>(launch.group_size, *this);
   }
 
   template <typename Kv, int D, int kHeads>

@@ -99,7 +99,7 @@ class UnitTaker {
 // What an (item, key/value head) has behind it: [0, splits): so many are scored; splits + 1: its draws are shared among
 // the tiles; then the gathers are counted.
 __device__ __forceinline__ unsigned* TicketOf(const DecodeLaunch& launch, const Unit& unit) {
-  return launch.tickets + unit.work.item * launch.num_kv_heads + unit.kv_head;
+  return launch.tickets + 2 * (unit.work.item * launch.num_kv_heads + unit.kv_head);
 }
 
 // One query head's softmax, and each tile's draws. A warp calls it. Not inlined: it is long, and the same for every
@@ -226,10 +226,8 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
   const sampling::RandomStream stream =
       sampling::MakeRandomStream(item.seed, item.sampling_key, item.layer_index, item.position, head);
   unsigned* ticket = TicketOf(launch.decode, unit);
-  if (threadIdx.x == 0) {
-    while (LoadAcquire(ticket) <= item.num_splits) __nanosleep(100);
-  }
-  __syncthreads();
+  while (LoadAcquire(ticket) <= item.num_splits) __nanosleep(100);
+  __syncwarp();
 
   OutputFragment<D> out[kBlocks] = {};
   unsigned rows_read = 0;
@@ -305,8 +303,7 @@ struct Launcher {
 
   template <typename Kv, int D, int kBlocks>
   cudaError_t Run() const {
-    if constexpr (kBlocks == 2) return RunHeads<Kv, D, 16>();
-    return launch.decode.group_size <= 4 ? RunHeads<Kv, D, 4>() : RunHeads<Kv, D, 8>();
+    return DispatchHeads<Kv, D, kBlocks>(launch.decode.group_size, *this);
   }
 
   template <typename Kv, int D, int kHeads>

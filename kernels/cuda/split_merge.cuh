@@ -266,20 +266,43 @@ class SplitMerger {
   float4* partial_o_;
 };
 
-// Counts the split in; the last one of the (item, head) merges them all and writes the answer. All threads call it.
-template <int D, int kWarps, int kBytes>
-__device__ void MergeSplits(unsigned char* bytes, const DecodeLaunch& launch, const DeviceItem& item, int item_index,
-                            int kv_head) {
-  if (item.num_splits == 1) return;
-  bool last = false;
-  if (threadIdx.x == 0) {  // past a barrier: the fence covers what the other threads wrote
-    unsigned* ticket = launch.tickets + item_index * launch.num_kv_heads + kv_head;
-    __threadfence();
-    last = atomicAdd(ticket, 1) + 1 == item.num_splits;
-    if (last) *ticket = 0;
-    __threadfence();
+// A split's place among those of its (item, head) when it has been read. Asked for before its warps are merged, so that
+// the answer is there afterwards.
+class SplitPlace {
+ public:
+  __device__ SplitPlace(const DecodeLaunch& launch, const DeviceItem& item, int item_index, int kv_head)
+      : read_(launch.tickets + 2 * (item_index * launch.num_kv_heads + kv_head)), last_(item.num_splits - 1) {
+    if (threadIdx.x == 0 && last_ > 0) place_ = atomicAdd(read_, 1);
   }
-  if (__syncthreads_or(last)) SplitMerger<D, kWarps, kBytes>(bytes, launch, item, kv_head).Run();
+
+  // Whether this one is the last, and then all partial results are there. All threads call it, having written theirs.
+  __device__ bool WaitForOthers() {
+    unsigned* written = read_ + 1;
+    if (!__syncthreads_or(threadIdx.x == 0 && place_ == last_)) {
+      if (threadIdx.x == 0) AddRelease(written, 1);
+      return false;
+    }
+    if (threadIdx.x == 0) {
+      while (LoadAcquire(written) != last_) continue;  // the others are about to be done
+      *read_ = 0;
+      *written = 0;
+    }
+    __syncthreads();
+    return true;
+  }
+
+ private:
+  unsigned* const read_;
+  const unsigned last_;
+  unsigned place_ = 0;
+};
+
+// The last split of an (item, head) merges them all and writes the answer. All threads call it.
+template <int D, int kWarps, int kBytes>
+__device__ void MergeSplits(unsigned char* bytes, const DecodeLaunch& launch, const DeviceItem& item, int kv_head,
+                            SplitPlace& place) {
+  if (item.num_splits == 1 || !place.WaitForOthers()) return;
+  SplitMerger<D, kWarps, kBytes>(bytes, launch, item, kv_head).Run();
 }
 
 }  // namespace santa::cuda

@@ -71,8 +71,7 @@ struct Launcher {
 
   template <typename Kv, int D, int kBlocks>
   cudaError_t Run() const {
-    if constexpr (kBlocks == 2) return RunHeads<Kv, D, 16>();
-    return launch.decode.group_size <= 4 ? RunHeads<Kv, D, 4>() : RunHeads<Kv, D, 8>();
+    return DispatchHeads<Kv, D, kBlocks>(launch.decode.group_size, *this);
   }
 
   template <typename Kv, int D, int kHeads>

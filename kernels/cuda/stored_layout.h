@@ -6,9 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/attention.h"
 #include "kernels/sampling/host_device.h"
 #include "kernels/sampling/tiles.h"
+#include "kernels/types.h"
 
 namespace santa::cuda {
 

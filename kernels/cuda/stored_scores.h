@@ -15,8 +15,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/attention.h"
 #include "kernels/cuda/decode_launch.h"
+#include "kernels/types.h"
 
 namespace santa::cuda {
 

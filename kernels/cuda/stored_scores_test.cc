@@ -53,10 +53,10 @@ TEST_F(StoredScoresTest, HaveTheEstimatorsMeanAndVariance) {
       for (const AttentionOptions& options : Methods(draws)) {
         SCOPED_TRACE("G " + std::to_string(group_size) + ", " + Describe(options));
         problem.step.options = options;
-        const std::vector<Answer> answers = DecodeOnGpu(Seeds(problem, 1500));
+        const std::vector<Answer> answers = DecodeOnGpu(Seeds(problem, SeedCount(1500)));
         const Fit fit = FitMoments(problem, answers);
         EXPECT_LT(fit.worst_z, 6.5);
-        EXPECT_NEAR(fit.variance_ratio, 1, 0.15);
+        EXPECT_NEAR(fit.variance_ratio, 1, Widened(0.15));
         for (const Answer& answer : answers) {
           ASSERT_GE(answer.rows_read, 2u);
           ASSERT_LE(answer.rows_read, 2u * group_size * draws);

@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <map>
 #include <memory>
@@ -62,7 +63,7 @@ Batch Cut(const std::vector<Item>& items) {
   for (const Item& item : items) {
     const reference::Step& step = item.problem->step;
     batch.plans.push_back(
-        PlanItem({.num_tokens = step.num_tokens, .options = step.options}, item.problem->shape.group_size));
+        PlanItem({.num_tokens = step.num_tokens, .options = step.options}, item.problem->shape.layout()));
     batch.splits += batch.plans.back().splits.count;
   }
   batch.work.resize(batch.splits);
@@ -227,7 +228,7 @@ std::vector<Answer> DecodeOnGpu(const std::vector<Item>& items) {
   const DeviceVector<unsigned long long> rows_read(std::vector<unsigned long long>(items.size(), 0));
   const DeviceVector<float> partial_o(std::vector<float>(batch.splits * outputs, NAN));
   const DeviceVector<float2> partial_max_sum(std::vector<float2>(batch.splits * heads, float2{NAN, NAN}));
-  const size_t num_tickets = items.size() * shape.num_kv_heads;
+  const size_t num_tickets = 2 * items.size() * shape.num_kv_heads;
   const DeviceVector<unsigned> tickets(std::vector<unsigned>(num_tickets + 1, 0));  // and next_unit
   std::vector<DeviceItem> host_items;
   int32_t first_split = 0;
@@ -345,6 +346,19 @@ double RelativeError(const std::vector<float>& found, const std::vector<double>&
   const std::vector<float> narrow(expected.begin(), expected.end());
   return RelativeError(found.data(), narrow.data(), narrow.size());
 }
+
+namespace {
+
+int FewerSeeds() {
+  const char* divisor = std::getenv("SANTA_FEWER_SEEDS");
+  return divisor == nullptr ? 1 : std::clamp(std::atoi(divisor), 1, 100);
+}
+
+}  // namespace
+
+int SeedCount(int full) { return full / FewerSeeds(); }
+
+double Widened(double deviation) { return deviation * std::sqrt(FewerSeeds()); }
 
 Fit FitMoments(const Problem& problem, const std::vector<Answer>& answers) {
   const reference::Moments moments = reference::MomentsOf(problem.step);

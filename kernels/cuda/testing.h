@@ -99,6 +99,12 @@ std::vector<Answer> DecodeOnCpu(const std::vector<Item>& items);
 double RelativeError(const float* found, const float* expected, size_t count);
 double RelativeError(const std::vector<float>& found, const std::vector<double>& expected);
 
+// How many seeds a statistical test takes: `full`, or a part of them where a checker such as compute-sanitizer makes
+// every launch slow, full / N with SANTA_FEWER_SEEDS=N in the environment. A deviation of the same probability is then
+// wider.
+int SeedCount(int full);
+double Widened(double deviation);
+
 // Against the estimator's own mean and variance, over answers to one problem under as many seeds: the largest |z| of a
 // component's mean, and the summed squared error over what it should be.
 struct Fit {
