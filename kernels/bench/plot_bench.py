@@ -51,11 +51,11 @@ def main():
             axes.plot([floor, floor], [row - 0.4, row + 0.4], color="#d1495b", linewidth=2)
     axes.plot([], [], color="#d1495b", linewidth=2, label="its bytes at the read ceiling")
     axes.invert_yaxis()
-    axes.set_xlabel("microseconds, median")
+    axes.set_xlabel("microseconds, median", loc="left")
     axes.set_title(args.title, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.1)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9, loc="upper right", bbox_to_anchor=(1, -0.02), borderaxespad=1.6)
     figure.savefig(args.out, metadata={"Date": None})
 
 

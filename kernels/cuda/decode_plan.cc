@@ -42,7 +42,9 @@ Kernel KernelOf(const AttentionOptions& options, int64_t begin, int64_t end) {
   if (options.method == Method::kExact || options.sample_count >= end - begin) return Kernel::kExact;
   if (sampling::MakeTiling(begin, end, options.sample_count).size == sampling::kMinTileSize) {
     if (options.method == Method::kS2antaFlash) return Kernel::kS2antaFlash;
-    if (options.method == Method::kS2antaProp) return Kernel::kS2antaProp;
+    if (options.method == Method::kS2antaProp && options.budget_rounding == BudgetRounding::kSystematic) {
+      return Kernel::kS2antaProp;
+    }
   }
   return Kernel::kStoredScores;
 }

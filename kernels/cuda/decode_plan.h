@@ -15,7 +15,7 @@ namespace santa::cuda {
 enum class Kernel : uint8_t {
   kExact,
   kS2antaFlash,   // tiles of 256 tokens
-  kS2antaProp,    // likewise
+  kS2antaProp,    // likewise, with systematic budgets
   kStoredScores,  // everything whose draws need more than one tile's scores
 };
 inline constexpr int kNumKernels = 4;

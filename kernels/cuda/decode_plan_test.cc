@@ -65,6 +65,9 @@ TEST(DecodePlanTest, EachMethodHasItsKernel) {
   EXPECT_EQ(kernel(Method::kS2antaFlash, 19, 5000), Kernel::kStoredScores);  // 20 tiles: they must be larger
   EXPECT_EQ(kernel(Method::kS2antaProp, 20, 5000), Kernel::kS2antaProp);
   EXPECT_EQ(kernel(Method::kS2antaProp, 19, 5000), Kernel::kStoredScores);
+  const AttentionOptions published = {
+      .method = Method::kS2antaProp, .sample_count = 20, .budget_rounding = BudgetRounding::kLargestRemainder};
+  EXPECT_EQ(PlanItem({.num_tokens = 5000, .options = published}, kLayout).kernel, Kernel::kStoredScores);
   EXPECT_EQ(
       PlanItem({.num_tokens = 10, .options = {.method = Method::kSanta, .sample_count = 10}}, kLayout).sample_count,
       0u);

@@ -1,6 +1,6 @@
-// S2ANTA_PROP (arXiv 2605.01910) on tiles of 256 tokens: two passes over an item in one launch, in which the passes of
-// different items overlap. Scoring waits for memory, drawing and gathering for latency and arithmetic: a
-// multiprocessor does both at once.
+// S2ANTA_PROP (arXiv 2605.01910) with systematic budgets on tiles of 256 tokens: two passes over an item in one launch,
+// in which the passes of different items overlap. Scoring waits for memory, drawing and gathering for latency and
+// arithmetic: a multiprocessor does both at once.
 //
 // Grid: as many blocks as run at once. Each takes one unit of work after another: a split of a key/value head is
 // scored, and `lead` units later it is gathered, in turns with the scoring of those that follow.
@@ -132,11 +132,7 @@ __device__ __noinline__ void ShareHead(const PropLaunch& launch, int number, int
   const auto weight = [&](int tile) {
     return sampling::TileMass(__ldcg(own_mass + tile), Rescale(__ldcg(own_max + tile), max));
   };
-  if (launch.stored[number].budget_rounding == BudgetRounding::kSystematic) {
-    ShareSystematically(team, shares, stream, weight);
-  } else {
-    ShareByRemainder(team, shares, stored.arrays.remainder(head), weight);
-  }
+  ShareSystematically(team, shares, stream, weight);
 }
 
 // Counts a split as scored; the last one of its (item, head) shares the draws. All threads call it.
@@ -153,6 +149,7 @@ __device__ __forceinline__ void CountScored(const PropLaunch& launch, const Unit
 #pragma unroll 1
   for (int head = threadIdx.x / 32; head < group_size; head += kWarps) {
     ShareHead(launch, unit.work.item, unit.kv_head * group_size + head);
+    __syncwarp();  // its lanes come back one after another, and the barrier counts warps
   }
   __threadfence();
   __syncthreads();

@@ -1,4 +1,4 @@
-// S2ANTA_PROP (arXiv 2605.01910) on tiles of 256 tokens, in one launch.
+// S2ANTA_PROP (arXiv 2605.01910) with systematic budgets on tiles of 256 tokens, in one launch.
 #ifndef SANTA_KERNELS_CUDA_S2ANTA_PROP_H_
 #define SANTA_KERNELS_CUDA_S2ANTA_PROP_H_
 

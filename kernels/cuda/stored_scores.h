@@ -1,5 +1,6 @@
-// The methods that need every score before the first draw: SANTA, STRATIFIED, SYSTEMATIC, and where a tile is larger
-// than 256 tokens S2ANTA_FLASH and S2ANTA_PROP (arXiv 2605.01910). Five kernels, one after another:
+// The methods that need every score before the first draw: SANTA, STRATIFIED, SYSTEMATIC; S2ANTA_FLASH and S2ANTA_PROP
+// where a tile is larger than 256 tokens, S2ANTA_PROP with budgets by the largest remainder (arXiv 2605.01910). Five
+// kernels, one after another:
 //
 //     StoreScores   scores of all visible tokens to scratch; for every block of 256 tokens its largest score and the
 //                   sum of its masses against that
