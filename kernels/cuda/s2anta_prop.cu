@@ -27,7 +27,6 @@
 #include "kernels/cuda/tile_gather.cuh"
 #include "kernels/cuda/tile_scores.cuh"
 #include "kernels/cuda/tile_scratch.cuh"
-#include "kernels/sampling/tile_budgets.h"
 
 namespace santa::cuda {
 namespace {
