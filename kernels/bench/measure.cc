@@ -184,7 +184,8 @@ absl::StatusOr<Report> Measure(const Options& options) {
   if (!device.ok()) return device.status();
   Backend& backend = *device->backend;
   for (const Method method : options.methods) {
-    if (absl::Status status = backend.Supports(options.attention(method, 0), options.tokens); !status.ok()) return status;
+    if (absl::Status status = backend.Supports(options.attention(method, 0), options.tokens); !status.ok())
+      return status;
   }
   if (absl::Status status = workload.Store(backend); !status.ok()) return status;
 
