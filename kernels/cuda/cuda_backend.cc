@@ -44,12 +44,8 @@ class CudaBackend : public Backend {
   const KvLayout& layout() const override { return options_.layout; }
   int32_t num_pages() const override { return options_.num_pages; }
   int max_decodes_in_flight() const override { return kMaxInFlight; }
-  absl::Status Supports(const AttentionOptions& options, int64_t /*num_tokens*/) const override {
-    if (options.method != Method::kCoordinated && options.method != Method::kSketched) return absl::OkStatus();
-    return absl::UnimplementedError(
-        absl::StrCat("method is ", std::string(Name(options.method)), "; the CUDA backend has it not"));
-  }
 
+  absl::Status Supports(const AttentionOptions& options, int64_t num_tokens) const override;
   absl::Status Append(std::span<const KvAppend> appends) override;
   absl::Status Compare(std::span<const KvAppend> appends, std::span<bool> matches) override;
   absl::Status CopyPages(std::span<const PageCopy> copies) override;
@@ -139,9 +135,9 @@ absl::Status CudaBackend::WarmUp() {
     if (absl::Status status = Compare({&append, 1}, {&matches, 1}); !status.ok()) return status;
     if (!matches) return absl::InternalError("the device does not hold what was stored in it");
   }
-  for (const Method method : {Method::kExact, Method::kSanta, Method::kStratified, Method::kSystematic,
-                              Method::kS2antaFlash, Method::kS2antaProp}) {
+  for (const Method method : kAllMethods) {
     const AttentionOptions attention = {.method = method, .sample_count = method == Method::kExact ? 0u : 1u};
+    if (!Supports(attention, 2).ok()) continue;
     const DecodeItem item = {.page_table = &page,
                              .num_tokens = 2,
                              .options = attention,
@@ -169,6 +165,14 @@ absl::Status CudaBackend::Keep(absl::Status status) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (error_.ok()) error_ = std::move(status);
   return error_;
+}
+
+absl::Status CudaBackend::Supports(const AttentionOptions& options, int64_t /*num_tokens*/) const {
+  if (options.target_relative_error > 0) {
+    return absl::UnimplementedError(absl::StrCat("target_relative_error is ", options.target_relative_error,
+                                                 "; the CUDA backend takes a sample_count"));
+  }
+  return SupportsSketch(options, options_.layout);
 }
 
 absl::Status CudaBackend::Append(std::span<const KvAppend> appends) {
@@ -339,6 +343,10 @@ absl::Status CheckLayout(const KvLayout& layout) {
   if (std::find(std::begin(kHeadDims), std::end(kHeadDims), layout.head_dim) == std::end(kHeadDims)) {
     return absl::UnimplementedError(
         absl::StrCat("head_dim is ", layout.head_dim, "; the CUDA backend has 64, 96, 128, 192 and 256"));
+  }
+  if (layout.sketch != Sketch::kNone && layout.sketch != Sketch::kK4) {
+    return absl::UnimplementedError(
+        absl::StrCat("sketch is ", std::string(Name(layout.sketch)), "; the CUDA backend has none and k4"));
   }
   if (layout.group_size() > kMaxGroup) {
     return absl::UnimplementedError(absl::StrCat("num_query_heads / num_kv_heads is ", layout.group_size(),

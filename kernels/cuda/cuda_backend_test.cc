@@ -42,22 +42,18 @@ KvLayout NearestLayout(KvLayout layout) {
 
 DType QueryType(DType stored) { return stored == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat16; }
 
-INSTANTIATE_TEST_SUITE_P(Cuda, BackendSuite,
-                         ::testing::Values(BackendUnderTest{
-                             .name = "cuda",
-                             .make =
-                                 [](const KvLayout& layout, int32_t num_pages) {
-                                   return MakeCudaBackend({.layout = layout, .num_pages = num_pages});
-                                 },
-                             // Softmax weights are rounded to bf16, the coarser of the two types of products.
-                             .exact_tolerance = 0x1p-8,
-                             .nearest_layout = NearestLayout,
-                             .query_type = QueryType,
-                             .methods = {Method::kSanta, Method::kStratified, Method::kSystematic, Method::kS2antaFlash,
-                                         Method::kS2antaProp},
-                             .tells_errors_of = {Method::kExact},
-                             .missing = WhyNoGpu()}),
-                         NameOf);
+const BackendUnderTest kCuda = {
+    .name = "cuda",
+    .make = [](const KvLayout& layout,
+               int32_t num_pages) { return MakeCudaBackend({.layout = layout, .num_pages = num_pages}); },
+    // Softmax weights are rounded to bf16, the coarser of the two types of products.
+    .exact_tolerance = 0x1p-8,
+    .nearest_layout = NearestLayout,
+    .query_type = QueryType,
+    .tells_errors_of = {Method::kExact, Method::kCoordinated, Method::kSketched},
+    .missing = WhyNoGpu()};
+
+INSTANTIATE_TEST_SUITE_P(Cuda, BackendSuite, ::testing::Values(kCuda, kCuda.Sketched(Sketch::kK4)), NameOf);
 
 class CudaBackendTest : public ::testing::Test {
  protected:

@@ -14,6 +14,7 @@ namespace santa::cuda {
 // One query token of one sequence in one layer.
 struct DeviceItem {
   const void* layer = nullptr;          // the layer's pool: [page][K|V][kv_head][token][D]
+  const void* sketch = nullptr;         // the layer's sketches of K: [page][kv_head] (kernels/cuda/sketch_layout.h)
   const int32_t* page_table = nullptr;  // [pages of the sequence]
   const void* q = nullptr;              // [H][D] of the type of the products: bf16 for a bf16 cache, else fp16
   void* o = nullptr;                    // [H][D] of io_dtype
@@ -21,6 +22,7 @@ struct DeviceItem {
   const float* sinks = nullptr;         // [H], or null
   // [2][H_kv], K's then V's, of the item's layer: a stored number stands for itself times its scale. Null: all 1.
   const float* kv_scales = nullptr;
+  float* relative_standard_error = nullptr;  // [H], or null: not wanted
   // Counts the distinct value rows that a sampled method reads; null: not wanted.
   unsigned long long* rows_read = nullptr;
   uint64_t seed = 0, sampling_key = 0;

@@ -46,6 +46,8 @@ Kernel KernelOf(const AttentionOptions& options, int64_t begin, int64_t end) {
       return Kernel::kS2antaProp;
     }
   }
+  if (options.method == Method::kCoordinated) return Kernel::kCoordinated;
+  if (options.method == Method::kSketched) return Kernel::kSketched;
   return Kernel::kStoredScores;
 }
 

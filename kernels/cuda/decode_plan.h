@@ -17,11 +17,16 @@ enum class Kernel : uint8_t {
   kS2antaFlash,   // tiles of 256 tokens
   kS2antaProp,    // likewise, with systematic budgets
   kStoredScores,  // everything whose draws need more than one tile's scores
+  kCoordinated,
+  kSketched,
 };
-inline constexpr int kNumKernels = 4;
+inline constexpr int kNumKernels = 6;
 
 // Whether a kernel keeps scores in scratch (kernels/cuda/stored_scores.h).
 constexpr bool StoresScores(Kernel kernel) { return kernel == Kernel::kS2antaProp || kernel == Kernel::kStoredScores; }
+
+// Whether it keeps codes of scores there (kernels/cuda/group_draw.h).
+constexpr bool DrawsByGroup(Kernel kernel) { return kernel == Kernel::kCoordinated || kernel == Kernel::kSketched; }
 
 // Where an item's visible tokens are cut: at absolute multiples of a length.
 struct Splits {

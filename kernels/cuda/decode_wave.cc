@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/exact.h"
+#include "kernels/cuda/group_draw.h"
 #include "kernels/cuda/query_convert.h"
 #include "kernels/cuda/s2anta_flash.h"
 #include "kernels/cuda/s2anta_prop.h"
@@ -36,6 +37,9 @@ TableSlice SliceOf(const ItemPlan& plan, int32_t page_size) {
 
 // Scratch that the item's scores take.
 int64_t StoredBytes(const ItemPlan& plan, const DecodeItem& item, const KvLayout& layout) {
+  if (DrawsByGroup(plan.kernel)) {
+    return GroupArraysOf(nullptr, item.options.method, layout, plan.begin, plan.end, plan.splits.count).bytes();
+  }
   if (!StoresScores(plan.kernel)) return 0;
   return StoredScratchBytes(item.options.method, layout.num_query_heads, plan.begin, plan.end, plan.sample_count);
 }
@@ -49,9 +53,13 @@ WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
   const int64_t one_item = CutSplits(Kernel::kExact, layout, 0, static_cast<int32_t>(most_tokens)).count + 128;
   const int64_t affordable = kPartialBytes / (numbers * 4 + layout.num_query_heads * 8);
   const int64_t items = std::clamp<int64_t>(kQueryBytes / (numbers * 4), 1, kMaxItems);
-  // SANTA with as many draws as there may be wants most.
-  const int64_t stored = StoredScratchBytes(Method::kSanta, layout.num_query_heads, 255, 255 + most_tokens,
-                                            static_cast<uint32_t>(std::min<int64_t>(most_tokens, kMaxSampleCount)));
+  // SANTA with as many draws as there may be wants most, or where heads are wide COORDINATED.
+  const int64_t stored =
+      std::max(StoredScratchBytes(Method::kSanta, layout.num_query_heads, 255, 255 + most_tokens,
+                                  static_cast<uint32_t>(std::min<int64_t>(most_tokens, kMaxSampleCount))),
+               GroupArraysOf(nullptr, Method::kCoordinated, layout, 63, static_cast<int32_t>(63 + most_tokens),
+                             static_cast<int32_t>(one_item))
+                   .bytes());
   return {.items = static_cast<int32_t>(items),
           .splits = static_cast<int32_t>(std::clamp(affordable, one_item, one_item * items)),
           .table_entries = std::max<int64_t>(kTableEntries, num_pages),
@@ -103,6 +111,7 @@ absl::StatusOr<DecodeWave> DecodeWave::Allocate(const KvLayout& layout, const Wa
   Regions regions;
   regions.Add(sizeof(DeviceItem) * limits.items);
   regions.Add(sizeof(StoredItem) * limits.items);
+  regions.Add(sizeof(GroupArrays) * limits.items);
   regions.Add(sizeof(int32_t) * limits.items);
   regions.Add(sizeof(WorkUnit) * limits.splits);
   // Each table begins on 16 bytes.
@@ -110,6 +119,7 @@ absl::StatusOr<DecodeWave> DecodeWave::Allocate(const KvLayout& layout, const Wa
   regions.Add(heads_bytes * limits.items);
   regions.Add((numbers_bytes + 16) * limits.items);
   regions.Add(sizeof(unsigned long long) * limits.items);
+  regions.Add(heads_bytes * limits.items);
   regions.Add(heads_bytes * limits.items);
   regions.Add((numbers_bytes + 16) * limits.items);
   absl::StatusOr<PinnedMemory> pinned = AllocatePinned(regions.bytes(), "queries and answers");
@@ -159,13 +169,18 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
     entries += (SliceOf(plans_[i], layout_.page_size).count + 3) / 4 * 4;
     const size_t bytes = query_bytes(item.io_dtype);
     converts_queries_ |= item.io_dtype != QueryType(layout_.dtype);
-    outputs_.push_back(
-        {.o = item.o, .o_bytes = bytes, .o_at = query_total, .lse = item.lse, .statistics = item.statistics});
+    outputs_.push_back({.o = item.o,
+                        .o_bytes = bytes,
+                        .o_at = query_total,
+                        .lse = item.lse,
+                        .relative_standard_error = item.relative_standard_error,
+                        .statistics = item.statistics});
     query_total += (bytes + 15) / 16 * 16;
   }
   Regions regions;
   items_at_ = regions.Add(sizeof(DeviceItem) * items.size());
   stored_at_ = regions.Add(sizeof(StoredItem) * items.size());
+  arrays_at_ = regions.Add(sizeof(GroupArrays) * items.size());
   numbers_at_ = regions.Add(sizeof(int32_t) * items.size());
   work_at_ = regions.Add(sizeof(WorkUnit) * splits);
   tables_at_ = regions.Add(sizeof(int32_t) * entries);
@@ -174,6 +189,7 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
   rows_at_ = regions.Add(sizeof(unsigned long long) * items.size());
   upload_bytes_ = rows_at_ + sizeof(unsigned long long) * items.size();
   lse_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
+  errors_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
   const size_t o_at = regions.Add(query_total);
   for (Output& output : outputs_) output.o_at += o_at;
   bytes_ = o_at + query_total;
@@ -195,6 +211,7 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
     const bool counts = item.statistics != nullptr && plan.kernel != Kernel::kExact;
     const DeviceItem packed = {
         .layer = cache.layer(item.layer),
+        .sketch = cache.sketch(item.layer),
         // Of the table only the slice is there; the kernels count pages from the sequence's start.
         .page_table = reinterpret_cast<const int32_t*>(device_at(table_at)) - slice.first,
         .q = device_at(query_at),
@@ -203,6 +220,9 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
         .sinks = item.sink_logits == nullptr ? nullptr
                                              : reinterpret_cast<const float*>(device_at(sinks_at_ + heads_bytes * i)),
         .kv_scales = cache.scales(item.layer),
+        .relative_standard_error = item.relative_standard_error == nullptr
+                                       ? nullptr
+                                       : reinterpret_cast<float*>(device_at(errors_at_ + heads_bytes * i)),
         .rows_read = counts ? reinterpret_cast<unsigned long long*>(device_at(rows_at_)) + i : nullptr,
         .seed = item.options.seed,
         .sampling_key = item.sampling_key,
@@ -217,18 +237,9 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
         .soft_cap = item.options.soft_cap,
         .io_dtype = item.io_dtype};
     std::memcpy(host_at(items_at_ + sizeof(DeviceItem) * i), &packed, sizeof(packed));
-    if (item.relative_standard_error != nullptr) {
-      std::fill_n(item.relative_standard_error, layout_.num_query_heads,
-                  plan.kernel == Kernel::kExact ? 0.0f : std::numeric_limits<float>::quiet_NaN());
-    }
     if (item.statistics != nullptr) {
-      const int64_t rows = int64_t{plan.visible()} * layout_.num_kv_heads;
-      const auto row_bytes = static_cast<int64_t>(layout_.row_bytes());
-      *item.statistics = {.visible_tokens = plan.visible(),
-                          .key_rows_read = rows,
-                          .value_rows_read = counts ? 0 : rows,  // Deliver adds the kernel's count
-                          .kv_bytes_read = (counts ? 1 : 2) * rows * row_bytes,
-                          .dense_kv_bytes = 2 * rows * row_bytes};
+      // Where rows are drawn, Deliver adds theirs.
+      *item.statistics = MakeStatistics(layout_, item, counts ? 0 : int64_t{plan.visible()} * layout_.num_kv_heads);
     }
     first_split += plan.splits.count;
     table_at += (slice.count + 3) / 4 * 4 * sizeof(int32_t);
@@ -242,14 +253,22 @@ void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch)
   num_stored_ = 0;
   long_lines_ = false;
   most_prop_splits_ = 0;
+  longest_split_ = 0;
+  most_rows_ = 0;
   for (size_t i = 0; i < items.size(); ++i) {
     const ItemPlan& plan = plans_[i];
-    if (!StoresScores(plan.kernel)) continue;
     const AttentionOptions& options = items[i].options;
-    const StoredItem stored = {
-        .method = options.method, .budget_rounding = options.budget_rounding, .scratch = scratch};
-    std::memcpy(host_at(stored_at_ + sizeof(stored) * i), &stored, sizeof(stored));
+    uint8_t* const mine = scratch;
     scratch += StoredBytes(plan, items[i], layout_);
+    if (DrawsByGroup(plan.kernel)) {
+      const GroupArrays arrays = GroupArraysOf(mine, options.method, layout_, plan.begin, plan.end, plan.splits.count);
+      std::memcpy(host_at(arrays_at_ + sizeof(arrays) * i), &arrays, sizeof(arrays));
+      longest_split_ = std::max(longest_split_, plan.splits.tokens);
+      most_rows_ = std::max(most_rows_, static_cast<int32_t>(plan.sample_count) + layout_.page_size);
+    }
+    if (!StoresScores(plan.kernel)) continue;
+    const StoredItem stored = {.method = options.method, .budget_rounding = options.budget_rounding, .scratch = mine};
+    std::memcpy(host_at(stored_at_ + sizeof(stored) * i), &stored, sizeof(stored));
     if (plan.kernel == Kernel::kS2antaProp) {
       most_prop_splits_ = std::max(most_prop_splits_, plan.splits.count);
       continue;
@@ -329,6 +348,17 @@ absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t
                                          stream),
                       "LaunchStoredScores");
   }
+  for (const Kernel kernel : {Kernel::kCoordinated, Kernel::kSketched}) {
+    if (!status.ok() || !of(kernel)) continue;
+    status =
+        ToStatus(LaunchGroupDraw({.decode = launch,
+                                  .arrays = reinterpret_cast<const GroupArrays*>(device_at(arrays_at_)),
+                                  .method = kernel == Kernel::kCoordinated ? Method::kCoordinated : Method::kSketched,
+                                  .longest_split = longest_split_,
+                                  .most_rows = most_rows_},
+                                 stream),
+                 "LaunchGroupDraw");
+  }
   return status;
 }
 
@@ -338,11 +368,23 @@ absl::StatusOr<double> DecodeWave::Deliver() {
     const Output& output = outputs_[i];
     std::memcpy(output.o, host_at(output.o_at), output.o_bytes);
     std::memcpy(output.lse, host_at(lse_at_ + heads_bytes * i), heads_bytes);
+    if (output.relative_standard_error != nullptr) {
+      if (DrawsByGroup(plans_[i].kernel)) {
+        std::memcpy(output.relative_standard_error, host_at(errors_at_ + heads_bytes * i), heads_bytes);
+      } else {
+        std::fill_n(output.relative_standard_error, layout_.num_query_heads,
+                    plans_[i].kernel == Kernel::kExact ? 0.0f : std::numeric_limits<float>::quiet_NaN());
+      }
+    }
     if (output.statistics == nullptr || plans_[i].kernel == Kernel::kExact) continue;
     unsigned long long rows = 0;
     std::memcpy(&rows, host_at(rows_at_ + sizeof(rows) * i), sizeof(rows));
-    output.statistics->value_rows_read = static_cast<int64_t>(rows);
-    output.statistics->kv_bytes_read += static_cast<int64_t>(rows * layout_.row_bytes());
+    DecodeStatistics& statistics = *output.statistics;
+    statistics.value_rows_read = static_cast<int64_t>(rows);
+    statistics.kv_bytes_read += static_cast<int64_t>(rows * layout_.row_bytes());
+    if (plans_[i].kernel != Kernel::kSketched) continue;
+    statistics.key_rows_read = static_cast<int64_t>(rows);  // with each of them
+    statistics.kv_bytes_read += static_cast<int64_t>(rows * layout_.row_bytes());
   }
   float milliseconds = 0;
   if (absl::Status status =

@@ -7,12 +7,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/page_copy.h"
+#include "kernels/cuda/sketch_build.h"
 
 namespace santa::cuda {
 namespace {
 
 constexpr size_t kStagingBytes = size_t{8} << 20;
-constexpr size_t kMaxCopies = 65535;  // of one launch
+constexpr size_t kMaxCopies = 65535;    // of one launch
+constexpr size_t kMaxSketches = 65535;  // likewise
 
 absl::StatusOr<DeviceMemory> UploadScales(const KvLayout& layout, const KvScales& scales) {
   std::vector<float> all;
@@ -60,6 +62,13 @@ absl::StatusOr<KvCache> KvCache::Allocate(const KvLayout& layout, int32_t num_pa
       AllocateDevice(bytes, absl::StrCat("a KV cache of ", num_pages, " pages of ", layout.page_bytes(), " bytes"));
   if (!pool.ok()) return pool.status();
   cache.pool_ = *std::move(pool);
+  if (layout.sketch != Sketch::kNone) {
+    absl::StatusOr<DeviceMemory> sketch =
+        AllocateDevice(layout.sketch_page_bytes() * num_pages,
+                       absl::StrCat("sketches of ", num_pages, " pages of ", layout.sketch_page_bytes(), " bytes"));
+    if (!sketch.ok()) return sketch.status();
+    cache.sketch_ = *std::move(sketch);
+  }
   if (!scales.empty()) {
     absl::StatusOr<DeviceMemory> device_scales = UploadScales(layout, scales);
     if (!device_scales.ok()) return device_scales.status();
@@ -154,7 +163,45 @@ absl::Status KvCache::Append(std::span<const KvAppend> appends) {
     }
     if (absl::Status status = Staging::Release(*wave->slot, stream_); !status.ok()) return status;
   }
-  return absl::OkStatus();
+  return sketch_ == nullptr ? absl::OkStatus() : SketchFullPages(appends);
+}
+
+// A page is sketched anew whenever its last token is stored.
+absl::Status KvCache::SketchFullPages(std::span<const KvAppend> appends) {
+  const size_t most = std::min(kMaxSketches, staging_.slot_bytes() / sizeof(int64_t));
+  full_pages_.clear();
+  for (const KvAppend& append : appends) {
+    const int64_t end = (append.position + append.num_tokens) / layout_.page_size;
+    for (int64_t page = append.position / layout_.page_size; page < end; ++page) {
+      if (full_pages_.size() == most) {
+        if (absl::Status status = QueueSketches(); !status.ok()) return status;
+      }
+      full_pages_.push_back(int64_t{append.layer} * num_pages_ + append.page_table[page]);
+    }
+  }
+  return QueueSketches();
+}
+
+absl::Status KvCache::QueueSketches() {
+  if (full_pages_.empty()) return absl::OkStatus();
+  absl::StatusOr<Staging::Slot*> slot = staging_.Next();
+  if (!slot.ok()) return slot.status();
+  const size_t bytes = full_pages_.size() * sizeof(int64_t);
+  std::memcpy((*slot)->host_at(0), full_pages_.data(), bytes);
+  if (absl::Status status = Staging::Upload(**slot, bytes, stream_); !status.ok()) return status;
+  const SketchBuildLaunch launch = {.pool = pool_.get(),
+                                    .sketch = sketch_.get(),
+                                    .pages = reinterpret_cast<const int64_t*>((*slot)->device_at(0)),
+                                    .num_pages = static_cast<int32_t>(full_pages_.size()),
+                                    .num_kv_heads = layout_.num_kv_heads,
+                                    .head_dim = layout_.head_dim,
+                                    .page_size = layout_.page_size,
+                                    .stored = layout_.dtype};
+  full_pages_.clear();
+  if (absl::Status status = ToStatus(LaunchSketchBuild(launch, stream_), "LaunchSketchBuild"); !status.ok()) {
+    return status;
+  }
+  return Staging::Release(**slot, stream_);
 }
 
 absl::Status KvCache::Compare(std::span<const KvAppend> appends, std::span<bool> matches) {
@@ -212,13 +259,18 @@ absl::Status KvCache::QueueCopies(std::span<const PageCopy> copies) {
   if (!slot.ok()) return slot.status();
   std::memcpy((*slot)->host_at(0), copies.data(), copies.size_bytes());
   if (absl::Status status = Staging::Upload(**slot, copies.size_bytes(), stream_); !status.ok()) return status;
-  const PageCopyLaunch launch = {.pool = pool_.get(),
-                                 .copies = static_cast<const PageCopy*>((*slot)->device.get()),
-                                 .num_copies = static_cast<int32_t>(copies.size()),
-                                 .num_layers = layout_.num_layers,
-                                 .num_pages = num_pages_,
-                                 .layer_page_bytes = layout_.layer_page_bytes()};
+  PageCopyLaunch launch = {.pool = pool_.get(),
+                           .copies = static_cast<const PageCopy*>((*slot)->device.get()),
+                           .num_copies = static_cast<int32_t>(copies.size()),
+                           .num_layers = layout_.num_layers,
+                           .num_pages = num_pages_,
+                           .layer_page_bytes = layout_.layer_page_bytes()};
   if (absl::Status status = ToStatus(LaunchPageCopy(launch, stream_), "LaunchPageCopy"); !status.ok()) return status;
+  if (sketch_ != nullptr) {
+    launch.pool = sketch_.get();
+    launch.layer_page_bytes = sketch_layer_page_bytes();
+    if (absl::Status status = ToStatus(LaunchPageCopy(launch, stream_), "LaunchPageCopy"); !status.ok()) return status;
+  }
   return Staging::Release(**slot, stream_);
 }
 

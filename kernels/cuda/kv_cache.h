@@ -1,4 +1,5 @@
-// The paged KV cache in device memory: [layer][page][K|V][kv_head][token][D].
+// The paged KV cache in device memory: [layer][page][K|V][kv_head][token][D], and beside it, where the layout has a
+// sketch, that of every page's keys: [layer][page][kv_head] (kernels/cuda/sketch_layout.h), true of full pages.
 #ifndef SANTA_KERNELS_CUDA_KV_CACHE_H_
 #define SANTA_KERNELS_CUDA_KV_CACHE_H_
 
@@ -32,6 +33,10 @@ class KvCache {
     return static_cast<const float*>(scales_.get()) + static_cast<size_t>(2) * layout_.num_kv_heads * layer;
   }
 
+  const void* sketch(int32_t layer) const {
+    return static_cast<const uint8_t*>(sketch_.get()) + sketch_layer_page_bytes() * num_pages_ * layer;
+  }
+
   // Returns once the tokens are in pinned memory and their way into the cache is queued.
   absl::Status Append(std::span<const KvAppend> appends);
   // Waits for the answer.
@@ -55,6 +60,9 @@ class KvCache {
   bool TakePieces(std::span<const KvAppend> appends, Cursor& cursor);
   absl::StatusOr<Wave> FillWave(std::span<const KvAppend> appends);
   absl::Status QueueCopies(std::span<const PageCopy> copies);
+  absl::Status SketchFullPages(std::span<const KvAppend> appends);
+  absl::Status QueueSketches();
+  size_t sketch_layer_page_bytes() const { return layout_.sketch_page_bytes() / layout_.num_layers; }
   size_t token_bytes(DType source) const {
     return static_cast<size_t>(layout_.num_kv_heads) * layout_.head_dim * SizeOf(source);
   }
@@ -63,11 +71,13 @@ class KvCache {
   int32_t num_pages_ = 0;
   cudaStream_t stream_ = nullptr;
   DeviceMemory pool_;
+  DeviceMemory sketch_;  // or null
   DeviceMemory scales_;  // [layer][2][H_kv], or null
   Staging staging_;
 
   // Kept from call to call for their memory.
   std::vector<Piece> pieces_;
+  std::vector<int64_t> full_pages_;  // layer * num_pages + page
   absl::flat_hash_set<int32_t> read_, written_;
 };
 

@@ -141,33 +141,43 @@ struct WeightFragment {
   uint32_t low, high;
 };
 
+// V^T of a slab at the dimensions of two neighbouring chunks, as left operands: one for 16 dimensions.
+template <typename Kv>
+struct ValueTiles {
+  static constexpr int kTiles = 2 / sizeof(Kv);
+  uint32_t a[kTiles][4];
+};
+template <typename Kv, int D>
+__device__ __forceinline__ ValueTiles<Kv> LoadValues(uint32_t slab, int pair, int lane) {
+  const int row = lane % 8 + lane / 16 * 8, high = lane / 8 % 2;
+  const uint4 v = LoadMatricesTransposed(slab + Slab<Kv, D>::At(row, 2 * pair + high));
+  if constexpr (sizeof(Kv) == 2) {
+    return {{{v.x, v.y, v.z, v.w}}};
+  } else {
+    // Each 16-bit element is two dimensions of one token; pair the tokens instead.
+    uint32_t low[4], top[4];
+    Widen(__byte_perm(v.x, 0, 0x3120), low[0], top[0]);
+    Widen(__byte_perm(v.y, 0, 0x3120), low[1], top[1]);
+    Widen(__byte_perm(v.z, 0, 0x3120), low[2], top[2]);
+    Widen(__byte_perm(v.w, 0, 0x3120), low[3], top[3]);
+    return {{{low[0], top[0], low[2], top[2]}, {low[1], top[1], low[3], top[3]}}};
+  }
+}
+
 // O^T += V^T P^T for kBlocks blocks of 8 heads.
 template <typename Kv, int D, int kBlocks>
 __device__ __forceinline__ void Accumulate(OutputFragment<D> (&out)[kBlocks], uint32_t slab,
                                            const WeightFragment (&p)[kBlocks], int lane) {
-  using T = Compute<Kv>;
-  const int row = lane % 8 + lane / 16 * 8, high = lane / 8 % 2;
+  constexpr int kTiles = ValueTiles<Kv>::kTiles;
 #pragma unroll
   for (int pair = 0; pair < Slab<Kv, D>::kChunks / 2; ++pair) {
-    const uint4 v = LoadMatricesTransposed(slab + Slab<Kv, D>::At(row, 2 * pair + high));
-    if constexpr (sizeof(Kv) == 2) {
+    const ValueTiles<Kv> v = LoadValues<Kv, D>(slab, pair, lane);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        Mma<T>(out[block].o[pair], v.x, v.y, v.z, v.w, p[block].low, p[block].high);
-      }
-    } else {
-      // Each 16-bit element is two dimensions of one token; pair the tokens instead.
-      const uint4 t = {__byte_perm(v.x, 0, 0x3120), __byte_perm(v.y, 0, 0x3120), __byte_perm(v.z, 0, 0x3120),
-                       __byte_perm(v.w, 0, 0x3120)};
-      uint32_t low[4], top[4];
-      Widen(t.x, low[0], top[0]);
-      Widen(t.y, low[1], top[1]);
-      Widen(t.z, low[2], top[2]);
-      Widen(t.w, low[3], top[3]);
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        Mma<T>(out[block].o[2 * pair], low[0], top[0], low[2], top[2], p[block].low, p[block].high);
-        Mma<T>(out[block].o[2 * pair + 1], low[1], top[1], low[3], top[3], p[block].low, p[block].high);
+        Mma<Compute<Kv>>(out[block].o[kTiles * pair + tile], v.a[tile][0], v.a[tile][1], v.a[tile][2], v.a[tile][3],
+                         p[block].low, p[block].high);
       }
     }
   }

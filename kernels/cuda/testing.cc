@@ -16,8 +16,10 @@
 #include "kernels/cuda/decode_launch.h"
 #include "kernels/cuda/decode_plan.h"
 #include "kernels/cuda/exact.h"
+#include "kernels/cuda/group_draw.h"
 #include "kernels/cuda/s2anta_flash.h"
 #include "kernels/cuda/s2anta_prop.h"
+#include "kernels/cuda/sketch_build.h"
 #include "kernels/cuda/stored_scores.h"
 #include "kernels/reference/number_format.h"
 #include "kernels/sampling/score.h"
@@ -43,11 +45,27 @@ struct DeviceProblem {
         q(reference::EncodeAll(problem.shape.query_type(), problem.step.q)),
         page_table(problem.page_table),
         sinks(std::vector<float>(problem.step.sink_logits.begin(), problem.step.sink_logits.end())),
-        scales(problem.scales) {}
+        scales(problem.scales),
+        sketch(std::vector<uint8_t>(problem.page_table.size() * problem.shape.layout().sketch_page_bytes(), 0xff)) {
+    const int64_t full = problem.step.num_tokens / problem.shape.page_size;
+    const DeviceVector<int64_t> pages(
+        std::vector<int64_t>(problem.page_table.begin(), problem.page_table.begin() + full));
+    Check(LaunchSketchBuild({.pool = pool.get(),
+                             .sketch = sketch.get(),
+                             .pages = pages.get(),
+                             .num_pages = static_cast<int32_t>(full),
+                             .num_kv_heads = problem.shape.num_kv_heads,
+                             .head_dim = problem.shape.head_dim,
+                             .page_size = problem.shape.page_size,
+                             .stored = problem.shape.dtype},
+                            nullptr));
+    Check(cudaDeviceSynchronize());
+  }
 
   DeviceVector<uint8_t> pool, q;
   DeviceVector<int32_t> page_table;
   DeviceVector<float> sinks, scales;
+  DeviceVector<uint8_t> sketch;
 };
 
 // A batch, cut into work.
@@ -72,17 +90,32 @@ Batch Cut(const std::vector<Item>& items) {
   return batch;
 }
 
+// Scratch of a plan's scores.
+int64_t ScratchBytes(const Item& item, const ItemPlan& plan) {
+  const AttentionOptions& options = item.problem->step.options;
+  if (DrawsByGroup(plan.kernel)) {
+    return GroupArraysOf(nullptr, options.method, item.problem->shape.layout(), plan.begin, plan.end, plan.splits.count)
+        .bytes();
+  }
+  if (!StoresScores(plan.kernel)) return 0;
+  return StoredScratchBytes(options.method, item.problem->step.num_query_heads, plan.begin, plan.end,
+                            plan.sample_count);
+}
+
 // What the methods that store scores need beside the launch; filled with bytes that mean nothing.
 struct StoredParts {
-  StoredParts(const std::vector<Item>& items, const Batch& batch) : scratch(Place(items, batch)), stored(Filled()) {}
+  StoredParts(const std::vector<Item>& items, const Batch& batch)
+      : scratch(Place(items, batch)), stored(Filled()), arrays(Arrays(items, batch)) {}
 
   std::vector<int64_t> places;
   std::vector<StoredItem> host;
   std::vector<int32_t> numbers;
   bool long_lines = false;
   int32_t most_prop_splits = 0;
+  int32_t longest_split = 0, most_rows = 0;
   DeviceVector<uint8_t> scratch;
   DeviceVector<StoredItem> stored;
+  DeviceVector<GroupArrays> arrays;
   DeviceVector<int32_t> device_numbers{numbers};
 
  private:
@@ -92,18 +125,25 @@ struct StoredParts {
       const reference::Step& step = items[i].problem->step;
       const ItemPlan& plan = batch.plans[i];
       host.push_back({.method = step.options.method, .budget_rounding = step.options.budget_rounding});
-      places.push_back(0);
-      if (!StoresScores(plan.kernel)) continue;
-      places.back() = bytes;
-      bytes += StoredScratchBytes(step.options.method, step.num_query_heads, plan.begin, plan.end, plan.sample_count);
-      if (plan.kernel == Kernel::kS2antaProp) {
-        most_prop_splits = std::max(most_prop_splits, plan.splits.count);
-        continue;
-      }
+      places.push_back(bytes);
+      bytes += ScratchBytes(items[i], plan);
+      longest_split = std::max(longest_split, plan.splits.tokens);
+      most_rows = std::max(most_rows, static_cast<int32_t>(plan.sample_count) + items[i].problem->shape.page_size);
+      if (plan.kernel == Kernel::kS2antaProp) most_prop_splits = std::max(most_prop_splits, plan.splits.count);
+      if (plan.kernel != Kernel::kStoredScores) continue;
       numbers.push_back(static_cast<int32_t>(i));
       long_lines |= NeedsLongLines(step.options.method, plan.begin, plan.end, plan.sample_count);
     }
     return std::vector<uint8_t>(bytes, 0xff);
+  }
+  std::vector<GroupArrays> Arrays(const std::vector<Item>& items, const Batch& batch) {
+    std::vector<GroupArrays> all;
+    for (size_t i = 0; i < items.size(); ++i) {
+      const ItemPlan& plan = batch.plans[i];
+      all.push_back(GroupArraysOf(scratch.get() + places[i], items[i].problem->step.options.method,
+                                  items[i].problem->shape.layout(), plan.begin, plan.end, plan.splits.count));
+    }
+    return all;
   }
   std::vector<StoredItem> Filled() {
     for (size_t i = 0; i < host.size(); ++i) host[i].scratch = scratch.get() + places[i];
@@ -123,6 +163,15 @@ void Launch(DecodeLaunch launch, const std::vector<Item>& items, const Batch& ba
   const StoredParts parts(items, batch);
   // Twice: the second run must find in order what the first one left.
   for (int run = 0; run < 2; ++run) {
+    for (const Kernel kernel : {Kernel::kCoordinated, Kernel::kSketched}) {
+      if (!of(kernel)) continue;
+      Check(LaunchGroupDraw({.decode = launch,
+                             .arrays = parts.arrays.get(),
+                             .method = kernel == Kernel::kCoordinated ? Method::kCoordinated : Method::kSketched,
+                             .longest_split = parts.longest_split,
+                             .most_rows = parts.most_rows},
+                            nullptr));
+    }
     if (of(Kernel::kS2antaProp)) {
       Check(LaunchS2antaProp({.decode = launch, .stored = parts.stored.get(), .most_splits = parts.most_prop_splits},
                              nullptr));
@@ -154,7 +203,8 @@ KvLayout Shape::layout() const {
           .num_kv_heads = num_kv_heads,
           .head_dim = head_dim,
           .page_size = page_size,
-          .dtype = dtype};
+          .dtype = dtype,
+          .sketch = Sketch::kK4};
 }
 
 std::string Describe(const Shape& shape) {
@@ -171,6 +221,8 @@ Problem MakeProblem(const Shape& shape, int64_t num_tokens) {
   step.num_kv_heads = shape.num_kv_heads;
   step.head_dim = shape.head_dim;
   step.num_tokens = num_tokens;
+  step.page_size = shape.page_size;
+  step.sketch = shape.layout().sketch;
   const size_t numbers = static_cast<size_t>(num_tokens) * shape.num_kv_heads * shape.head_dim;
   step.q = Normal(shape.query_type(), static_cast<size_t>(step.num_query_heads) * shape.head_dim, 2, random);
   step.k = Normal(shape.dtype, numbers, 1, random);
@@ -225,6 +277,7 @@ std::vector<Answer> DecodeOnGpu(const std::vector<Item>& items) {
   }
   const DeviceVector<float> o(std::vector<float>(items.size() * outputs, NAN));
   const DeviceVector<float> lse(std::vector<float>(items.size() * heads, NAN));
+  const DeviceVector<float> errors(std::vector<float>(items.size() * heads, NAN));
   const DeviceVector<unsigned long long> rows_read(std::vector<unsigned long long>(items.size(), 0));
   const DeviceVector<float> partial_o(std::vector<float>(batch.splits * outputs, NAN));
   const DeviceVector<float2> partial_max_sum(std::vector<float2>(batch.splits * heads, float2{NAN, NAN}));
@@ -237,12 +290,14 @@ std::vector<Answer> DecodeOnGpu(const std::vector<Item>& items) {
     const DeviceProblem& on_device = *problems[items[i].problem];
     const ItemPlan& plan = batch.plans[i];
     host_items.push_back({.layer = on_device.pool.get(),
+                          .sketch = on_device.sketch.get(),
                           .page_table = on_device.page_table.get(),
                           .q = on_device.q.get(),
                           .o = o.get() + i * outputs,
                           .lse = lse.get() + i * heads,
                           .sinks = step.sink_logits.empty() ? nullptr : on_device.sinks.get(),
                           .kv_scales = items[i].problem->scales.empty() ? nullptr : on_device.scales.get(),
+                          .relative_standard_error = errors.get() + i * heads,
                           .rows_read = plan.kernel == Kernel::kExact ? nullptr : rows_read.get() + i,
                           .seed = items[i].seed,
                           .sampling_key = kSamplingKey,
@@ -271,14 +326,15 @@ std::vector<Answer> DecodeOnGpu(const std::vector<Item>& items) {
           .page_shift = std::countr_zero(static_cast<uint32_t>(shape.page_size)),
           .dtype = shape.dtype},
          items, batch, work.get());
-  const std::vector<float> all_o = o.Read(), all_lse = lse.Read();
+  const std::vector<float> all_o = o.Read(), all_lse = lse.Read(), all_errors = errors.Read();
   const std::vector<unsigned long long> all_rows = rows_read.Read();
   for (const unsigned ticket : tickets.Read()) EXPECT_EQ(ticket, 0u);
   std::vector<Answer> answers(items.size());
   for (size_t i = 0; i < items.size(); ++i) {
     answers[i].o.assign(all_o.begin() + i * outputs, all_o.begin() + (i + 1) * outputs);
     answers[i].lse.assign(all_lse.begin() + i * heads, all_lse.begin() + (i + 1) * heads);
-    answers[i].rows_read = all_rows[i] / (StoresScores(batch.plans[i].kernel) ? 2 : 1);  // these were run twice
+    answers[i].relative_standard_error.assign(all_errors.begin() + i * heads, all_errors.begin() + (i + 1) * heads);
+    answers[i].rows_read = all_rows[i] / (ScratchBytes(items[i], batch.plans[i]) > 0 ? 2 : 1);  // these were run twice
   }
   return answers;
 }
@@ -365,11 +421,15 @@ Fit FitMoments(const Problem& problem, const std::vector<Answer>& answers) {
   const auto count = static_cast<double>(answers.size());
   Fit fit;
   double squared_error = 0, variance = 0;
+  const std::vector<double> lse = reference::Exact(problem.step).lse;
   for (size_t i = 0; i < moments.mean.size(); ++i) {
+    const size_t head = i / problem.step.head_dim;
     double mean = 0;
     for (const Answer& answer : answers) {
-      mean += answer.o[i] / count;
-      squared_error += std::pow(answer.o[i] - moments.mean[i], 2) / count;
+      // Where lse is exact, the answer itself.
+      const double o = answer.o[i] * std::exp(answer.lse[head] - lse[head]);
+      mean += o / count;
+      squared_error += std::pow(o - moments.mean[i], 2) / count;
     }
     variance += moments.variance[i];
     // Beside the standard error, what fp32 rounds: some components of some estimators hardly vary.

@@ -48,7 +48,7 @@ class DeviceVector {
   T* data_ = nullptr;
 };
 
-// What a launch's items have in common.
+// What a launch's items have in common. Their cache has a sketch of keys.
 struct Shape {
   DType dtype = DType::kBFloat16;
   int32_t group_size = 4;
@@ -77,8 +77,9 @@ Problem MakeProblem(const Shape& shape, int64_t num_tokens);
 std::vector<uint8_t> PoolOf(const Problem& problem, int64_t first_token = 0);
 
 struct Answer {
-  std::vector<float> o;    // [H][D]
-  std::vector<float> lse;  // [H]
+  std::vector<float> o;                        // [H][D]
+  std::vector<float> lse;                      // [H]
+  std::vector<float> relative_standard_error;  // [H], NaN where a kernel has not written it
   uint64_t rows_read = 0;
 };
 

@@ -67,15 +67,16 @@ SANTA_HOST_DEVICE int InclusionBin(float a_squared) {
   return bin < 0 ? 0 : bin >= kInclusionBins ? kInclusionBins - 1 : bin;
 }
 
-// The largest a_i of a bin in units of 2^-40, rounded up: sums of them are exact and do not depend on their order.
+// At least the largest a_i of a bin, in units of 2^-40: sums of them are exact and do not depend on their order.
 SANTA_HOST_DEVICE uint64_t BinTop(int bin) {
   const uint32_t edge = (kFirstBin + static_cast<uint32_t>(bin) + 1) << 19;
 #ifdef __CUDA_ARCH__
-  const double a_squared = __uint_as_float(edge);
+  const float a = sqrtf(__uint_as_float(edge));
 #else
-  const double a_squared = std::bit_cast<float>(edge);
+  const float a = std::sqrt(std::bit_cast<float>(edge));
 #endif
-  return static_cast<uint64_t>(std::sqrt(a_squared) * 0x1p40) + 1;
+  const auto units = static_cast<uint64_t>(a * 0x1p40f);  // the root is rounded to the nearest
+  return units + (units >> 23) + 1;
 }
 
 struct InclusionThreshold {

@@ -1,0 +1,229 @@
+// The rows that a group reads (kernels/sampling/inclusion.h), their weighted sum, and the answer.
+//
+// Grid: (key/value head, work). A block takes some splits, lists the rows that are read of them, and sums those up
+// split by split. The block that is its group's last adds the splits up.
+#include <algorithm>
+
+#include "kernels/cuda/group_launch.cuh"
+#include "kernels/cuda/group_list.cuh"
+#include "kernels/cuda/group_sums.cuh"
+#include "kernels/sampling/standard_error.h"
+
+namespace santa::cuda {
+namespace {
+
+// The answer of one group of heads, from the sums over all splits.
+template <int D, int kBlocks>
+__device__ void Answer(const GroupLaunch& group, const DeviceItem& item, int kv_head,
+                       const GatherShared<kBlocks>& shared, const float* vectors, float kappa) {
+  const int lane = threadIdx.x % 32, group_size = group.decode.group_size;
+  const bool sketched = group.method == Method::kSketched;
+  const AnswerWriter answer(group.decode, item, kv_head);
+  for (int head = threadIdx.x / 32; head < group_size; head += kGatherWarps) {
+    const float* o = vectors + head * D;
+    const float* t_wv = o + group_size * D;
+    const float* t_w2v = t_wv + group_size * D;
+    const float lse = shared.lse[head], sink = answer.Sink(head);
+    const float z = sketched ? shared.number[kSumW][head] : 1.0f;
+    const float max = fmaxf(lse, sink), scale = Rescale(lse, max), sum = z * scale + Rescale(sink, max);
+    const float inverse = !sketched ? 1.0f : z > 0 ? scale / sum : 0.0f;  // what a ratio's sums are multiplied by
+    float o2 = 0, o_w2v = 0, sum2 = 0;                                    // |o|^2, o sum t w^2 v, |sum t z|^2
+    for (int d = 4 * lane; d < D; d += 4 * 32) {
+      const float4 mine = *reinterpret_cast<const float4*>(o + d);
+      // Without any row there is nothing to divide by, and nothing to divide.
+      answer.template WriteOutput<D>(head, d, scale * mine, z > 0 ? sum : 1.0f);
+      const float values[4] = {mine.x, mine.y, mine.z, mine.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float x = values[i] * inverse;
+        o2 = fmaf(x, x, o2);
+        if (item.relative_standard_error == nullptr) continue;
+        o_w2v = fmaf(x, t_w2v[d + i], o_w2v);
+        const float y = t_wv[d + i] - (sketched ? shared.number[kSumTW][head] * x : 0.0f);
+        sum2 = fmaf(y, y, sum2);
+      }
+    }
+    o2 = WarpSum(o2);
+    o_w2v = WarpSum(o_w2v);
+    sum2 = WarpSum(sum2);
+    if (lane != 0) continue;
+    if (z > 0) {
+      answer.WriteLse(head, max, sum);
+    } else {
+      answer.WriteLse(head, lse, 1.0f);
+    }
+    if (item.relative_standard_error == nullptr) continue;
+    // z = w (v - o) of a ratio, and w v of a sum.
+    float squares = shared.number[kSumTW2V2][head];
+    if (sketched) squares += shared.number[kSumTW2][head] * o2 - 2 * o_w2v;
+    const float error =
+        inverse * inverse *
+        sampling::SquaredError(
+            {.t = shared.number[kSumT][head], .t_squared = shared.number[kSumTT][head], .z_squared = squares / kappa},
+            sum2);
+    item.relative_standard_error[answer.first_head + head] = sampling::RelativeError(error, o2);
+  }
+}
+
+// Adds up the splits' partial results into shared memory: vectors [kPartialVectors][G][D], numbers [G] each.
+template <int D, int kBlocks>
+__device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size, GatherShared<kBlocks>& shared,
+                          float* vectors, int num_vectors) {
+  const int quads = num_vectors * group_size * D / 4, num_splits = arrays.num_splits();
+  for (int quad = threadIdx.x; quad < quads; quad += kGatherThreads) {
+    float4 sum = {};
+#pragma unroll 8
+    for (int split = 0; split < num_splits; ++split) {
+      sum += __ldcg(reinterpret_cast<const float4*>(arrays.partial(kv_head, split)) + quad);
+    }
+    *reinterpret_cast<float4*>(vectors + 4 * quad) = sum;
+  }
+  for (int i = threadIdx.x; i < kPartialNumbers * group_size; i += kGatherThreads) {
+    float sum = 0;
+#pragma unroll 8
+    for (int split = 0; split < num_splits; ++split)
+      sum += __ldcg(arrays.partial(kv_head, split) + arrays.partial_numbers() + i);
+    shared.number[i / group_size][i % group_size] = sum;
+  }
+  __syncthreads();
+}
+
+// The first split from `split` on that has rows, or the last one.
+__device__ __forceinline__ int FirstWithRows(const int* list_at, int split, int num_splits) {
+  while (split < num_splits - 1 && list_at[split] == list_at[split + 1]) ++split;
+  return min(split, num_splits - 1);
+}
+
+// Two stages of value rows, with room for what is there before and after them: inclusions, and the splits' sum.
+template <typename Kv, int D>
+__host__ __device__ int StageBytes(const GroupLaunch& group) {
+  const int inclusions = group.longest_split * group.splits_of_block * static_cast<int>(sizeof(uint32_t));
+  const int vectors = kPartialVectors * group.decode.group_size * D * static_cast<int>(sizeof(float));
+  const int stages = 2 * kGatherWarps * Slab<Kv, D>::kBytes;
+  return inclusions > stages ? (inclusions > vectors ? inclusions : vectors) : (stages > vectors ? stages : vectors);
+}
+
+template <typename Kv, int D, int kBlocks>
+__global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 : 1)
+    GatherGroupKernel(const __grid_constant__ GroupLaunch group) {
+  extern __shared__ __align__(1024) unsigned char bytes[];
+  __shared__ GatherShared<kBlocks> shared;
+  using S = Slab<Kv, D>;
+  unsigned char* stages = bytes;
+  auto* inclusion = reinterpret_cast<uint32_t*>(bytes);  // until the rows are listed
+  auto* list = reinterpret_cast<uint32_t*>(bytes + StageBytes<Kv, D>(group));
+  const int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4;
+  if (!BlockSplits::IsFirst(group)) return WaitForEarlierKernel();
+  const GatherTask<Kv, D> task(group, kv_head);
+  const DeviceItem& item = task.item;
+  const int group_size = task.group_size(), num_splits = task.splits.count;
+  const bool wants_error = item.relative_standard_error != nullptr;
+
+  WaitForEarlierKernel();
+  LetLaterKernelStart();
+  if (threadIdx.x < 8 * kBlocks) {
+    shared.lse[threadIdx.x] = threadIdx.x < group_size ? task.arrays.lse(kv_head)[threadIdx.x] : 0.0f;
+  }
+  for (int i = threadIdx.x; i < 8 * kBlocks * kPitch; i += kGatherThreads) {  // of heads that there are not
+    shared.weight[i / kPitch][i % kPitch] = 0;
+    for (int vector = 0; vector < kPartialVectors; ++vector) shared.packed[vector][i / kPitch][i % kPitch] = 0;
+  }
+  __syncthreads();
+  LoadOctaves(shared.octaves, task.arrays, task.splits, kv_head, group_size, shared.lse);
+  __syncthreads();
+  if (task.sketched()) {
+    FindInclusions<uint8_t>(task, shared, inclusion);
+  } else {
+    FindInclusions<uint16_t>(task, shared, inclusion);
+  }
+  __syncthreads();
+  ListRows(task, shared, inclusion, list);
+  // A number near 1 / w, which the third vector is multiplied by so that 16 bits hold it.
+  const float kappa = fminf(task.arrays.solution(kv_head)->threshold.kappa, 1e20f);
+
+  QueryFragment<D> q[kBlocks];
+  if (task.sketched()) LoadRowQueries<Kv, D, kBlocks>(q, group.decode, item, kv_head, lane);
+  const Scorer scorer(item, kv_head);
+  const int warp_at = warp * kSlabRows;
+  // Starts copying the value rows of entries [at, end) of the list, as many as a stage has.
+  const auto copy_stage = [&](int at, int end, int stage) {
+    unsigned char* slab = stages + (stage * kGatherWarps + warp) * S::kBytes;
+    if (at + warp_at < end) {
+      CopyValues<Kv, D>(SharedAddress(slab), task, RowOfEntry(task, list, end, at + warp_at, lane), end, at + warp_at,
+                        lane);
+    } else if (at < end) {  // the other warps multiply by what is there
+      for (int i = lane; i < S::kBytes / 16; i += 32) reinterpret_cast<uint4*>(slab)[i] = uint4{};
+    }
+    CommitCopies();
+  };
+  // The first split from `split` on that has rows begins at list_at[split], or that is the list's end.
+  copy_stage(0, shared.list_at[FirstWithRows(shared.list_at, 0, num_splits) + 1], 0);
+  int stage = 0;
+#pragma unroll 1
+  for (int split = 0; split < num_splits; ++split) {
+    const int begin = shared.list_at[split], end = shared.list_at[split + 1];
+    ValueSums<Kv, D, kBlocks> sums;
+    Numbers<kBlocks> numbers;
+#pragma unroll 1
+    for (int at = begin; at < end; at += kStageRows, stage ^= 1) {
+      const int next = min(at + kStageRows, end);
+      const int next_end = next < end ? end : shared.list_at[FirstWithRows(shared.list_at, split + 1, num_splits) + 1];
+      if (task.sketched()) {
+        KeyRows<Kv, D> keys;
+        const uint64_t row = RowOfEntry(task, list, end, at + warp_at, lane);
+        keys.Load(reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, row, r)),
+                  reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, row, r + 8)), lane);
+        copy_stage(next, next_end, stage ^ 1);
+        WeighByKeys<Kv, D, kBlocks>(task, shared, keys, q, scorer, list, end, at, lane);
+      } else {
+        copy_stage(next, next_end, stage ^ 1);
+        WeighByCodes<Kv, D, kBlocks>(task, shared, list, end, at);
+      }
+      WaitCopies<1>();
+      __syncthreads();
+      const unsigned char* values = stages + stage * kGatherWarps * S::kBytes;
+      PackWeights<Kv, D, kBlocks>(task, shared, numbers, values, list, end, at, kappa, wants_error);
+      __syncthreads();
+      sums.Add(shared, SharedAddress(values), wants_error);
+      __syncthreads();
+    }
+    float* partial = task.arrays.partial(kv_head, task.splits.work->split + split);
+    sums.Write(partial, group_size, wants_error);
+    WriteNumbers(shared, numbers, partial + task.arrays.partial_numbers(), group_size, wants_error);
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) {
+    if (item.rows_read != nullptr)
+      atomicAdd(item.rows_read, static_cast<unsigned long long>(shared.list_at[num_splits]));
+    unsigned* ticket = group.decode.tickets + task.item_index * group.decode.num_kv_heads + kv_head;
+    __threadfence();
+    shared.last = atomicAdd(ticket, 1) + 1 == BlockSplits::BlocksOf(group, item);
+    if (shared.last) *ticket = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  if (!shared.last) return;
+  auto* vectors = reinterpret_cast<float*>(stages);
+  AddSplits<D, kBlocks>(task.arrays, kv_head, group_size, shared, vectors, wants_error ? kPartialVectors : 1);
+  Answer<D, kBlocks>(group, item, kv_head, shared, vectors, kappa);
+}
+
+struct Launcher {
+  const GroupLaunch& launch;
+  cudaStream_t stream;
+
+  template <typename Kv, int D, int kBlocks>
+  cudaError_t Run() const {
+    const int listed = std::min(launch.longest_split * launch.splits_of_block, launch.most_rows);
+    const int shared_bytes = StageBytes<Kv, D>(launch) + listed * static_cast<int>(sizeof(uint32_t));
+    return LaunchGroup(GatherGroupKernel<Kv, D, kBlocks>, launch, kGatherThreads, shared_bytes, stream);
+  }
+};
+
+}  // namespace
+
+cudaError_t LaunchGatherGroup(const GroupLaunch& launch, cudaStream_t stream) {
+  return Dispatch(launch.decode, Launcher{launch, stream});
+}
+
+}  // namespace santa::cuda

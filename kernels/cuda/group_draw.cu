@@ -1,0 +1,25 @@
+#include "kernels/cuda/group_draw.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+
+namespace santa::cuda {
+
+cudaError_t LaunchGroupDraw(const GroupLaunch& whole, cudaStream_t stream) {
+  // A block's way from codes to rows is a long one: where there are more splits than the device works on at once, one
+  // block goes it for several.
+  constexpr int kBlocksAtOnce = 6;  // of a multiprocessor
+  static const DeviceLimits limits = DeviceLimits::Read();
+  const int at_once = std::max(1, limits.multiprocessors * kBlocksAtOnce);
+  GroupLaunch launch = whole;
+  launch.splits_of_block = std::clamp(launch.decode.num_kv_heads * launch.decode.num_work / at_once, 1,
+                                      std::clamp(kMaxBlockTokens / launch.longest_split, 1, kMaxBlockSplits));
+  cudaError_t error =
+      launch.method == Method::kSketched ? LaunchScoreSketch(launch, stream) : LaunchScoreKeys(launch, stream);
+  if (error == cudaSuccess) error = LaunchFindThreshold(launch, stream);
+  if (error == cudaSuccess) error = LaunchGatherGroup(launch, stream);
+  return error;
+}
+
+}  // namespace santa::cuda

@@ -1,0 +1,48 @@
+// The methods that draw once for a whole group (kernels/sampling/inclusion.h): COORDINATED, SKETCHED. Three kernels,
+// one after another:
+//
+//     ScoreKeys, ScoreSketch   scores of all visible tokens, from K or from its sketch, to scratch as codes; each
+//                              split's softmax sums
+//     FindThreshold            each group's histogram of a_i, and from it kappa
+//     GatherGroup              which rows are read, the weighted sum of those rows, and the answer
+#ifndef SANTA_KERNELS_CUDA_GROUP_DRAW_H_
+#define SANTA_KERNELS_CUDA_GROUP_DRAW_H_
+
+#include <cstdint>
+
+#include "kernels/attention.h"
+#include "kernels/cuda/decode_launch.h"
+#include "kernels/cuda/group_layout.h"
+
+namespace santa::cuda {
+
+inline constexpr int kMaxBlockTokens = 4096;  // of the splits that one block takes
+inline constexpr int kMaxBlockSplits = 4;
+
+// Pointers name memory that the host has filled before the launch.
+struct GroupLaunch {
+  DecodeLaunch decode;  // of which `work` names items of one method only, a whole split a unit
+  // [as many as decode.items]: at the same place as the item, over GroupArrays::bytes() of device memory, aligned to
+  // 256 bytes; others are not read. What that holds beforehand does not matter; nothing else may use it until the
+  // launch has ended.
+  const GroupArrays* arrays = nullptr;
+  Method method = Method::kCoordinated;
+  int32_t longest_split = 0;  // tokens, a multiple of 256, at most 4096
+  int32_t most_rows = 0;      // that a group may read of an item: sample_count, and a page beside it
+  // How many splits, one after the other, a block takes. Changes no answer. Set by LaunchGroupDraw.
+  int32_t splits_of_block = 1;
+};
+
+// Answers every item of the launch: visible tokens more than sample_count >= 1. cudaErrorNotSupported for a shape that
+// the exact kernel has not got either. Asynchronous; nothing is allocated.
+cudaError_t LaunchGroupDraw(const GroupLaunch& launch, cudaStream_t stream);
+
+// Its steps.
+cudaError_t LaunchScoreKeys(const GroupLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchScoreSketch(const GroupLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchFindThreshold(const GroupLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchGatherGroup(const GroupLaunch& launch, cudaStream_t stream);
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_GROUP_DRAW_H_

@@ -1,0 +1,156 @@
+// COORDINATED and SKETCHED on a GPU: their distributions against the reference's closed forms, their standard errors
+// against the errors that were made, and that the sketch decides what is read and nothing else.
+#include "kernels/cuda/group_draw.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/testing.h"
+#include "kernels/reference/estimators.h"
+
+namespace santa::cuda {
+namespace {
+
+using GroupDrawTest = GpuTest;
+
+constexpr Method kMethods[] = {Method::kCoordinated, Method::kSketched};
+
+std::vector<Item> Seeds(const Problem& problem, int count) {
+  std::vector<Item> items;
+  for (int seed = 1; seed <= count; ++seed) items.push_back({&problem, static_cast<uint64_t>(seed)});
+  return items;
+}
+
+std::string Describe(const AttentionOptions& options) {
+  return std::string(Name(options.method)) + ", S " + std::to_string(options.sample_count);
+}
+
+// Tokens of the page that is not full, which SKETCHED reads beside its sample.
+uint64_t Unsketched(const Problem& problem) {
+  if (problem.step.options.method != Method::kSketched) return 0;
+  return static_cast<uint64_t>(problem.step.num_tokens % problem.shape.page_size);
+}
+
+// 12 problems of up to 4,096 components: a |z| of 6.5 has a false-alarm rate below 1e-5 for the whole test.
+TEST_F(GroupDrawTest, HaveTheEstimatorsMeanAndVariance) {
+  for (const int group_size : {1, 4, 7, 16}) {
+    Problem problem = MakeProblem({.group_size = group_size}, 1100);
+    for (const Method method : kMethods) {
+      problem.step.options = {.method = method, .sample_count = 100, .scale = 0.1f};
+      SCOPED_TRACE("G " + std::to_string(group_size) + ", " + Describe(problem.step.options));
+      const std::vector<Answer> answers = DecodeOnGpu(Seeds(problem, 1500));
+      const Fit fit = FitMoments(problem, answers);
+      EXPECT_LT(fit.worst_z, 6.5);
+      EXPECT_NEAR(fit.variance_ratio, 1, 0.15);
+      for (const Answer& answer : answers) {
+        ASSERT_GE(answer.rows_read, problem.shape.num_kv_heads * (98 + Unsketched(problem)));
+        ASSERT_LE(answer.rows_read, problem.shape.num_kv_heads * (100 + Unsketched(problem)));
+      }
+    }
+  }
+}
+
+// Root mean square over 200 seeds, logits of standard deviation 1.5, 2.5 and 4.
+TEST_F(GroupDrawTest, TellTheirStandardError) {
+  for (const float scale : {0.0663f, 0.1105f, 0.1768f}) {
+    Problem problem = MakeProblem({.group_size = 4}, 3000);
+    for (const Method method : kMethods) {
+      problem.step.options = {.method = method, .sample_count = 300, .scale = scale};
+      SCOPED_TRACE(Describe(problem.step.options) + ", scale " + std::to_string(scale));
+      const reference::Output exact = reference::Exact(problem.step);
+      const int32_t dim = problem.step.head_dim;
+      double told = 0, seen = 0;
+      for (const Answer& answer : DecodeOnGpu(Seeds(problem, 200))) {
+        for (int32_t head = 0; head < problem.step.num_query_heads; ++head) {
+          const std::vector<float> expected(exact.o.begin() + head * dim, exact.o.begin() + (head + 1) * dim);
+          seen += std::pow(RelativeError(&answer.o[head * dim], expected.data(), dim), 2);
+          told += std::pow(answer.relative_standard_error[head], 2);
+        }
+      }
+      EXPECT_NEAR(std::sqrt(told / seen), 1, 0.15);
+    }
+  }
+}
+
+// Every head dimension, storage type, page size, and group sizes up to 16, over lengths about a block's and a page's
+// end, with window, soft cap and sinks: near the exact answer, and near enough for what they tell of their error.
+TEST_F(GroupDrawTest, AnswerEveryShape) {
+  constexpr int kPageSizes[] = {16, 32, 64, 128, 256};
+  constexpr int kGroups[] = {1, 2, 3, 5, 7, 8, 9, 16};
+  int index = 0;
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3}) {
+    for (const int head_dim : {64, 96, 128, 192, 256}) {
+      for (const int64_t tokens : {2, 63, 64, 65, 255, 256, 257, 1700}) {
+        const Shape shape = {.dtype = dtype,
+                             .group_size = kGroups[index % 8],
+                             .num_kv_heads = 1 + index % 3,
+                             .head_dim = head_dim,
+                             .page_size = kPageSizes[index % 5],
+                             .scaled = dtype == DType::kFloat8E4M3 && index % 2 == 0};
+        const uint32_t window = index % 4 == 1 ? 150 : 0;
+        ++index;
+        Problem problem = MakeProblem(shape, tokens);
+        for (const Method method : kMethods) {
+          const auto visible = static_cast<uint32_t>(window != 0 && window < tokens ? window : tokens);
+          problem.step.options = {.method = method,
+                                  .sample_count = visible - visible / 4 - (visible < 4 ? 1 : 0),
+                                  .scale = 0.15f,
+                                  .window = window,
+                                  .soft_cap = index % 3 == 0 ? 8.0f : 0.0f};
+          problem.step.sink_logits.assign(index % 2 == 0 ? problem.step.num_query_heads : 0, 0.5);
+          SCOPED_TRACE(santa::cuda::Describe(shape) + ", n " + std::to_string(tokens) + ", window " +
+                       std::to_string(window) + ", " + Describe(problem.step.options));
+          const reference::Output exact = reference::Exact(problem.step);
+          const std::vector<Answer> answers = DecodeOnGpu({{&problem, 1}, {&problem, 2}, {&problem, 1}});
+          EXPECT_EQ(answers[0].o, answers[2].o);
+          EXPECT_EQ(answers[0].lse, answers[2].lse);
+          if (method == Method::kCoordinated) {
+            EXPECT_LT(RelativeError(answers[0].lse, exact.lse), 1e-5);
+          }
+          for (int32_t head = 0; head < problem.step.num_query_heads; ++head) {
+            const std::vector<float> expected(exact.o.begin() + head * head_dim,
+                                              exact.o.begin() + (head + 1) * head_dim);
+            const double error = RelativeError(&answers[0].o[head * head_dim], expected.data(), head_dim);
+            // Of few rows little can be told, and of one among two tokens nothing.
+            if (tokens > 2) {
+              ASSERT_LT(error, 0.03 + 6 * answers[0].relative_standard_error[head]) << "head " << head;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// What is read for certain has no error, whatever the sketch thinks of the rest.
+TEST_F(GroupDrawTest, AllOfTheMassOnFewRowsIsExact) {
+  for (const Method method : kMethods) {
+    Problem problem = MakeProblem({.group_size = 4}, 2000);
+    problem.step.options = {.method = method, .sample_count = 200, .scale = 4.0f};
+    const reference::Output exact = reference::Exact(problem.step);
+    for (const Answer& answer : DecodeOnGpu(Seeds(problem, 10))) {
+      EXPECT_LT(RelativeError(answer.o, exact.o), 5e-3) << Describe(problem.step.options);
+    }
+  }
+}
+
+// Splits and batches change nothing: a long item alone and beside short ones.
+TEST_F(GroupDrawTest, TheSameBitsInEveryBatch) {
+  Problem longer = MakeProblem({}, 9000), shorter = MakeProblem({}, 700);
+  for (const Method method : kMethods) {
+    longer.step.options = shorter.step.options = {.method = method, .sample_count = 500, .scale = 0.1f};
+    const std::vector<Answer> alone = DecodeOnGpu({{&longer, 3}});
+    const std::vector<Answer> together = DecodeOnGpu({{&shorter, 1}, {&longer, 3}, {&shorter, 2}, {&longer, 4}});
+    EXPECT_EQ(alone[0].o, together[1].o);
+    EXPECT_EQ(alone[0].lse, together[1].lse);
+    EXPECT_EQ(alone[0].relative_standard_error, together[1].relative_standard_error);
+    EXPECT_NE(alone[0].o, together[3].o);
+  }
+}
+
+}  // namespace
+}  // namespace santa::cuda

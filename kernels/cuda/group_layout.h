@@ -1,0 +1,128 @@
+// How an item's scratch (kernels/cuda/group_draw.h) is laid out. Pure functions of the item, on the host and on the
+// device.
+#ifndef SANTA_KERNELS_CUDA_GROUP_LAYOUT_H_
+#define SANTA_KERNELS_CUDA_GROUP_LAYOUT_H_
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/attention.h"
+#include "kernels/sampling/host_device.h"
+#include "kernels/sampling/inclusion.h"
+
+namespace santa::cuda {
+
+// Bytes of a score's code: COORDINATED takes its weights from it, SKETCHED only probabilities.
+SANTA_HOST_DEVICE int CodeBytes(Method method) { return method == Method::kCoordinated ? 2 : 1; }
+
+// Codes of a token: of its group's heads in fours, so that a thread reads four at a time.
+inline constexpr int kQuad = 4;
+SANTA_HOST_DEVICE int CodesOfToken(int32_t group_size) { return (group_size + kQuad - 1) / kQuad * kQuad; }
+
+// What a split adds to each head's answer: vectors of D, in this order, then numbers. w = p / pi; t = 1 - pi, for the
+// standard error (kernels/sampling/standard_error.h).
+//     sum w v,  sum t w v,  kappa sum t w^2 v                  over the rows read
+//     sum w, t, t^2, t w, kappa t w^2, kappa t w^2 |v|^2
+inline constexpr int kPartialVectors = 3;
+enum PartialNumber { kSumW, kSumT, kSumTT, kSumTW, kSumTW2, kSumTW2V2, kPartialNumbers };
+
+// Of one group of one item.
+struct GroupSolution {
+  sampling::InclusionThreshold threshold;
+};
+
+// All arrays begin on 256 bytes. The host works out where; kernels read it.
+class GroupArrays {
+ public:
+  GroupArrays() = default;
+  SANTA_HOST_DEVICE GroupArrays(uint8_t* scratch, Method method, int32_t num_kv_heads, int32_t group_size,
+                                int32_t head_dim, int32_t begin, int32_t end, int32_t num_splits)
+      : first_block_(begin / sampling::kCodeBlock),
+        num_blocks_((end - 1) / sampling::kCodeBlock - begin / sampling::kCodeBlock + 1),
+        num_splits_(num_splits),
+        group_size_(group_size),
+        head_dim_(head_dim),
+        block_code_bytes_(sampling::kCodeBlock * CodesOfToken(group_size) * CodeBytes(method)) {
+    uint8_t* at = scratch;
+    const auto take = [&at](int64_t bytes) {
+      uint8_t* array = at;
+      at += (bytes + 255) / 256 * 256;
+      return array;
+    };
+    const int64_t blocks = static_cast<int64_t>(num_kv_heads) * num_blocks_;
+    const int64_t splits = static_cast<int64_t>(num_kv_heads) * num_splits_;
+    codes_ = take(blocks * block_code_bytes_);
+    block_max_ = reinterpret_cast<float*>(take(blocks * group_size * 4));
+    split_sums_ = reinterpret_cast<float2*>(take(splits * group_size * 8));
+    totals_ = reinterpret_cast<unsigned long long*>(take(splits * 8));
+    histogram_ = reinterpret_cast<unsigned*>(take(int64_t{num_kv_heads} * sampling::kInclusionBins * 4));
+    lse_ = reinterpret_cast<float*>(take(int64_t{num_kv_heads} * group_size * 4));
+    solution_ = reinterpret_cast<GroupSolution*>(take(num_kv_heads * static_cast<int64_t>(sizeof(GroupSolution))));
+    partials_ = reinterpret_cast<float*>(take(splits * partial_size() * 4));
+    bytes_ = at - scratch;
+  }
+
+  SANTA_HOST_DEVICE int64_t bytes() const { return bytes_; }
+  SANTA_HOST_DEVICE int32_t num_splits() const { return num_splits_; }
+  // Blocks of kCodeBlock tokens are named by their absolute number.
+  // [kCodeBlock][CodesOfToken]
+  SANTA_HOST_DEVICE uint8_t* codes(int32_t kv_head, int32_t block) const {
+    return codes_ + BlockAt(kv_head, block) * block_code_bytes_;
+  }
+  // [G]: the largest score of the block's visible tokens, in log2 units.
+  SANTA_HOST_DEVICE float* block_max(int32_t kv_head, int32_t block) const {
+    return block_max_ + BlockAt(kv_head, block) * group_size_;
+  }
+  // [splits][G]: the largest score of a split, and the sum of 2^(score - largest).
+  SANTA_HOST_DEVICE float2* split_sums(int32_t kv_head) const {
+    return split_sums_ + static_cast<int64_t>(kv_head) * num_splits_ * group_size_;
+  }
+  // [splits]: the sum of a split's inclusions, once bit 63 is set.
+  SANTA_HOST_DEVICE unsigned long long* totals(int32_t kv_head) const {
+    return totals_ + static_cast<int64_t>(kv_head) * num_splits_;
+  }
+  // [kInclusionBins]
+  SANTA_HOST_DEVICE unsigned* histogram(int32_t kv_head) const {
+    return histogram_ + kv_head * sampling::kInclusionBins;
+  }
+  // [G]: log2 of the sum of 2^score over the visible tokens.
+  SANTA_HOST_DEVICE float* lse(int32_t kv_head) const { return lse_ + kv_head * group_size_; }
+  SANTA_HOST_DEVICE GroupSolution* solution(int32_t kv_head) const { return solution_ + kv_head; }
+  // [kPartialVectors][G][D], [kPartialNumbers][G]
+  SANTA_HOST_DEVICE float* partial(int32_t kv_head, int32_t split) const {
+    return partials_ + (static_cast<int64_t>(kv_head) * num_splits_ + split) * partial_size();
+  }
+  SANTA_HOST_DEVICE int partial_numbers() const { return kPartialVectors * group_size_ * head_dim_; }
+
+ private:
+  // A multiple of 16 bytes, as the dimension of a head is.
+  SANTA_HOST_DEVICE int64_t partial_size() const {
+    return (int64_t{kPartialVectors} * head_dim_ * group_size_ + kPartialNumbers * group_size_ + 3) / 4 * 4;
+  }
+  SANTA_HOST_DEVICE int64_t BlockAt(int32_t kv_head, int32_t block) const {
+    return static_cast<int64_t>(kv_head) * num_blocks_ + (block - first_block_);
+  }
+
+  int32_t first_block_ = 0, num_blocks_ = 0, num_splits_ = 0, group_size_ = 0, head_dim_ = 0;
+  int32_t block_code_bytes_ = 0;
+  uint8_t* codes_ = nullptr;
+  float* block_max_ = nullptr;
+  float2* split_sums_ = nullptr;
+  unsigned long long* totals_ = nullptr;
+  unsigned* histogram_ = nullptr;
+  float* lse_ = nullptr;
+  GroupSolution* solution_ = nullptr;
+  float* partials_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+// Of an item over the visible tokens [begin, end), cut into so many splits. Their bytes grow with end - begin.
+inline GroupArrays GroupArraysOf(uint8_t* scratch, Method method, const KvLayout& layout, int32_t begin, int32_t end,
+                                 int32_t num_splits) {
+  return {scratch, method, layout.num_kv_heads, layout.group_size(), layout.head_dim, begin, end, num_splits};
+}
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_GROUP_LAYOUT_H_

@@ -1,0 +1,197 @@
+// Which rows a block of kernels/cuda/gather_group.cu reads: the inclusion of every token of its splits from its codes,
+// where the first split lies on the group's line (each block tells its sum, and adds up those of the blocks before it),
+// and the list of tokens that are read.
+#ifndef SANTA_KERNELS_CUDA_GROUP_LIST_CUH_
+#define SANTA_KERNELS_CUDA_GROUP_LIST_CUH_
+
+#include "kernels/cuda/cache_view.cuh"
+#include "kernels/cuda/group_inclusion.cuh"
+#include "kernels/sampling/uniform.h"
+
+namespace santa::cuda {
+
+inline constexpr int kGatherWarps = 4;
+inline constexpr int kGatherThreads = 32 * kGatherWarps;
+inline constexpr int kStageRows = kGatherWarps * kSlabRows;
+inline constexpr int kPitch = kStageRows + 8;  // of a head's weights: lanes of a fragment lie in different banks
+
+// A listed token: its place among the block's, counted from their origin, and its inclusion less 1.
+inline constexpr int kPlaceBits = 12;
+__device__ __forceinline__ uint32_t Entry(int place, uint32_t inclusion) { return inclusion - 1 << kPlaceBits | place; }
+__device__ __forceinline__ int PlaceOf(uint32_t entry) { return entry & ((1 << kPlaceBits) - 1); }
+__device__ __forceinline__ uint32_t InclusionOf(uint32_t entry) { return (entry >> kPlaceBits) + 1; }
+static_assert(kPlaceBits + sampling::kInclusionBits == 32);
+
+template <int kBlocks>
+struct GatherShared {
+  static constexpr int kHeads = 8 * kBlocks;
+  alignas(16) float octaves[kMostOctaves];
+  int list_at[kMaxBlockSplits + 1];  // where each split begins in the list, and the end
+  float lse[kHeads];
+  float weight[kHeads][kPitch];                      // w = p / pi
+  uint16_t packed[kPartialVectors][kHeads][kPitch];  // what the value rows are multiplied by, 16-bit
+  float norm[2][kStageRows];                         // |v|^2 of each half of a row
+  float number[kPartialNumbers][kHeads];
+  float by_warp[kPartialNumbers][kGatherWarps][kHeads];
+  unsigned long long warp_sum[kGatherWarps];
+  unsigned long long before;
+  bool last;
+};
+
+// What a block is about.
+template <typename Kv, int D>
+struct GatherTask {
+  const GroupLaunch& group;
+  const int item_index;
+  const DeviceItem& item;
+  const int kv_head;
+  const BlockSplits splits;
+  const CacheView<Kv, D> view;
+  const GroupArrays arrays;
+  const int full_end;  // the end of pages with a sketch
+
+  __device__ GatherTask(const GroupLaunch& group, int kv_head)
+      : group(group),
+        item_index(group.decode.work[blockIdx.y].item),
+        item(group.decode.items[item_index]),
+        kv_head(kv_head),
+        splits(group, item),
+        view(group.decode, item, {.begin = splits.begin, .end = splits.end}, kv_head),
+        arrays(group.arrays[item_index]),
+        full_end(sketched() ? min(splits.end, FullPagesEnd(item, group.decode.page_shift)) : splits.end) {}
+
+  __device__ bool sketched() const { return group.method == Method::kSketched; }
+  __device__ int group_size() const { return group.decode.group_size; }
+  __device__ int quads() const { return CodesOfToken(group_size()) / kQuad; }
+  template <typename Code>
+  __device__ const QuadCodes<Code>* codes(int place) const {
+    return reinterpret_cast<const QuadCodes<Code>*>(arrays.codes(kv_head, splits.origin / sampling::kCodeBlock)) +
+           static_cast<size_t>(place) * quads();
+  }
+};
+
+// The sum of `mine` over the threads before this one; *total: over all.
+__device__ inline unsigned long long SumBefore(unsigned long long mine, unsigned long long (&warp_sum)[kGatherWarps],
+                                               unsigned long long* total) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  unsigned long long sum = mine;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const unsigned long long other = __shfl_up_sync(~0u, sum, step);
+    if (lane >= step) sum += other;
+  }
+  if (lane == 31) warp_sum[warp] = sum;
+  __syncthreads();
+  *total = 0;
+#pragma unroll
+  for (int w = 0; w < kGatherWarps; ++w) {
+    if (w < warp) sum += warp_sum[w];
+    *total += warp_sum[w];
+  }
+  __syncthreads();
+  return sum - mine;
+}
+
+inline constexpr unsigned long long kTold = 1ull << 63;
+
+// Tells the sum of the block's splits, and returns that of the splits before them. Their blocks were started earlier,
+// and wait for none that come later.
+__device__ inline unsigned long long SumOfEarlier(unsigned long long* totals, int split, int splits_of_block,
+                                                  unsigned long long total,
+                                                  unsigned long long (&warp_sum)[kGatherWarps]) {
+  if (threadIdx.x == 0) atomicExch(totals + split, total | kTold);
+  unsigned long long sum = 0;
+  for (int earlier = threadIdx.x * splits_of_block; earlier < split; earlier += kGatherThreads * splits_of_block) {
+    unsigned long long told;
+    do {
+      told = *static_cast<volatile unsigned long long*>(totals + earlier);
+    } while (!(told & kTold));
+    sum += told & ~kTold;
+  }
+  unsigned long long all;
+  SumBefore(sum, warp_sum, &all);
+  return all;
+}
+
+// The inclusion of every token with a chance, [place].
+template <typename Code, typename Kv, int D, int kBlocks>
+__device__ void FindInclusions(const GatherTask<Kv, D>& task, const GatherShared<kBlocks>& shared,
+                               uint32_t* inclusion) {
+  const sampling::InclusionThreshold threshold = task.arrays.solution(task.kv_head)->threshold;
+  const int first = task.splits.begin - task.splits.origin, end = task.full_end - task.splits.origin;
+  const int quads = task.quads();
+  for (int place = kRunTokens * threadIdx.x; place < end; place += kRunTokens * kGatherThreads) {
+    float a_squared[kRunTokens];
+    SumSquares(a_squared, task.template codes<Code>(place),
+               shared.octaves + place / sampling::kCodeBlock * kQuad * quads, quads);
+    uint32_t each[kRunTokens];
+#pragma unroll
+    for (int i = 0; i < kRunTokens; ++i) {
+      const bool has_chance = place + i >= first && place + i < end;
+      each[i] = has_chance ? sampling::Inclusion(threshold, a_squared[i]) : 0;
+    }
+    *reinterpret_cast<uint4*>(inclusion + place) = {each[0], each[1], each[2], each[3]};
+  }
+}
+
+// Fills the list and list_at. inclusion: of FindInclusions, to be seen by all threads.
+template <typename Kv, int D, int kBlocks>
+__device__ void ListRows(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared, const uint32_t* inclusion,
+                         uint32_t* list) {
+  const BlockSplits& splits = task.splits;
+  const int end = max(0, task.full_end - splits.origin);
+  const int runs = (end + kRunTokens - 1) / kRunTokens, each = (runs + kGatherThreads - 1) / kGatherThreads;
+  const auto* run = reinterpret_cast<const uint4*>(inclusion);
+  const int from = min(threadIdx.x * each, runs), to = min(from + each, runs);
+  unsigned long long mine = 0, total;
+  for (int i = from; i < to; ++i) mine += static_cast<unsigned long long>(run[i].x) + run[i].y + run[i].z + run[i].w;
+  unsigned long long at = SumBefore(mine, shared.warp_sum, &total);
+  const unsigned long long before = SumOfEarlier(task.arrays.totals(task.kv_head), splits.work->split,
+                                                 task.group.splits_of_block, total, shared.warp_sum);
+  const DeviceItem& item = task.item;
+  const uint32_t offset = sampling::InclusionOffset(
+      sampling::MakeRandomStream(item.seed, item.sampling_key, item.layer_index, item.position, task.kv_head));
+  // Of the block's rows whose inclusions come to `sum`, so many are read.
+  const unsigned long long begin = before + offset;
+  const auto read_of = [begin](unsigned long long sum) {
+    return static_cast<int>((begin + sum >> sampling::kInclusionBits) - (begin >> sampling::kInclusionBits));
+  };
+  int index = read_of(at);
+  for (int i = from; i < to; ++i) {
+    const uint32_t of_run[kRunTokens] = {run[i].x, run[i].y, run[i].z, run[i].w};
+#pragma unroll
+    for (int j = 0; j < kRunTokens; ++j) {
+      at += of_run[j];
+      const int next = read_of(at);
+      if (next != index) list[index] = Entry(kRunTokens * i + j, of_run[j]);
+      index = next;
+    }
+  }
+  int count = read_of(total);
+  // What has no sketch is read always.
+  const int unsketched = max(task.full_end, splits.begin);
+  for (int token = unsketched + threadIdx.x; token < splits.end; token += kGatherThreads) {
+    list[count + token - unsketched] = Entry(token - splits.origin, sampling::kCertain);
+  }
+  count += max(0, splits.end - unsketched);
+  __syncthreads();
+  if (threadIdx.x <= splits.count) {  // the first entry at or after a split's first token
+    const int place =
+        threadIdx.x == splits.count ? splits.end - splits.origin : splits.work[threadIdx.x].begin - splits.origin;
+    int low = 0, high = count;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (PlaceOf(list[middle]) < place) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    shared.list_at[threadIdx.x] = low;
+  }
+  __syncthreads();
+}
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_GROUP_LIST_CUH_

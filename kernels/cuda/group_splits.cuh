@@ -1,0 +1,65 @@
+// Which splits a block of the kernels of kernels/cuda/group_draw.h takes, and in which order a warp of it goes through
+// their blocks of 64 tokens.
+#ifndef SANTA_KERNELS_CUDA_GROUP_SPLITS_CUH_
+#define SANTA_KERNELS_CUDA_GROUP_SPLITS_CUH_
+
+#include "kernels/cuda/group_draw.h"
+
+namespace santa::cuda {
+
+// The tokens [begin, end) of the splits that a block takes.
+struct BlockSplits {
+  const WorkUnit* work;  // of the first
+  int count;
+  int begin, end;
+  int origin;  // the first token of the first code block
+
+  // Whether the block takes any: else another one takes its split.
+  __device__ static bool IsFirst(const GroupLaunch& launch) {
+    return launch.decode.work[blockIdx.y].split % launch.splits_of_block == 0;
+  }
+
+  __device__ BlockSplits(const GroupLaunch& launch, const DeviceItem& item)
+      : work(launch.decode.work + blockIdx.y),
+        count(min(launch.splits_of_block, item.num_splits - work->split)),
+        begin(work->begin),
+        end(work[count - 1].end),
+        origin(begin / sampling::kCodeBlock * sampling::kCodeBlock) {}
+
+  // Blocks that take splits of the item.
+  __device__ static int BlocksOf(const GroupLaunch& launch, const DeviceItem& item) {
+    return (item.num_splits + launch.splits_of_block - 1) / launch.splits_of_block;
+  }
+};
+
+// A warp takes every kWarps-th code block of one split after the other: which warp adds up what depends on the split
+// alone.
+template <int kWarps>
+struct BlockCursor {
+  int split, block;  // counted from the first; absolute
+
+  __device__ BlockCursor(const BlockSplits& splits, int warp) : split(-1) { NextSplit(splits, warp); }
+
+  __device__ bool done() const { return block >= end_; }
+  __device__ __forceinline__ void Advance(const BlockSplits& splits, int warp) {
+    block += kWarps;
+    if (done()) NextSplit(splits, warp);
+  }
+
+ private:
+  // To the next split that has a block for the warp.
+  __device__ __forceinline__ void NextSplit(const BlockSplits& splits, int warp) {
+    do {
+      if (++split >= splits.count) return;
+      const WorkUnit& work = splits.work[split];
+      block = work.begin / sampling::kCodeBlock + warp;
+      end_ = (work.end - 1) / sampling::kCodeBlock + 1;
+    } while (done());
+  }
+
+  int end_ = 0;
+};
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_GROUP_SPLITS_CUH_

@@ -1,0 +1,265 @@
+// The weighted sums of the rows that a block of kernels/cuda/gather_group.cu reads, 64 rows (a stage) at a time: a warp
+// takes 16 rows' weights, from their codes or, of SKETCHED, from K itself, and then a quarter of the dimensions of all
+// 64 value rows.
+#ifndef SANTA_KERNELS_CUDA_GROUP_SUMS_CUH_
+#define SANTA_KERNELS_CUDA_GROUP_SUMS_CUH_
+
+#include <type_traits>
+
+#include "kernels/cuda/group_list.cuh"
+#include "kernels/cuda/key_rows.cuh"
+
+namespace santa::cuda {
+
+// The address of the K row of the entry of slab row lane % 16; of the list's last where there is none.
+template <typename Kv, int D>
+__device__ __forceinline__ uint64_t RowOfEntry(const GatherTask<Kv, D>& task, const uint32_t* list, int end, int at,
+                                               int lane) {
+  const int token = task.splits.origin + PlaceOf(list[min(at + lane % kSlabRows, end - 1)]);
+  return reinterpret_cast<uint64_t>(task.view.Row(task.view.PageOf(token), token));
+}
+
+// Starts copying the warp's 16 of a stage's value rows; zeros past the list.
+template <typename Kv, int D>
+__device__ __forceinline__ void CopyValues(uint32_t slab, const GatherTask<Kv, D>& task, uint64_t row, int end, int at,
+                                           int lane) {
+  using S = Slab<Kv, D>;
+  const uint64_t values = row + task.view.value_offset;
+#pragma unroll
+  for (int i = 0; i < S::kCopies; ++i) {
+    const int index = 32 * i + lane, slab_row = index / S::kChunks, chunk = index % S::kChunks;
+    const auto* from = reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, values, slab_row)) + 16 * chunk;
+    StreamAsync16(slab + S::At(slab_row, chunk), from, at + slab_row < end);
+  }
+}
+
+// w of the stage's rows from their codes.
+template <typename Kv, int D, int kBlocks>
+__device__ __forceinline__ void WeighByCodes(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
+                                             const uint32_t* list, int end, int at) {
+  const int quads = task.quads();
+  for (int i = threadIdx.x; i < kStageRows * quads; i += kGatherThreads) {
+    const int row = i % kStageRows, quad = i / kStageRows;
+    const bool listed = at + row < end;
+    const uint32_t entry = list[listed ? at + row : end - 1];
+    const int place = PlaceOf(entry);
+    const QuadCodes<uint16_t> codes = task.template codes<uint16_t>(place)[quad];
+    const float inverse = static_cast<float>(sampling::kCertain) / static_cast<float>(InclusionOf(entry));
+    const float* octaves = shared.octaves + (place / sampling::kCodeBlock * quads + quad) * kQuad;
+#pragma unroll
+    for (int h = 0; h < kQuad; ++h)
+      shared.weight[kQuad * quad + h][row] = listed ? codes.Weight(h, octaves[h]) * inverse : 0.0f;
+  }
+}
+
+// w of the warp's 16 rows from their keys.
+template <typename Kv, int D, int kBlocks>
+__device__ __forceinline__ void WeighByKeys(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
+                                            const KeyRows<Kv, D>& keys, const QueryFragment<D> (&q)[kBlocks],
+                                            const Scorer& scorer, const uint32_t* list, int end, int at, int lane) {
+  const int r = lane / 4, c = lane % 4, warp_row = threadIdx.x / 32 * kSlabRows;
+  float s[kBlocks][4];
+  ScoreRows<Kv, D, kBlocks>(s, keys, q);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = warp_row + r + 8 * half;
+    const bool listed = at + row < end;
+    const uint32_t entry = list[listed ? at + row : end - 1];
+    const float inverse = static_cast<float>(sampling::kCertain) / static_cast<float>(InclusionOf(entry));
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int head = 8 * block + 2 * c + h;
+        const bool counts = listed && head < task.group_size();
+        // What the sketch misjudges by more is beyond what a weight can say.
+        const float octaves = fminf(scorer(s[block][2 * half + h]) - shared.lse[head], 60.0f);
+        shared.weight[head][row] = counts ? Exp2(octaves) * inverse : 0.0f;
+      }
+    }
+  }
+}
+
+// A thread's share of a split's numbers.
+template <int kBlocks>
+struct Numbers {
+  static constexpr int kHeads = 4 * kBlocks;  // of a thread: every other one
+  float w[kHeads] = {}, t_w[kHeads] = {}, t_w2[kHeads] = {};
+  float t_w2v2[2 * kHeads] = {};  // of all heads, for its half of the dimensions
+  float t = 0, t_squared = 0;
+};
+
+// Packs the stage's weights, and adds up numbers. Thread (row, half) has one row; every other head of it, and for the
+// norms half of its dimensions.
+template <typename Kv, int D, int kBlocks>
+__device__ __forceinline__ void PackWeights(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
+                                            Numbers<kBlocks>& numbers, const unsigned char* values,
+                                            const uint32_t* list, int end, int at, float kappa, bool wants_error) {
+  using T = Compute<Kv>;
+  const int row = threadIdx.x % kStageRows, half = threadIdx.x / kStageRows;
+  const float pi =
+      at + row < end ? static_cast<float>(InclusionOf(list[at + row])) / static_cast<float>(sampling::kCertain) : 1.0f;
+  const float t = 1 - pi;
+  const auto pack = [](float x) { return static_cast<uint16_t>(Pack<T>(x, 0)); };
+#pragma unroll
+  for (int i = 0; i < Numbers<kBlocks>::kHeads; ++i) {
+    const int head = 2 * i + half;
+    if (2 * i >= task.group_size()) break;
+    const float w = shared.weight[head][row];
+    numbers.w[i] += w;
+    shared.packed[0][head][row] = pack(w);
+    if (!wants_error) continue;
+    const float t_w = t * w, t_w2 = kappa * w * t_w;
+    numbers.t_w[i] += t_w;
+    numbers.t_w2[i] += t_w2;
+    shared.packed[1][head][row] = pack(t_w);
+    shared.packed[2][head][row] = pack(t_w2);
+  }
+  if (!wants_error) return;
+  if (half == 0) {
+    numbers.t += t;
+    numbers.t_squared += t * t;
+  }
+  using S = Slab<Kv, D>;
+  const uint32_t slab = row / kSlabRows * S::kBytes;
+  float norm = 0;
+#pragma unroll
+  for (int i = 0; i < S::kChunks / 2; ++i) {
+    const uint4 chunk = *reinterpret_cast<const uint4*>(values + slab + S::At(row % kSlabRows, 2 * i + half));
+    const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      uint32_t pairs[2] = {words[w], 0};
+      if constexpr (sizeof(Kv) == 1) Widen(words[w], pairs[0], pairs[1]);
+#pragma unroll
+      for (int p = 0; p < 2 / static_cast<int>(sizeof(Kv)); ++p) {
+        float2 x;
+        if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+          x = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pairs[p]));
+        } else {
+          x = __half22float2(*reinterpret_cast<const __half2*>(&pairs[p]));
+        }
+        norm = fmaf(x.x, x.x, fmaf(x.y, x.y, norm));
+      }
+    }
+  }
+  const float scaled = kappa * t * norm;
+#pragma unroll
+  for (int head = 0; head < 2 * Numbers<kBlocks>::kHeads; ++head) {
+    if (head >= task.group_size()) break;
+    const float w = shared.weight[head][row];
+    numbers.t_w2v2[head] = fmaf(scaled * w, w, numbers.t_w2v2[head]);
+  }
+}
+
+// Over the warp's lanes, which all get it.
+__device__ __forceinline__ float WarpSum(float x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+  return x;
+}
+
+// The value rows' weighted sums, of the warp's pairs of chunks.
+template <typename Kv, int D, int kBlocks>
+struct ValueSums {
+  static constexpr int kTiles = ValueTiles<Kv>::kTiles, kPairs = Slab<Kv, D>::kChunks / 2;
+  static constexpr int kMine = (kPairs + kGatherWarps - 1) / kGatherWarps, kColumns = kPartialVectors * kBlocks;
+  float out[kMine][kTiles][kColumns][4] = {};
+
+  // Adds a stage of value rows, times shared.packed.
+  __device__ __forceinline__ void Add(const GatherShared<kBlocks>& shared, uint32_t values, bool wants_error) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
+#pragma unroll
+    for (int slab = 0; slab < kGatherWarps; ++slab) {
+      uint32_t weights[kColumns][2];
+#pragma unroll
+      for (int column = 0; column < kColumns; ++column) {
+        if (column >= kBlocks && !wants_error) break;
+        const uint16_t* of_head =
+            &shared.packed[column / kBlocks][8 * (column % kBlocks) + r][slab * kSlabRows + 2 * c];
+        weights[column][0] = *reinterpret_cast<const uint32_t*>(of_head);
+        weights[column][1] = *reinterpret_cast<const uint32_t*>(of_head + 8);
+      }
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) {
+        const int pair = warp + i * kGatherWarps;
+        if (pair >= kPairs) break;
+        const ValueTiles<Kv> v = LoadValues<Kv, D>(values + slab * Slab<Kv, D>::kBytes, pair, lane);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+          for (int column = 0; column < kColumns; ++column) {
+            if (column >= kBlocks && !wants_error) break;
+            Mma<Compute<Kv>>(out[i][tile][column], v.a[tile][0], v.a[tile][1], v.a[tile][2], v.a[tile][3],
+                             weights[column][0], weights[column][1]);
+          }
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void Write(float* partial, int group_size, bool wants_error) const {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = lane % 4;
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int pair = warp + i * kGatherWarps;
+      if (pair >= kPairs) break;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int column = 0; column < kColumns; ++column) {
+          if (column >= kBlocks && !wants_error) break;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const int head = 8 * (column % kBlocks) + 2 * c + (k & 1);
+            const int dim = OutputDim<Kv>(kTiles * pair + tile, lane, k / 2);
+            if (head < group_size) partial[(column / kBlocks * group_size + head) * D + dim] = out[i][tile][column][k];
+          }
+        }
+      }
+    }
+  }
+};
+
+// Writes a split's numbers. Warps 0 and 1 have the even heads, 2 and 3 the odd ones. All threads call it.
+template <int kBlocks>
+__device__ void WriteNumbers(GatherShared<kBlocks>& shared, const Numbers<kBlocks>& numbers, float* partial,
+                             int group_size, bool wants_error) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const float t = WarpSum(numbers.t), t_squared = WarpSum(numbers.t_squared);
+#pragma unroll
+  for (int i = 0; i < Numbers<kBlocks>::kHeads; ++i) {
+    if (2 * i >= group_size) break;
+    const float w = WarpSum(numbers.w[i]);
+    float t_w = 0, t_w2 = 0, t_w2v2[2] = {};
+    if (wants_error) {
+      t_w = WarpSum(numbers.t_w[i]);
+      t_w2 = WarpSum(numbers.t_w2[i]);
+      t_w2v2[0] = WarpSum(numbers.t_w2v2[2 * i]);
+      t_w2v2[1] = WarpSum(numbers.t_w2v2[2 * i + 1]);
+    }
+    if (lane != 0) continue;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int head = 2 * i + half;
+      const bool mine = half == warp / 2;
+      shared.by_warp[kSumW][warp][head] = mine ? w : 0;
+      shared.by_warp[kSumT][warp][head] = t;
+      shared.by_warp[kSumTT][warp][head] = t_squared;
+      shared.by_warp[kSumTW][warp][head] = mine ? t_w : 0;
+      shared.by_warp[kSumTW2][warp][head] = mine ? t_w2 : 0;
+      shared.by_warp[kSumTW2V2][warp][head] = t_w2v2[half];
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kPartialNumbers * group_size; i += kGatherThreads) {
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < kGatherWarps; ++w) sum += shared.by_warp[i / group_size][w][i % group_size];
+    partial[i] = sum;
+  }
+}
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_GROUP_SUMS_CUH_
