@@ -72,9 +72,11 @@ __device__ __forceinline__ void WeighByKeys(const GatherTask<Kv, D>& task, Gathe
       for (int h = 0; h < 2; ++h) {
         const int head = 8 * block + 2 * c + h;
         const bool counts = listed && head < task.group_size();
-        // What the sketch misjudges by more is beyond what a weight can say.
-        const float octaves = fminf(scorer(s[block][2 * half + h]) - shared.lse[head], 60.0f);
-        shared.weight[head][row] = counts ? Exp2(octaves) * inverse : 0.0f;
+        // What the sketch misjudges by more is beyond what a weight of the products' type can say. NaN stays.
+        constexpr float kMostWeight = std::is_same_v<Compute<Kv>, __half> ? 0x1p15f : 0x1p60f;
+        float weight = Exp2(scorer(s[block][2 * half + h]) - shared.lse[head]) * inverse;
+        if (weight > kMostWeight) weight = kMostWeight;
+        shared.weight[head][row] = counts ? weight : 0.0f;
       }
     }
   }
