@@ -31,7 +31,7 @@ run() {
   fi
 }
 
-tests=(cuda_backend_test decode_test stored_scores_test)
+tests=(cuda_backend_test decode_test group_draw_test stored_scores_test)
 
 run_test() {
   for test in "${tests[@]}"; do
@@ -72,6 +72,15 @@ run_bench() {
   bench ragged --ragged=15x1024,1x131072 --samples=2048 --methods=EXACT,S2ANTA_FLASH
   bench 16x32768_fp8 --batch=16 --tokens=32768 --dtype=fp8_e4m3 --methods=EXACT,S2ANTA_FLASH,S2ANTA_PROP
   bench 16x32768_in_order --batch=16 --tokens=32768 --methods=EXACT,S2ANTA_FLASH,S2ANTA_PROP --pages_in_order
+  # COORDINATED and SKETCHED count rows of a key/value head, S2ANTA_FLASH draws of a query head: errors meet at other S.
+  for samples in 2048 4096 6144; do
+    bench "16x32768_k4_s$samples" --batch=16 --tokens=32768 --sketch=k4 --samples="$samples" \
+      --methods=EXACT,S2ANTA_FLASH,COORDINATED,SKETCHED
+  done
+  for shape in 1x32768 4x32768 1x131072 16x131072; do
+    bench "${shape}_k4" --batch="${shape%x*}" --tokens="${shape#*x}" --sketch=k4 --samples=2048 \
+      --methods=EXACT,S2ANTA_FLASH,COORDINATED,SKETCHED
+  done
   # Other groups and dimensions, 2 GiB of keys and values each.
   bench 16x32768_g1 --batch=16 --tokens=32768 --query_heads=8 --methods=EXACT
   bench 16x32768_g8 --batch=16 --tokens=32768 --query_heads=64 --methods=EXACT

@@ -35,10 +35,16 @@ TableSlice SliceOf(const ItemPlan& plan, int32_t page_size) {
   return {first, (plan.end - 1) / page_size - first + 1};
 }
 
+// Where the scratch of an item lies whose kernel draws by group.
+GroupArrays ArraysOf(uint8_t* scratch, Method method, const KvLayout& layout, int32_t begin, int32_t end,
+                     int32_t num_splits) {
+  return {scratch, method, layout.num_kv_heads, layout.group_size(), layout.head_dim, begin, end, num_splits};
+}
+
 // Scratch that the item's scores take.
 int64_t StoredBytes(const ItemPlan& plan, const DecodeItem& item, const KvLayout& layout) {
   if (DrawsByGroup(plan.kernel)) {
-    return GroupArraysOf(nullptr, item.options.method, layout, plan.begin, plan.end, plan.splits.count).bytes();
+    return ArraysOf(nullptr, item.options.method, layout, plan.begin, plan.end, plan.splits.count).bytes();
   }
   if (!StoresScores(plan.kernel)) return 0;
   return StoredScratchBytes(item.options.method, layout.num_query_heads, plan.begin, plan.end, plan.sample_count);
@@ -57,8 +63,8 @@ WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
   const int64_t stored =
       std::max(StoredScratchBytes(Method::kSanta, layout.num_query_heads, 255, 255 + most_tokens,
                                   static_cast<uint32_t>(std::min<int64_t>(most_tokens, kMaxSampleCount))),
-               GroupArraysOf(nullptr, Method::kCoordinated, layout, 63, static_cast<int32_t>(63 + most_tokens),
-                             static_cast<int32_t>(one_item))
+               ArraysOf(nullptr, Method::kCoordinated, layout, 63, static_cast<int32_t>(63 + most_tokens),
+                        static_cast<int32_t>(one_item))
                    .bytes());
   return {.items = static_cast<int32_t>(items),
           .splits = static_cast<int32_t>(std::clamp(affordable, one_item, one_item * items)),
@@ -256,7 +262,7 @@ void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch)
     uint8_t* const mine = scratch;
     scratch += StoredBytes(plan, items[i], layout_);
     if (DrawsByGroup(plan.kernel)) {
-      const GroupArrays arrays = GroupArraysOf(mine, options.method, layout_, plan.begin, plan.end, plan.splits.count);
+      const GroupArrays arrays = ArraysOf(mine, options.method, layout_, plan.begin, plan.end, plan.splits.count);
       std::memcpy(host_at(arrays_at_ + sizeof(arrays) * i), &arrays, sizeof(arrays));
       longest_split_ = std::max(longest_split_, plan.splits.tokens);
       most_rows_ = std::max(most_rows_, static_cast<int32_t>(plan.sample_count) + layout_.page_size);

@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads) FindThresholdKernel(const __grid_con
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    unsigned* ticket = launch.tickets + item_index * launch.num_kv_heads + kv_head;
+    unsigned* ticket = launch.tickets + 2 * (item_index * launch.num_kv_heads + kv_head);
     __threadfence();
     shared.last = atomicAdd(ticket, 1) + 1 == BlockSplits::BlocksOf(group, item);
     if (shared.last) *ticket = 0;

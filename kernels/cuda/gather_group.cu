@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   if (threadIdx.x == 0) {
     if (item.rows_read != nullptr)
       atomicAdd(item.rows_read, static_cast<unsigned long long>(shared.list_at[num_splits]));
-    unsigned* ticket = group.decode.tickets + task.item_index * group.decode.num_kv_heads + kv_head;
+    unsigned* ticket = group.decode.tickets + 2 * (task.item_index * group.decode.num_kv_heads + kv_head);
     __threadfence();
     shared.last = atomicAdd(ticket, 1) + 1 == BlockSplits::BlocksOf(group, item);
     if (shared.last) *ticket = 0;

@@ -10,9 +10,9 @@
 
 #include <cstdint>
 
-#include "kernels/attention.h"
 #include "kernels/cuda/decode_launch.h"
 #include "kernels/cuda/group_layout.h"
+#include "kernels/types.h"
 
 namespace santa::cuda {
 

@@ -7,9 +7,9 @@
 
 #include <cstdint>
 
-#include "kernels/attention.h"
 #include "kernels/sampling/host_device.h"
 #include "kernels/sampling/inclusion.h"
+#include "kernels/types.h"
 
 namespace santa::cuda {
 
@@ -36,6 +36,7 @@ struct GroupSolution {
 class GroupArrays {
  public:
   GroupArrays() = default;
+  // Of an item over the visible tokens [begin, end), cut into so many splits. bytes() grows with end - begin.
   SANTA_HOST_DEVICE GroupArrays(uint8_t* scratch, Method method, int32_t num_kv_heads, int32_t group_size,
                                 int32_t head_dim, int32_t begin, int32_t end, int32_t num_splits)
       : first_block_(begin / sampling::kCodeBlock),
@@ -116,12 +117,6 @@ class GroupArrays {
   float* partials_ = nullptr;
   int64_t bytes_ = 0;
 };
-
-// Of an item over the visible tokens [begin, end), cut into so many splits. Their bytes grow with end - begin.
-inline GroupArrays GroupArraysOf(uint8_t* scratch, Method method, const KvLayout& layout, int32_t begin, int32_t end,
-                                 int32_t num_splits) {
-  return {scratch, method, layout.num_kv_heads, layout.group_size(), layout.head_dim, begin, end, num_splits};
-}
 
 }  // namespace santa::cuda
 

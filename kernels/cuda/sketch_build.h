@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "kernels/attention.h"
+#include "kernels/types.h"
 
 namespace santa::cuda {
 

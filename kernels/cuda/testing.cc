@@ -90,12 +90,23 @@ Batch Cut(const std::vector<Item>& items) {
   return batch;
 }
 
+GroupArrays ArraysOf(uint8_t* scratch, const Item& item, const ItemPlan& plan) {
+  const Shape& shape = item.problem->shape;
+  return {scratch,
+          item.problem->step.options.method,
+          shape.num_kv_heads,
+          shape.group_size,
+          shape.head_dim,
+          plan.begin,
+          plan.end,
+          plan.splits.count};
+}
+
 // Scratch of a plan's scores.
 int64_t ScratchBytes(const Item& item, const ItemPlan& plan) {
   const AttentionOptions& options = item.problem->step.options;
   if (DrawsByGroup(plan.kernel)) {
-    return GroupArraysOf(nullptr, options.method, item.problem->shape.layout(), plan.begin, plan.end, plan.splits.count)
-        .bytes();
+    return ArraysOf(nullptr, item, plan).bytes();
   }
   if (!StoresScores(plan.kernel)) return 0;
   return StoredScratchBytes(options.method, item.problem->step.num_query_heads, plan.begin, plan.end,
@@ -140,8 +151,7 @@ struct StoredParts {
     std::vector<GroupArrays> all;
     for (size_t i = 0; i < items.size(); ++i) {
       const ItemPlan& plan = batch.plans[i];
-      all.push_back(GroupArraysOf(scratch.get() + places[i], items[i].problem->step.options.method,
-                                  items[i].problem->shape.layout(), plan.begin, plan.end, plan.splits.count));
+      all.push_back(ArraysOf(scratch.get() + places[i], items[i], plan));
     }
     return all;
   }
