@@ -143,15 +143,7 @@ __global__ void __launch_bounds__(kThreads) FindThresholdKernel(const __grid_con
     if (shared.histogram[i] != 0) atomicAdd(arrays.histogram(kv_head) + i, shared.histogram[i]);
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    unsigned* ticket = launch.tickets + 2 * (item_index * launch.num_kv_heads + kv_head);
-    __threadfence();
-    shared.last = atomicAdd(ticket, 1) + 1 == BlockSplits::BlocksOf(group, item);
-    if (shared.last) *ticket = 0;
-    __threadfence();
-  }
-  __syncthreads();
-  if (!shared.last) return;
+  if (!IsLastOfGroup(launch, item_index, kv_head, BlockSplits::BlocksOf(group, item), shared.last)) return;
   // Candidates that have a chance: with a floor every one.
   const int first = item.begin, last = sizeof(Code) == 1 ? FullPagesEnd(item, launch.page_shift) : item.end;
   const double budget = sampling::InclusionBudget(item.sample_count, max(last - first, 0));

@@ -192,17 +192,11 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
     WriteNumbers(shared, numbers, partial + task.arrays.partial_numbers(), group_size, wants_error);
     __syncthreads();
   }
-  if (threadIdx.x == 0) {
-    if (item.rows_read != nullptr)
-      atomicAdd(item.rows_read, static_cast<unsigned long long>(shared.list_at[num_splits]));
-    unsigned* ticket = group.decode.tickets + 2 * (task.item_index * group.decode.num_kv_heads + kv_head);
-    __threadfence();
-    shared.last = atomicAdd(ticket, 1) + 1 == BlockSplits::BlocksOf(group, item);
-    if (shared.last) *ticket = 0;
-    __threadfence();
+  if (threadIdx.x == 0 && item.rows_read != nullptr) {
+    atomicAdd(item.rows_read, static_cast<unsigned long long>(shared.list_at[num_splits]));
   }
-  __syncthreads();
-  if (!shared.last) return;
+  const int blocks = BlockSplits::BlocksOf(group, item);
+  if (!IsLastOfGroup(group.decode, task.item_index, kv_head, blocks, shared.last)) return;
   auto* vectors = reinterpret_cast<float*>(stages);
   AddSplits<D, kBlocks>(task.arrays, kv_head, group_size, shared, vectors, wants_error ? kPartialVectors : 1);
   Answer<D, kBlocks>(group, item, kv_head, shared, vectors, kappa);

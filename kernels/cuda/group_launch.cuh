@@ -4,27 +4,30 @@
 
 #include "kernels/cuda/group_draw.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/stored_launch.cuh"
 
 namespace santa::cuda {
 
-// Starts kernel(launch) on a grid of (key/value heads, work), allowed to overlap the end of the kernel before it. So
-// that a kernel may rely on all those before it, every block calls WaitForEarlierKernel() before it ends.
+// As LaunchStored, on a grid of (key/value heads, work).
 inline cudaError_t LaunchGroup(void (*kernel)(GroupLaunch), const GroupLaunch& launch, int threads, int shared_bytes,
                                cudaStream_t stream) {
-  if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
-    return error;
+  const dim3 grid(launch.decode.num_kv_heads, launch.decode.num_work);
+  return LaunchStored(kernel, launch, grid, threads, shared_bytes, stream);
+}
+
+// Counts a block in; whether it is the last of `count` that work on the group. All threads call it, after a barrier
+// behind what they wrote.
+__device__ __forceinline__ bool IsLastOfGroup(const DecodeLaunch& launch, int item_index, int kv_head, int count,
+                                              bool& shared_last) {
+  if (threadIdx.x == 0) {
+    unsigned* ticket = launch.tickets + 2 * (item_index * launch.num_kv_heads + kv_head);
+    __threadfence();
+    shared_last = atomicAdd(ticket, 1) + 1 == count;
+    if (shared_last) *ticket = 0;
+    __threadfence();
   }
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(launch.decode.num_kv_heads, launch.decode.num_work);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, launch);
+  __syncthreads();
+  return shared_last;
 }
 
 }  // namespace santa::cuda
