@@ -220,7 +220,7 @@ absl::Status AttentionServer::State::SelfTest() {
   if (!options.self_test) return absl::OkStatus();
   const absl::Time begin = absl::Now();
   const KvLayout& layout = backend->layout();
-  const absl::Status status = RunSelfTest(
+  absl::Status status = RunSelfTest(
       {.layout = layout,
        .scales = options.kv_scales,
        .methods = context.methods,

@@ -48,6 +48,7 @@ Found Summarise(const std::vector<std::vector<double>>& outputs, const std::vect
 
 std::vector<std::vector<double>> Outputs(const std::vector<Answer>& answers) {
   std::vector<std::vector<double>> outputs;
+  outputs.reserve(answers.size());
   for (const Answer& answer : answers) outputs.push_back(answer.o);
   return outputs;
 }
@@ -57,6 +58,7 @@ std::vector<std::vector<double>> UnbiasedOutputs(const Cache& cache, const Query
                                                  const std::vector<Answer>& answers) {
   const reference::Output exact = reference::Exact(cache.StepOf(query));
   std::vector<std::vector<double>> outputs;
+  outputs.reserve(answers.size());
   for (const Answer& answer : answers) outputs.push_back(Unbiased(query, exact, answer));
   return outputs;
 }

@@ -2,6 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+
 namespace santa {
 namespace {
 
@@ -11,8 +16,9 @@ constexpr char kSpan[] = "00f067aa0ba902b7";
 TEST(TraceContextTest, ReadsTheStandardsExample) {
   const std::string trace = kTrace;
   const std::string span = kSpan;
-  for (const std::string& header : {"00-" + trace + "-" + span + "-01", "00-" + trace + "-" + span + "-00",
-                                    "cc-" + trace + "-" + span + "-01-what-comes-later"}) {
+  for (const std::string& header :
+       {absl::StrCat("00-", trace, "-", span, "-01"), absl::StrCat("00-", trace, "-", span, "-00"),
+        absl::StrCat("cc-", trace, "-", span, "-01-what-comes-later")}) {
     const std::optional<TraceContext> context = ParseTraceparent(header);
     ASSERT_TRUE(context.has_value()) << header;
     EXPECT_EQ(context->trace_id, kTrace);
@@ -24,11 +30,12 @@ TEST(TraceContextTest, IgnoresWhatIsBroken) {
   const std::string trace = kTrace;
   const std::string span = kSpan;
   for (const std::string& header :
-       {std::string(), std::string("00"), "ff-" + trace + "-" + span + "-01", "00-" + trace + "-" + span,
-        "00-" + trace + "-" + span + "-01-more", "cc-" + trace + "-" + span + "-01.more",
-        "00-" + std::string(32, '0') + "-" + span + "-01", "00-" + trace + "-" + std::string(16, '0') + "-01",
-        "00-4BF92F3577B34DA6A3CE929D0E0E4736-" + span + "-01", "00-" + trace + "_" + span + "-01",
-        "0x-" + trace + "-" + span + "-01", "00-" + trace + "-" + span + "-0g"}) {
+       {std::string(), std::string("00"), absl::StrCat("ff-", trace, "-", span, "-01"),
+        absl::StrCat("00-", trace, "-", span), absl::StrCat("00-", trace, "-", span, "-01-more"),
+        absl::StrCat("cc-", trace, "-", span, "-01.more"), absl::StrCat("00-", std::string(32, '0'), "-", span, "-01"),
+        absl::StrCat("00-", trace, "-", std::string(16, '0'), "-01"),
+        absl::StrCat("00-4BF92F3577B34DA6A3CE929D0E0E4736-", span, "-01"), absl::StrCat("00-", trace, "_", span, "-01"),
+        absl::StrCat("0x-", trace, "-", span, "-01"), absl::StrCat("00-", trace, "-", span, "-0g")}) {
     EXPECT_FALSE(ParseTraceparent(header).has_value()) << header;
   }
 }
