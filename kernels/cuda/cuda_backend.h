@@ -27,8 +27,8 @@ struct CudaBackendOptions {
 //
 // INVALID_ARGUMENT for a bad layout, page count, scale or device number; UNIMPLEMENTED, naming field, value and what
 // there is, for a dtype other than bf16, fp16 and fp8_e4m3, a head_dim other than 64, 96, 128, 192 and 256, more than
-// 16 query heads for a key/value head, a sketch other than none and k4, or an older GPU; RESOURCE_EXHAUSTED where the GPU or the host has not got the
-// memory; UNAVAILABLE where there is no GPU or no driver.
+// 16 query heads for a key/value head, a sketch other than none and k4, or an older GPU; RESOURCE_EXHAUSTED where the
+// GPU or the host has not got the memory; UNAVAILABLE where there is no GPU or no driver.
 //
 // Scores, sums and outputs are fp32, the products' factors bf16 for a bf16 cache and fp16 for the others: queries and
 // softmax weights are rounded to that type (queries that come in another type are scaled by a power of two before
@@ -36,7 +36,8 @@ struct CudaBackendOptions {
 // for bit in every batch.
 //
 // Standard errors are told of exact answers alone. SKETCHED's weights are taken against what the sketch says of all
-// tokens: where it is wrong by more than 40 in a score (10 for fp16 and fp8), the answer is finite and not to be trusted.
+// tokens: where it is wrong by more than 40 in a score (10 for fp16 and fp8), the answer is finite and not to be
+// trusted.
 //
 // One error of the device makes every later call answer it: the process has to start anew.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& options);
