@@ -5,7 +5,7 @@ import subprocess
 from typing import Optional, Tuple
 
 
-def render(url: str, folder: str, screenshot: Optional[str] = None, size: Tuple[int, int] = (1440, 2060)) -> str:
+def render(url: str, folder: str, screenshot: Optional[str] = None, size: Tuple[int, int] = (1440, 2380)) -> str:
     """The document; a picture of it too, if a path is given. `folder` is for the browser's profile."""
     arguments = [
         "chromium",
