@@ -56,6 +56,7 @@ std::vector<float> RandomSquares(int64_t rows, double spread, std::mt19937_64& r
   double sum = 0;
   for (double& x : a) sum += x = std::exp(spread * normal(random));
   std::vector<float> squares;
+  squares.reserve(a.size());
   for (const double x : a) squares.push_back(static_cast<float>(x * x / sum / sum));
   return squares;
 }
