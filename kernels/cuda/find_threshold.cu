@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kThreads) FindThresholdKernel(const __grid_con
   const double budget = sampling::InclusionBudget(item.sample_count, max(last - first, 0));
   const double even = sizeof(Code) == 1 ? sampling::kEvenShare * item.sample_count : 0;
   const sampling::InclusionThreshold threshold = Solve(shared, arrays.histogram(kv_head), budget, even);
-  if (threadIdx.x == 0) arrays.solution(kv_head)->threshold = threshold;
+  if (threadIdx.x == 0) *arrays.threshold(kv_head) = threshold;
   if (threadIdx.x < launch.group_size) arrays.lse(kv_head)[threadIdx.x] = shared.lse[threadIdx.x];
 }
 

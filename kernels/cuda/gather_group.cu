@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   __syncthreads();
   ListRows(task, shared, inclusion, list);
   // A number near 1 / w, which the third vector is multiplied by so that 16 bits hold it.
-  const float kappa = fminf(task.arrays.solution(kv_head)->threshold.kappa, 1e20f);
+  const float kappa = fminf(task.arrays.threshold(kv_head)->kappa, 1e20f);
 
   QueryFragment<D> q[kBlocks];
   if (task.sketched()) LoadRowQueries<Kv, D, kBlocks>(q, group.decode, item, kv_head, lane);

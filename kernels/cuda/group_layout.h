@@ -27,11 +27,6 @@ SANTA_HOST_DEVICE int CodesOfToken(int32_t group_size) { return (group_size + kQ
 inline constexpr int kPartialVectors = 3;
 enum PartialNumber { kSumW, kSumT, kSumTT, kSumTW, kSumTW2, kSumTW2V2, kPartialNumbers };
 
-// Of one group of one item.
-struct GroupSolution {
-  sampling::InclusionThreshold threshold;
-};
-
 // All arrays begin on 256 bytes. The host works out where; kernels read it.
 class GroupArrays {
  public:
@@ -59,7 +54,8 @@ class GroupArrays {
     totals_ = reinterpret_cast<unsigned long long*>(take(splits * 8));
     histogram_ = reinterpret_cast<unsigned*>(take(int64_t{num_kv_heads} * sampling::kInclusionBins * 4));
     lse_ = reinterpret_cast<float*>(take(int64_t{num_kv_heads} * group_size * 4));
-    solution_ = reinterpret_cast<GroupSolution*>(take(num_kv_heads * static_cast<int64_t>(sizeof(GroupSolution))));
+    thresholds_ = reinterpret_cast<sampling::InclusionThreshold*>(
+        take(num_kv_heads * static_cast<int64_t>(sizeof(sampling::InclusionThreshold))));
     partials_ = reinterpret_cast<float*>(take(splits * partial_size() * 4));
     bytes_ = at - scratch;
   }
@@ -89,7 +85,7 @@ class GroupArrays {
   }
   // [G]: log2 of the sum of 2^score over the visible tokens.
   SANTA_HOST_DEVICE float* lse(int32_t kv_head) const { return lse_ + kv_head * group_size_; }
-  SANTA_HOST_DEVICE GroupSolution* solution(int32_t kv_head) const { return solution_ + kv_head; }
+  SANTA_HOST_DEVICE sampling::InclusionThreshold* threshold(int32_t kv_head) const { return thresholds_ + kv_head; }
   // [kPartialVectors][G][D], [kPartialNumbers][G]
   SANTA_HOST_DEVICE float* partial(int32_t kv_head, int32_t split) const {
     return partials_ + (static_cast<int64_t>(kv_head) * num_splits_ + split) * partial_size();
@@ -113,7 +109,7 @@ class GroupArrays {
   unsigned long long* totals_ = nullptr;
   unsigned* histogram_ = nullptr;
   float* lse_ = nullptr;
-  GroupSolution* solution_ = nullptr;
+  sampling::InclusionThreshold* thresholds_ = nullptr;
   float* partials_ = nullptr;
   int64_t bytes_ = 0;
 };

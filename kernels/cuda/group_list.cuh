@@ -30,11 +30,9 @@ struct GatherShared {
   float lse[kHeads];
   float weight[kHeads][kPitch];                      // w = p / pi
   uint16_t packed[kPartialVectors][kHeads][kPitch];  // what the value rows are multiplied by, 16-bit
-  float norm[2][kStageRows];                         // |v|^2 of each half of a row
   float number[kPartialNumbers][kHeads];
   float by_warp[kPartialNumbers][kGatherWarps][kHeads];
   unsigned long long warp_sum[kGatherWarps];
-  unsigned long long before;
   bool last;
 };
 
@@ -117,7 +115,7 @@ __device__ inline unsigned long long SumOfEarlier(unsigned long long* totals, in
 template <typename Code, typename Kv, int D, int kBlocks>
 __device__ void FindInclusions(const GatherTask<Kv, D>& task, const GatherShared<kBlocks>& shared,
                                uint32_t* inclusion) {
-  const sampling::InclusionThreshold threshold = task.arrays.solution(task.kv_head)->threshold;
+  const sampling::InclusionThreshold threshold = *task.arrays.threshold(task.kv_head);
   const int first = task.splits.begin - task.splits.origin, end = task.full_end - task.splits.origin;
   const int quads = task.quads();
   for (int place = kRunTokens * threadIdx.x; place < end; place += kRunTokens * kGatherThreads) {
