@@ -126,9 +126,11 @@ run_demo() {
 }
 
 run_accuracy() {
-  for context in 2048 8192 32768; do
+  for context in 2048 8192; do
     run "accuracy_$context.txt" ./accuracy "${on_cuda[@]}" --context="$context"
   done
+  run accuracy_32768.txt ./accuracy "${on_cuda[@]}" --context=32768 \
+    --passages=kjv_judges,python_argparse,postgresql_plpgsql
 }
 
 for part in "${@:-test bench sdpa load demo accuracy}"; do
