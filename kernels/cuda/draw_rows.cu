@@ -2,6 +2,7 @@
 //
 // Grid: (key/value head, work), as for the scores. A warp takes a block at a time; one that no head of the group drew
 // from costs a look at its records.
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/line_draws.cuh"
 #include "kernels/cuda/stored_launch.cuh"
 #include "kernels/cuda/tile_scratch.cuh"
@@ -115,8 +116,8 @@ __global__ void __launch_bounds__(32 * kWarps, kHeads > 8 ? 2 : 4)
 
 template <int kHeads>
 cudaError_t Launch(const StoredLaunch& launch, cudaStream_t stream) {
-  return LaunchStored(DrawRowsKernel<kHeads>, launch, dim3(launch.decode.num_kv_heads, launch.decode.num_work),
-                      32 * kWarps, kWarps * sizeof(TileMemory<kHeads>), stream);
+  return LaunchOverlapping(DrawRowsKernel<kHeads>, launch, dim3(launch.decode.num_kv_heads, launch.decode.num_work),
+                           32 * kWarps, kWarps * sizeof(TileMemory<kHeads>), stream);
 }
 
 }  // namespace

@@ -104,9 +104,9 @@ struct Launcher {
 
   template <typename Kv, int D, int kHeads>
   cudaError_t RunHeads() const {
-    return LaunchStored(GatherRowsKernel<Kv, D, kHeads>, launch,
-                        dim3(launch.decode.num_kv_heads, launch.decode.num_work), 32 * kWarpsOf<Kv, D, kHeads>,
-                        sizeof(Shared<Kv, D, kHeads>), stream);
+    return LaunchOverlapping(GatherRowsKernel<Kv, D, kHeads>, launch,
+                             dim3(launch.decode.num_kv_heads, launch.decode.num_work), 32 * kWarpsOf<Kv, D, kHeads>,
+                             sizeof(Shared<Kv, D, kHeads>), stream);
   }
 };
 

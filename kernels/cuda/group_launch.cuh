@@ -4,15 +4,14 @@
 
 #include "kernels/cuda/group_draw.h"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/stored_launch.cuh"
 
 namespace santa::cuda {
 
-// As LaunchStored, on a grid of (key/value heads, work).
+// On a grid of (key/value heads, work).
 inline cudaError_t LaunchGroup(void (*kernel)(GroupLaunch), const GroupLaunch& launch, int threads, int shared_bytes,
                                cudaStream_t stream) {
   const dim3 grid(launch.decode.num_kv_heads, launch.decode.num_work);
-  return LaunchStored(kernel, launch, grid, threads, shared_bytes, stream);
+  return LaunchOverlapping(kernel, launch, grid, threads, shared_bytes, stream);
 }
 
 // Counts a block in; whether it is the last of `count` that work on the group. All threads call it, after a barrier

@@ -48,11 +48,12 @@ int ResidentBlocks(void (*kernel)(Arguments...), int threads, int shared_bytes) 
   return each * DeviceLimits::Read().multiprocessors;
 }
 
-// Starts kernel(launch) on a grid of (key/value heads, work), allowed to overlap the end of the kernel before it.
+// Starts kernel(launch), allowed to overlap the end of the kernel before it: a kernel that reads what earlier ones
+// wrote calls WaitForEarlierKernel(), in every block before it ends so that those after it may rely on all.
 // Asynchronous.
-inline cudaError_t LaunchDecode(void (*kernel)(DecodeLaunch), const DecodeLaunch& launch, int threads, int shared_bytes,
-                                cudaStream_t stream) {
-  shared_bytes = SpreadBlocks(launch.num_kv_heads * launch.num_work, shared_bytes);
+template <typename Launch>
+cudaError_t LaunchOverlapping(void (*kernel)(Launch), const Launch& launch, dim3 grid, int threads, int shared_bytes,
+                              cudaStream_t stream) {
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
     return error;
   }
@@ -60,13 +61,20 @@ inline cudaError_t LaunchDecode(void (*kernel)(DecodeLaunch), const DecodeLaunch
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(launch.num_kv_heads, launch.num_work);
+  config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, launch);
+}
+
+// On a grid of (key/value heads, work), its blocks spread over the multiprocessors.
+inline cudaError_t LaunchDecode(void (*kernel)(DecodeLaunch), const DecodeLaunch& launch, int threads, int shared_bytes,
+                                cudaStream_t stream) {
+  shared_bytes = SpreadBlocks(launch.num_kv_heads * launch.num_work, shared_bytes);
+  return LaunchOverlapping(kernel, launch, dim3(launch.num_kv_heads, launch.num_work), threads, shared_bytes, stream);
 }
 
 // launcher.RunHeads<Kv, D, heads>(), for a kernel that pads a group to 4, 8 or 16 heads. Not to 4 for the head

@@ -5,6 +5,7 @@
 // point has the same order whatever the batch.
 #include <cstdint>
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/line_draws.cuh"
 #include "kernels/cuda/share_draws.cuh"
 #include "kernels/cuda/split_sums.cuh"
@@ -215,7 +216,7 @@ __global__ void __launch_bounds__(kThreads) PlaceDrawsKernel(const __grid_consta
 
 cudaError_t LaunchPlaceDraws(const StoredLaunch& launch, cudaStream_t stream) {
   const dim3 grid(launch.decode.num_kv_heads * launch.decode.group_size, launch.num_items);
-  return LaunchStored(PlaceDrawsKernel, launch, grid, kThreads, 0, stream);
+  return LaunchOverlapping(PlaceDrawsKernel, launch, grid, kThreads, 0, stream);
 }
 
 }  // namespace santa::cuda

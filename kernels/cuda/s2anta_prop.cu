@@ -311,7 +311,8 @@ struct Launcher {
     // Ahead by an item at least: a gather's item has been taken up before it. And by what runs at once: then it is
     // done.
     const int lead = std::min(count, launch.most_splits * launch.decode.num_kv_heads + resident);
-    return LaunchStored(kernel, PropUnits{launch, lead}, dim3(std::min(resident, 2 * count)), kThreads, kBytes, stream);
+    return LaunchOverlapping(kernel, PropUnits{launch, lead}, dim3(std::min(resident, 2 * count)), kThreads, kBytes,
+                             stream);
   }
 };
 

@@ -77,9 +77,9 @@ struct Launcher {
   template <typename Kv, int D, int kHeads>
   cudaError_t RunHeads() const {
     constexpr int kWarps = kWarpsOf<Kv, D, kHeads>;
-    return LaunchStored(StoreScoresKernel<Kv, D, kHeads>, launch,
-                        dim3(launch.decode.num_kv_heads, launch.decode.num_work), 32 * kWarps,
-                        kWarps * sizeof(WarpMemory<Kv, D, kHeads>), stream);
+    return LaunchOverlapping(StoreScoresKernel<Kv, D, kHeads>, launch,
+                             dim3(launch.decode.num_kv_heads, launch.decode.num_work), 32 * kWarps,
+                             kWarps * sizeof(WarpMemory<Kv, D, kHeads>), stream);
   }
 };
 

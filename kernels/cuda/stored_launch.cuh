@@ -8,27 +8,6 @@
 
 namespace santa::cuda {
 
-// Starts kernel(launch), allowed to overlap the end of the kernel before it. So that a kernel may rely on all those
-// before it, every block calls WaitForEarlierKernel() before it ends.
-template <typename Launch>
-cudaError_t LaunchStored(void (*kernel)(Launch), const Launch& launch, dim3 grid, int threads, int shared_bytes,
-                         cudaStream_t stream) {
-  if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
-    return error;
-  }
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, launch);
-}
-
 // Starts the copy of 16 bytes of scratch into shared memory; zeros, and nothing is read, where not `valid`.
 __device__ __forceinline__ void CopyScratch16(uint32_t to, const void* from, bool valid) {
   const int bytes = valid ? 16 : 0;

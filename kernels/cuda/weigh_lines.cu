@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(32 * kWarps) WeighLinesKernel(const __grid_con
 
 cudaError_t LaunchWeighLines(const StoredLaunch& launch, cudaStream_t stream) {
   const dim3 grid(launch.decode.num_kv_heads * launch.decode.group_size, launch.decode.num_work);
-  return LaunchStored(WeighLinesKernel, launch, grid, 32 * kWarps, 0, stream);
+  return LaunchOverlapping(WeighLinesKernel, launch, grid, 32 * kWarps, 0, stream);
 }
 
 }  // namespace santa::cuda
