@@ -36,7 +36,7 @@ class CudaBackend : public Backend {
   static absl::StatusOr<std::unique_ptr<CudaBackend>> Make(const CudaBackendOptions& options, std::string device);
   ~CudaBackend() override {
     cudaSetDevice(options_.device);
-    if (stream_ != nullptr) cudaStreamSynchronize(stream_.get());
+    if (stream_ != nullptr) cudaStreamSynchronize(stream_.get());  // which has waited for uploads_
   }
 
   std::string_view name() const override { return "cuda"; }
@@ -85,6 +85,7 @@ class CudaBackend : public Backend {
   const CudaBackendOptions options_;
   const std::string device_;
   cuda::Stream stream_;
+  cuda::Stream uploads_;  // of waves
   cuda::KvCache cache_;
   cuda::DecodeScratch scratch_;
   std::array<Slot, kWaves> slots_;
@@ -97,9 +98,11 @@ class CudaBackend : public Backend {
 
 absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Make(const CudaBackendOptions& options, std::string device) {
   std::unique_ptr<CudaBackend> backend(new CudaBackend(options, std::move(device)));
-  absl::StatusOr<cuda::Stream> stream = cuda::MakeStream();
-  if (!stream.ok()) return stream.status();
-  backend->stream_ = *std::move(stream);
+  for (cuda::Stream* stream : {&backend->stream_, &backend->uploads_}) {
+    absl::StatusOr<cuda::Stream> made = cuda::MakeStream();
+    if (!made.ok()) return made.status();
+    *stream = *std::move(made);
+  }
   // The small things first: what fails is then the cache, which can be made smaller.
   const auto limits = cuda::WaveLimits::For(options.layout, options.num_pages);
   absl::StatusOr<cuda::DecodeScratch> scratch =
@@ -227,7 +230,8 @@ absl::Status CudaBackend::Submit(std::span<const DecodeItem> items, Waves* waves
     if (absl::Status status = Settle(slot, &seconds_of_another_wave); !status.ok()) return status;
     const absl::StatusOr<size_t> count = slot.wave.Fill(items, cache_, scratch_);
     if (!count.ok()) return Keep(count.status());
-    if (absl::Status status = Keep(slot.wave.Queue(scratch_, stream_.get())); !status.ok()) return status;
+    if (absl::Status status = Keep(slot.wave.Queue(scratch_, stream_.get(), uploads_.get())); !status.ok())
+      return status;
     slot.number = next_wave_++;
     slot.queued = true;
     items = items.subspan(*count);

@@ -133,7 +133,7 @@ absl::StatusOr<DecodeWave> DecodeWave::Allocate(const KvLayout& layout, const Wa
   absl::StatusOr<DeviceMemory> device = AllocateDevice(regions.bytes(), "queries and answers");
   if (!device.ok()) return device.status();
   wave.device_ = *std::move(device);
-  for (Event* event : {&wave.start_, &wave.done_}) {
+  for (Event* event : {&wave.start_, &wave.uploaded_, &wave.done_}) {
     absl::StatusOr<Event> made = MakeEvent();
     if (!made.ok()) return made.status();
     *event = *std::move(made);
@@ -192,7 +192,6 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
   lse_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
   const size_t o_at = regions.Add(query_total);
   for (Output& output : outputs_) output.o_at += o_at;
-  bytes_ = o_at + query_total;
 }
 
 void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
@@ -200,6 +199,7 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
   size_t table_at = tables_at_;
   size_t query_at = queries_at_;
   int32_t first_split = 0;
+  counts_rows_ = false;
   std::memset(host_at(rows_at_), 0, sizeof(unsigned long long) * items.size());
   for (size_t i = 0; i < items.size(); ++i) {
     const DecodeItem& item = items[i];
@@ -209,14 +209,19 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
     std::memcpy(host_at(query_at), item.q, query_bytes(item.io_dtype));
     if (item.sink_logits != nullptr) std::memcpy(host_at(sinks_at_ + heads_bytes * i), item.sink_logits, heads_bytes);
     const bool counts = item.statistics != nullptr && plan.kernel != Kernel::kExact;
+    counts_rows_ |= counts;
+    // What nobody is to see stays on the device.
+    const auto answer_at = [&](const void* wanted, size_t at) {
+      return wanted == nullptr ? device_at(at) : host_at(at);
+    };
     const DeviceItem packed = {
         .layer = cache.layer(item.layer),
         .sketch = cache.sketch(item.layer),
         // Of the table only the slice is there; the kernels count pages from the sequence's start.
         .page_table = reinterpret_cast<const int32_t*>(device_at(table_at)) - slice.first,
         .q = device_at(query_at),
-        .o = device_at(outputs_[i].o_at),
-        .lse = reinterpret_cast<float*>(device_at(lse_at_ + heads_bytes * i)),
+        .o = answer_at(item.o, outputs_[i].o_at),
+        .lse = reinterpret_cast<float*>(answer_at(item.lse, lse_at_ + heads_bytes * i)),
         .sinks = item.sink_logits == nullptr ? nullptr
                                              : reinterpret_cast<const float*>(device_at(sinks_at_ + heads_bytes * i)),
         .kv_scales = cache.scales(item.layer),
@@ -294,14 +299,16 @@ absl::StatusOr<size_t> DecodeWave::Fill(std::span<const DecodeItem> items, const
   return count;
 }
 
-absl::Status DecodeWave::Queue(const DecodeScratch& scratch, cudaStream_t stream) {
+absl::Status DecodeWave::Queue(const DecodeScratch& scratch, cudaStream_t stream, cudaStream_t uploads) {
   absl::Status status = ToStatus(cudaEventRecord(start_.get(), stream), "cudaEventRecord");
-  if (status.ok()) status = QueueUpload(stream);
+  if (status.ok()) status = QueueUpload(uploads);
+  if (status.ok()) status = ToStatus(cudaEventRecord(uploaded_.get(), uploads), "cudaEventRecord");
+  if (status.ok()) status = ToStatus(cudaStreamWaitEvent(stream, uploaded_.get()), "cudaStreamWaitEvent");
   if (status.ok()) status = QueueKernels(scratch, stream);
-  if (status.ok()) {
-    status = ToStatus(
-        cudaMemcpyAsync(host_at(rows_at_), device_at(rows_at_), bytes_ - rows_at_, cudaMemcpyDeviceToHost, stream),
-        "cudaMemcpyAsync");
+  if (status.ok() && counts_rows_) {
+    status = ToStatus(cudaMemcpyAsync(host_at(rows_at_), device_at(rows_at_),
+                                      sizeof(unsigned long long) * plans_.size(), cudaMemcpyDeviceToHost, stream),
+                      "cudaMemcpyAsync");
   }
   if (status.ok()) status = ToStatus(cudaEventRecord(done_.get(), stream), "cudaEventRecord");
   return status;

@@ -1,5 +1,5 @@
-// One wave of decode items: everything the kernels need packed into one buffer and one copy up, everything they answer
-// in one copy down.
+// One wave of decode items: everything the kernels need packed into one buffer and one copy up, on a stream of its own
+// so that it is there before the kernels of the wave ahead have ended. Kernels write answers into pinned memory.
 #ifndef SANTA_KERNELS_CUDA_DECODE_WAVE_H_
 #define SANTA_KERNELS_CUDA_DECODE_WAVE_H_
 
@@ -58,14 +58,15 @@ class DecodeWave {
   // change afterwards but for the outputs. INVALID_ARGUMENT where even the first does not fit.
   absl::StatusOr<size_t> Fill(std::span<const DecodeItem> items, const KvCache& cache, const DecodeScratch& scratch);
 
-  // Queues copy up, kernels, copy down.
-  absl::Status Queue(const DecodeScratch& scratch, cudaStream_t stream);
-  // The first two of these alone. The kernels may run over again: each time they write the same answers.
+  // Queues the copy up on `uploads`, and behind it the kernels on `stream`.
+  absl::Status Queue(const DecodeScratch& scratch, cudaStream_t stream, cudaStream_t uploads);
+  // Each of these alone. The kernels may run over again: each time they write the same answers.
   absl::Status QueueUpload(cudaStream_t stream);
   absl::Status QueueKernels(const DecodeScratch& scratch, cudaStream_t stream);
   cudaEvent_t done() const { return done_.get(); }
 
-  // Writes the answers where the items wanted them. Returns the seconds from the first copy to the last one's end.
+  // Writes the answers where the items wanted them. Returns the seconds for which the wave had the device: from the end
+  // of the wave ahead, or the start of the copy up, to the last kernel's end.
   absl::StatusOr<double> Deliver();
 
  private:
@@ -73,7 +74,7 @@ class DecodeWave {
   struct Output {
     void* o = nullptr;
     size_t o_bytes = 0;
-    size_t o_at = 0;  // in the buffer
+    size_t o_at = 0;  // in the buffer: in the pinned one where `o` is wanted, else in the device's
     float* lse = nullptr;
     DecodeStatistics* statistics = nullptr;
   };
@@ -93,15 +94,16 @@ class DecodeWave {
   PinnedMemory pinned_;
   DeviceMemory device_;
   Event start_;
+  Event uploaded_;
   Event done_;
 
-  // Of the wave at hand. Regions of the buffer, in this order; the copy up ends after `rows`, where the counts are 0,
-  // and the copy down begins there.
+  // Of the wave at hand. Regions of the buffer, in this order; the copy up ends after `rows`, where the counts are 0.
   size_t items_at_ = 0, stored_at_ = 0, arrays_at_ = 0, numbers_at_ = 0, work_at_ = 0, tables_at_ = 0, sinks_at_ = 0,
          queries_at_ = 0, rows_at_ = 0, lse_at_ = 0;
-  size_t upload_bytes_ = 0, bytes_ = 0;
+  size_t upload_bytes_ = 0;
   bool converts_queries_ = false;
-  int32_t num_stored_ = 0;  // items of Kernel::kStoredScores
+  bool counts_rows_ = false;  // for any item: then these come down by a copy
+  int32_t num_stored_ = 0;    // items of Kernel::kStoredScores
   bool long_lines_ = false;
   int32_t most_prop_splits_ = 0;
   int32_t longest_split_ = 0;  // of them, in tokens

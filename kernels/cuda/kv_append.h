@@ -17,7 +17,7 @@ struct TokenPlace {
   int32_t append = 0;  // picks the flag of a comparison
 };
 
-// Tokens of one source type. All pointers name device memory, aligned to 16 bytes.
+// Tokens of one source type. All pointers name memory that the device reaches, aligned to 16 bytes.
 struct KvAppendLaunch {
   void* pool = nullptr;                                   // [layer][page][K|V][kv_head][token][D] of `stored`
   const TokenPlace* places = nullptr;                     // [num_tokens], no two alike

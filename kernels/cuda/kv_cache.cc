@@ -40,7 +40,6 @@ absl::StatusOr<DeviceMemory> UploadScales(const KvLayout& layout, const KvScales
 // Pieces of appends of one source type, on their way to the device.
 struct KvCache::Wave {
   Staging::Slot* slot = nullptr;
-  size_t flags = 0;  // of a comparison: offset of one unsigned for each piece, all 0
   KvAppendLaunch launch;
 };
 
@@ -120,15 +119,15 @@ absl::StatusOr<KvCache::Wave> KvCache::FillWave(std::span<const KvAppend> append
   const size_t k = regions.Add(tokens * each);
   const size_t v = regions.Add(tokens * each);
 
-  std::memset((*slot)->host_at(flags), 0, pieces_.size() * sizeof(unsigned));
-  auto* place = reinterpret_cast<TokenPlace*>((*slot)->host_at(places));
+  std::memset((*slot)->at(flags), 0, pieces_.size() * sizeof(unsigned));
+  auto* place = reinterpret_cast<TokenPlace*>((*slot)->at(places));
   size_t filled = 0;
   for (size_t i = 0; i < pieces_.size(); ++i) {
     const Piece& piece = pieces_[i];
     const KvAppend& append = appends[piece.append];
     const size_t from = piece.first * each;
-    std::memcpy((*slot)->host_at(k + filled), static_cast<const uint8_t*>(append.k) + from, piece.count * each);
-    std::memcpy((*slot)->host_at(v + filled), static_cast<const uint8_t*>(append.v) + from, piece.count * each);
+    std::memcpy((*slot)->at(k + filled), static_cast<const uint8_t*>(append.k) + from, piece.count * each);
+    std::memcpy((*slot)->at(v + filled), static_cast<const uint8_t*>(append.v) + from, piece.count * each);
     filled += piece.count * each;
     for (int64_t t = append.position + piece.first; t < append.position + piece.first + piece.count; ++t) {
       const int64_t page = static_cast<int64_t>(append.layer) * num_pages_ + append.page_table[t / layout_.page_size];
@@ -137,15 +136,13 @@ absl::StatusOr<KvCache::Wave> KvCache::FillWave(std::span<const KvAppend> append
                   .append = static_cast<int32_t>(i)};
     }
   }
-  if (absl::Status status = Staging::Upload(**slot, regions.bytes(), stream_); !status.ok()) return status;
   return Wave{.slot = *slot,
-              .flags = flags,
               .launch = {.pool = pool_.get(),
-                         .places = reinterpret_cast<const TokenPlace*>((*slot)->device_at(places)),
-                         .k = (*slot)->device_at(k),
-                         .v = (*slot)->device_at(v),
+                         .places = reinterpret_cast<const TokenPlace*>((*slot)->at(places)),
+                         .k = (*slot)->at(k),
+                         .v = (*slot)->at(v),
                          .scales = static_cast<const float*>(scales_.get()),
-                         .differs = reinterpret_cast<unsigned*>((*slot)->device_at(flags)),
+                         .differs = reinterpret_cast<unsigned*>((*slot)->at(flags)),
                          .num_tokens = tokens,
                          .num_kv_heads = layout_.num_kv_heads,
                          .head_dim = layout_.head_dim,
@@ -187,11 +184,10 @@ absl::Status KvCache::QueueSketches() {
   absl::StatusOr<Staging::Slot*> slot = staging_.Next();
   if (!slot.ok()) return slot.status();
   const size_t bytes = full_pages_.size() * sizeof(int64_t);
-  std::memcpy((*slot)->host_at(0), full_pages_.data(), bytes);
-  if (absl::Status status = Staging::Upload(**slot, bytes, stream_); !status.ok()) return status;
+  std::memcpy((*slot)->at(0), full_pages_.data(), bytes);
   const SketchBuildLaunch launch = {.pool = pool_.get(),
                                     .sketch = sketch_.get(),
-                                    .pages = reinterpret_cast<const int64_t*>((*slot)->device_at(0)),
+                                    .pages = reinterpret_cast<const int64_t*>((*slot)->at(0)),
                                     .num_pages = static_cast<int32_t>(full_pages_.size()),
                                     .num_kv_heads = layout_.num_kv_heads,
                                     .head_dim = layout_.head_dim,
@@ -212,22 +208,13 @@ absl::Status KvCache::Compare(std::span<const KvAppend> appends, std::span<bool>
     if (absl::Status status = ToStatus(LaunchKvCompare(wave->launch, stream_), "LaunchKvCompare"); !status.ok()) {
       return status;
     }
-    uint8_t* flags = wave->slot->host_at(wave->flags);
-    if (absl::Status status = ToStatus(cudaMemcpyAsync(flags, wave->launch.differs, pieces_.size() * sizeof(unsigned),
-                                                       cudaMemcpyDeviceToHost, stream_),
-                                       "cudaMemcpyAsync");
-        !status.ok()) {
-      return status;
-    }
     if (absl::Status status = Staging::Release(*wave->slot, stream_); !status.ok()) return status;
     if (absl::Status status = ToStatus(cudaEventSynchronize(wave->slot->released.get()), "cudaEventSynchronize");
         !status.ok()) {
       return status;
     }
     for (size_t i = 0; i < pieces_.size(); ++i) {
-      unsigned differs = 0;
-      std::memcpy(&differs, flags + i * sizeof(differs), sizeof(differs));
-      if (differs != 0) matches[pieces_[i].append] = false;
+      if (wave->launch.differs[i] != 0) matches[pieces_[i].append] = false;
     }
   }
   return absl::OkStatus();
@@ -257,10 +244,9 @@ absl::Status KvCache::QueueCopies(std::span<const PageCopy> copies) {
   if (copies.empty()) return absl::OkStatus();
   absl::StatusOr<Staging::Slot*> slot = staging_.Next();
   if (!slot.ok()) return slot.status();
-  std::memcpy((*slot)->host_at(0), copies.data(), copies.size_bytes());
-  if (absl::Status status = Staging::Upload(**slot, copies.size_bytes(), stream_); !status.ok()) return status;
+  std::memcpy((*slot)->at(0), copies.data(), copies.size_bytes());
   PageCopyLaunch launch = {.pool = pool_.get(),
-                           .copies = static_cast<const PageCopy*>((*slot)->device.get()),
+                           .copies = reinterpret_cast<const PageCopy*>((*slot)->at(0)),
                            .num_copies = static_cast<int32_t>(copies.size()),
                            .num_layers = layout_.num_layers,
                            .num_pages = num_pages_,

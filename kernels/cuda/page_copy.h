@@ -11,7 +11,7 @@
 
 namespace santa::cuda {
 
-// All pointers name device memory, aligned to 16 bytes.
+// All pointers name memory that the device reaches, aligned to 16 bytes.
 struct PageCopyLaunch {
   void* pool = nullptr;              // [layer][page][layer_page_bytes]
   const PageCopy* copies = nullptr;  // [num_copies]; no page that one writes is read or written by another

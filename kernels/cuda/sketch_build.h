@@ -10,7 +10,7 @@
 
 namespace santa::cuda {
 
-// All pointers name device memory, aligned to 16 bytes.
+// All pointers name memory that the device reaches, aligned to 16 bytes.
 struct SketchBuildLaunch {
   const void* pool = nullptr;      // [page of a layer][K|V][kv_head][token][D] of `stored`
   void* sketch = nullptr;          // [page of a layer][kv_head], each as kernels/cuda/sketch_layout.h has it

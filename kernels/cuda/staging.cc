@@ -10,11 +10,9 @@ absl::StatusOr<Staging> Staging::Make(size_t slot_bytes) {
   for (Slot& slot : staging.slots_) {
     absl::StatusOr<PinnedMemory> pinned = AllocatePinned(slot_bytes, "staging of new tokens");
     if (!pinned.ok()) return pinned.status();
-    absl::StatusOr<DeviceMemory> device = AllocateDevice(slot_bytes, "staging of new tokens");
-    if (!device.ok()) return device.status();
     absl::StatusOr<Event> released = MakeEvent();
     if (!released.ok()) return released.status();
-    slot = {.pinned = *std::move(pinned), .device = *std::move(device), .released = *std::move(released)};
+    slot = {.pinned = *std::move(pinned), .released = *std::move(released)};
   }
   return staging;
 }
@@ -30,11 +28,6 @@ absl::StatusOr<Staging::Slot*> Staging::Next() {
     slot.used = false;
   }
   return &slot;
-}
-
-absl::Status Staging::Upload(const Slot& slot, size_t bytes, cudaStream_t stream) {
-  return ToStatus(cudaMemcpyAsync(slot.device.get(), slot.pinned.get(), bytes, cudaMemcpyHostToDevice, stream),
-                  "cudaMemcpyAsync");
 }
 
 absl::Status Staging::Release(Slot& slot, cudaStream_t stream) {

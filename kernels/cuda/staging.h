@@ -1,4 +1,5 @@
-// Pinned buffers, each with a device buffer of its size, taken in turn.
+// Pinned buffers that kernels read in place, taken in turn. What a kernel reads once is sooner there than by a copy:
+// the copy engine costs a change of engines, which takes longer than a small copy.
 #ifndef SANTA_KERNELS_CUDA_STAGING_H_
 #define SANTA_KERNELS_CUDA_STAGING_H_
 
@@ -17,12 +18,11 @@ class Staging {
  public:
   struct Slot {
     PinnedMemory pinned;
-    DeviceMemory device;
-    Event released;  // when the device has done with both
+    Event released;  // when the device has done with it
     bool used = false;
 
-    uint8_t* host_at(size_t offset) const { return static_cast<uint8_t*>(pinned.get()) + offset; }
-    uint8_t* device_at(size_t offset) const { return static_cast<uint8_t*>(device.get()) + offset; }
+    // For the host and for the device.
+    uint8_t* at(size_t offset) const { return static_cast<uint8_t*>(pinned.get()) + offset; }
   };
 
   static absl::StatusOr<Staging> Make(size_t slot_bytes);
@@ -31,8 +31,6 @@ class Staging {
 
   // The slot released longest ago; waits for the device where that is still in use.
   absl::StatusOr<Slot*> Next();
-  // Queues the copy of the slot's first bytes to the device.
-  static absl::Status Upload(const Slot& slot, size_t bytes, cudaStream_t stream);
   // To be called once what uses the slot is queued.
   static absl::Status Release(Slot& slot, cudaStream_t stream);
 
