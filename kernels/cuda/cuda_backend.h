@@ -35,9 +35,7 @@ struct CudaBackendOptions {
 // they become fp16, so that none overflows). Draws are those that kernels/sampling defines. An answer is the same bit
 // for bit in every batch.
 //
-// Standard errors are told of exact answers alone. SKETCHED's weights are taken against what the sketch says of all
-// tokens: where it is wrong by more than 40 in a score (10 for fp16 and fp8), the answer is finite and not to be
-// trusted.
+// Standard errors are told of exact answers, and of COORDINATED and SKETCHED.
 //
 // One error of the device makes every later call answer it: the process has to start anew.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& options);

@@ -126,6 +126,7 @@ absl::StatusOr<DecodeWave> DecodeWave::Allocate(const KvLayout& layout, const Wa
   regions.Add((numbers_bytes + 16) * limits.items);
   regions.Add(sizeof(unsigned long long) * limits.items);
   regions.Add(heads_bytes * limits.items);
+  regions.Add(heads_bytes * limits.items);
   regions.Add((numbers_bytes + 16) * limits.items);
   absl::StatusOr<PinnedMemory> pinned = AllocatePinned(regions.bytes(), "queries and answers");
   if (!pinned.ok()) return pinned.status();
@@ -174,8 +175,12 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
     entries += (SliceOf(plans_[i], layout_.page_size).count + 3) / 4 * 4;
     const size_t bytes = query_bytes(item.io_dtype);
     converts_queries_ |= item.io_dtype != QueryType(layout_.dtype);
-    outputs_.push_back(
-        {.o = item.o, .o_bytes = bytes, .o_at = query_total, .lse = item.lse, .statistics = item.statistics});
+    outputs_.push_back({.o = item.o,
+                        .o_bytes = bytes,
+                        .o_at = query_total,
+                        .lse = item.lse,
+                        .relative_standard_error = item.relative_standard_error,
+                        .statistics = item.statistics});
     query_total += (bytes + 15) / 16 * 16;
   }
   Regions regions;
@@ -190,6 +195,7 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
   rows_at_ = regions.Add(sizeof(unsigned long long) * items.size());
   upload_bytes_ = rows_at_ + sizeof(unsigned long long) * items.size();
   lse_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
+  errors_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
   const size_t o_at = regions.Add(query_total);
   for (Output& output : outputs_) output.o_at += o_at;
 }
@@ -225,6 +231,9 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
         .sinks = item.sink_logits == nullptr ? nullptr
                                              : reinterpret_cast<const float*>(device_at(sinks_at_ + heads_bytes * i)),
         .kv_scales = cache.scales(item.layer),
+        .relative_standard_error = item.relative_standard_error == nullptr
+                                       ? nullptr
+                                       : reinterpret_cast<float*>(host_at(errors_at_ + heads_bytes * i)),
         .rows_read = counts ? reinterpret_cast<unsigned long long*>(device_at(rows_at_)) + i : nullptr,
         .seed = item.options.seed,
         .sampling_key = item.sampling_key,
@@ -239,10 +248,6 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
         .soft_cap = item.options.soft_cap,
         .io_dtype = item.io_dtype};
     std::memcpy(host_at(items_at_ + sizeof(DeviceItem) * i), &packed, sizeof(packed));
-    if (item.relative_standard_error != nullptr) {
-      std::fill_n(item.relative_standard_error, layout_.num_query_heads,
-                  plan.kernel == Kernel::kExact ? 0.0f : std::numeric_limits<float>::quiet_NaN());
-    }
     if (item.statistics != nullptr) {
       // Where rows are drawn, Deliver adds theirs.
       *item.statistics = MakeStatistics(layout_, item, counts ? 0 : int64_t{plan.visible()} * layout_.num_kv_heads);
@@ -376,6 +381,14 @@ absl::StatusOr<double> DecodeWave::Deliver() {
     const Output& output = outputs_[i];
     std::memcpy(output.o, host_at(output.o_at), output.o_bytes);
     std::memcpy(output.lse, host_at(lse_at_ + heads_bytes * i), heads_bytes);
+    if (output.relative_standard_error != nullptr) {
+      if (DrawsByGroup(plans_[i].kernel)) {
+        std::memcpy(output.relative_standard_error, host_at(errors_at_ + heads_bytes * i), heads_bytes);
+      } else {
+        std::fill_n(output.relative_standard_error, layout_.num_query_heads,
+                    plans_[i].kernel == Kernel::kExact ? 0.0f : std::numeric_limits<float>::quiet_NaN());
+      }
+    }
     if (output.statistics == nullptr || plans_[i].kernel == Kernel::kExact) continue;
     unsigned long long rows = 0;
     std::memcpy(&rows, host_at(rows_at_ + sizeof(rows) * i), sizeof(rows));

@@ -76,6 +76,7 @@ class DecodeWave {
     size_t o_bytes = 0;
     size_t o_at = 0;  // in the buffer: in the pinned one where `o` is wanted, else in the device's
     float* lse = nullptr;
+    float* relative_standard_error = nullptr;
     DecodeStatistics* statistics = nullptr;
   };
 
@@ -99,7 +100,7 @@ class DecodeWave {
 
   // Of the wave at hand. Regions of the buffer, in this order; the copy up ends after `rows`, where the counts are 0.
   size_t items_at_ = 0, stored_at_ = 0, arrays_at_ = 0, numbers_at_ = 0, work_at_ = 0, tables_at_ = 0, sinks_at_ = 0,
-         queries_at_ = 0, rows_at_ = 0, lse_at_ = 0;
+         queries_at_ = 0, rows_at_ = 0, lse_at_ = 0, errors_at_ = 0;
   size_t upload_bytes_ = 0;
   bool converts_queries_ = false;
   bool counts_rows_ = false;  // for any item: then these come down by a copy

@@ -15,7 +15,7 @@ namespace {
 // The answer of one group of heads, from the sums over all splits.
 template <int D, int kBlocks>
 __device__ void Answer(const GroupLaunch& group, const DeviceItem& item, int kv_head,
-                       const GatherShared<kBlocks>& shared, const float* vectors, float kappa) {
+                       const GatherShared<kBlocks>& shared, const float* vectors) {
   const int lane = threadIdx.x % 32, group_size = group.decode.group_size;
   const bool sketched = group.method == Method::kSketched;
   const AnswerWriter answer(group.decode, item, kv_head);
@@ -23,8 +23,9 @@ __device__ void Answer(const GroupLaunch& group, const DeviceItem& item, int kv_
     const float* o = vectors + head * D;
     const float* t_wv = o + group_size * D;
     const float* t_w2v = t_wv + group_size * D;
-    const float lse = shared.lse[head], sink = answer.Sink(head);
+    const float reference = shared.reference[0][kOfAll][head], sink = answer.Sink(head);
     const float z = sketched ? shared.number[kSumW][head] : 1.0f;
+    const float lse = sketched && z > 0 ? reference : shared.lse[head];  // without any row: what chose none
     const float max = fmaxf(lse, sink), scale = Rescale(lse, max), sum = z * scale + Rescale(sink, max);
     const float inverse = !sketched ? 1.0f : z > 0 ? scale / sum : 0.0f;  // what a ratio's sums are multiplied by
     float o2 = 0, o_w2v = 0, sum2 = 0;                                    // |o|^2, o sum t w^2 v, |sum t z|^2
@@ -53,37 +54,64 @@ __device__ void Answer(const GroupLaunch& group, const DeviceItem& item, int kv_
       answer.WriteLse(head, lse, 1.0f);
     }
     if (item.relative_standard_error == nullptr) continue;
-    // z = w (v - o) of a ratio, and w v of a sum.
+    // z = w (v - o) of a ratio, and w v of a sum; against the reference of what was left to chance.
     float squares = shared.number[kSumTW2V2][head];
     if (sketched) squares += shared.number[kSumTW2][head] * o2 - 2 * o_w2v;
+    const float unit = inverse * Rescale(shared.reference[0][kOfChance][head], reference);
     const float error =
-        inverse * inverse *
+        unit * unit *
         sampling::SquaredError(
-            {.t = shared.number[kSumT][head], .t_squared = shared.number[kSumTT][head], .z_squared = squares / kappa},
-            sum2);
+            {.t = shared.number[kSumT][head], .t_squared = shared.number[kSumTT][head], .z_squared = squares}, sum2);
     item.relative_standard_error[answer.first_head + head] = sampling::RelativeError(error, o2);
   }
 }
 
-// Adds up the splits' partial results into shared memory: vectors [kPartialVectors][G][D], numbers [G] each.
+// Adds up the splits' partial results into shared memory, against the largest of their references, which go to
+// shared.reference[0]: vectors [kPartialVectors][G][D], numbers [G] each.
 template <int D, int kBlocks>
 __device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size, GatherShared<kBlocks>& shared,
                           float* vectors, int num_vectors) {
-  const int quads = num_vectors * group_size * D / 4, num_splits = arrays.num_splits();
-  for (int quad = threadIdx.x; quad < quads; quad += kGatherThreads) {
+  const int num_splits = arrays.num_splits();
+  const auto number = [&](int split, int number, int head) {
+    return __ldcg(arrays.partial(kv_head, split) + arrays.partial_numbers() + number * group_size + head);
+  };
+  for (int i = threadIdx.x / 32; i < kReferences * group_size; i += kGatherWarps) {
+    const int reference = i / group_size, head = i % group_size;
+    float max = kNegativeInfinity;
+    for (int split = threadIdx.x % 32; split < num_splits; split += 32) {
+      max = fmaxf(max, number(split, kPartialSums + reference, head));
+    }
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
+    shared.reference[0][reference][head] = max;
+  }
+  __syncthreads();
+  // What brings a split's sums of w to the common reference.
+  const auto factor = [&](int split, int reference, int head) {
+    return Rescale(number(split, kPartialSums + reference, head), shared.reference[0][reference][head]);
+  };
+  const int quads = group_size * D / 4;  // of a vector
+  for (int quad = threadIdx.x; quad < num_vectors * quads; quad += kGatherThreads) {
+    const int vector = quad / quads, head = quad % quads / (D / 4);
     float4 sum = {};
 #pragma unroll 8
     for (int split = 0; split < num_splits; ++split) {
-      sum += __ldcg(reinterpret_cast<const float4*>(arrays.partial(kv_head, split)) + quad);
+      const float once = factor(split, vector == 0 ? kOfAll : kOfChance, head);
+      sum += (vector == 2 ? once * once : once) *
+             __ldcg(reinterpret_cast<const float4*>(arrays.partial(kv_head, split)) + quad);
     }
     *reinterpret_cast<float4*>(vectors + 4 * quad) = sum;
   }
-  for (int i = threadIdx.x; i < kPartialNumbers * group_size; i += kGatherThreads) {
+  for (int i = threadIdx.x; i < kPartialSums * group_size; i += kGatherThreads) {
+    const int which = i / group_size, head = i % group_size;
+    const bool counts_rows = which == kSumT || which == kSumTT, of_squares = which == kSumTW2 || which == kSumTW2V2;
     float sum = 0;
 #pragma unroll 8
-    for (int split = 0; split < num_splits; ++split)
-      sum += __ldcg(arrays.partial(kv_head, split) + arrays.partial_numbers() + i);
-    shared.number[i / group_size][i % group_size] = sum;
+    for (int split = 0; split < num_splits; ++split) {
+      const float once = counts_rows ? 1.0f : factor(split, which == kSumW ? kOfAll : kOfChance, head);
+      sum += (of_squares ? once * once : once) * number(split, which, head);
+    }
+    shared.number[which][head] = sum;
   }
   __syncthreads();
 }
@@ -125,7 +153,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
     shared.lse[threadIdx.x] = threadIdx.x < group_size ? task.arrays.lse(kv_head)[threadIdx.x] : 0.0f;
   }
   for (int i = threadIdx.x; i < 8 * kBlocks * kPitch; i += kGatherThreads) {  // of heads that there are not
-    shared.weight[i / kPitch][i % kPitch] = 0;
+    shared.weight[i / kPitch][i % kPitch] = kNegativeInfinity;
     for (int vector = 0; vector < kPartialVectors; ++vector) shared.packed[vector][i / kPitch][i % kPitch] = 0;
   }
   __syncthreads();
@@ -138,8 +166,16 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   }
   __syncthreads();
   ListRows(task, shared, inclusion, list);
-  // A number near 1 / w, which the third vector is multiplied by so that 16 bits hold it.
-  const float kappa = fminf(task.arrays.threshold(kv_head)->kappa, 1e20f);
+  // What a split begins with, and COORDINATED stays with.
+  const float first_reference[kReferences] = {
+      task.sketched() ? kNegativeInfinity : 0.0f,
+      task.sketched() ? kNegativeInfinity : -log2f(task.arrays.threshold(kv_head)->kappa)};
+  if (threadIdx.x < kGatherWarps * 8 * kBlocks) {
+#pragma unroll
+    for (int reference = 0; reference < kReferences; ++reference) {
+      (&shared.warp_max[reference][0][0])[threadIdx.x] = first_reference[reference];
+    }
+  }
 
   QueryFragment<D> q[kBlocks];
   if (task.sketched()) LoadRowQueries<Kv, D, kBlocks>(q, group.decode, item, kv_head, lane);
@@ -164,6 +200,12 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
     const int begin = shared.list_at[split], end = shared.list_at[split + 1];
     ValueSums<Kv, D, kBlocks> sums;
     Numbers<kBlocks> numbers;
+    if (threadIdx.x < 8 * kBlocks) {
+#pragma unroll
+      for (int reference = 0; reference < kReferences; ++reference) {
+        shared.reference[stage ^ 1][reference][threadIdx.x] = first_reference[reference];
+      }
+    }
 #pragma unroll 1
     for (int at = begin; at < end; at += kStageRows, stage ^= 1) {
       const int next = min(at + kStageRows, end);
@@ -182,14 +224,14 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
       WaitCopies<1>();
       __syncthreads();
       const unsigned char* values = stages + stage * kGatherWarps * S::kBytes;
-      PackWeights<Kv, D, kBlocks>(task, shared, numbers, values, list, end, at, kappa, wants_error);
+      PackWeights<Kv, D, kBlocks>(task, shared, numbers, values, list, end, at, stage, wants_error);
       __syncthreads();
-      sums.Add(shared, SharedAddress(values), wants_error);
+      sums.Add(shared, SharedAddress(values), stage, wants_error);
       __syncthreads();
     }
     float* partial = task.arrays.partial(kv_head, task.splits.work->split + split);
     sums.Write(partial, group_size, wants_error);
-    WriteNumbers(shared, numbers, partial + task.arrays.partial_numbers(), group_size, wants_error);
+    WriteNumbers(shared, numbers, partial + task.arrays.partial_numbers(), stage ^ 1, group_size, wants_error);
     __syncthreads();
   }
   if (threadIdx.x == 0 && item.rows_read != nullptr) {
@@ -199,7 +241,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   if (!IsLastOfGroup(group.decode, task.item_index, kv_head, blocks, shared.last)) return;
   auto* vectors = reinterpret_cast<float*>(stages);
   AddSplits<D, kBlocks>(task.arrays, kv_head, group_size, shared, vectors, wants_error ? kPartialVectors : 1);
-  Answer<D, kBlocks>(group, item, kv_head, shared, vectors, kappa);
+  Answer<D, kBlocks>(group, item, kv_head, shared, vectors);
 }
 
 struct Launcher {

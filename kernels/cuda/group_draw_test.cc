@@ -7,10 +7,12 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/testing.h"
 #include "kernels/reference/estimators.h"
+#include "kernels/reference/number_format.h"
 
 namespace santa::cuda {
 namespace {
@@ -54,13 +56,17 @@ TEST_F(GroupDrawTest, HaveTheEstimatorsMeanAndVariance) {
   }
 }
 
-// Root mean square over 200 seeds, logits of standard deviation 1.5, 2.5 and 4.
+// Root mean square over 200 seeds, logits of standard deviation 1, 1.5, 2.5 and 4; values about 0, whose errors are as
+// large as what they are relative to, and about 1, which all rows have in common.
 TEST_F(GroupDrawTest, TellTheirStandardError) {
-  for (const float scale : {0.0663f, 0.1105f, 0.1768f}) {
+  for (const auto& [scale, mean] : {std::pair{0.0442f, 1.0}, {0.0663f, 0.0}, {0.1105f, 0.0}, {0.1105f, 1.0},
+                                    {0.1768f, 0.0}}) {
     Problem problem = MakeProblem({.group_size = 4}, 3000);
+    for (double& v : problem.step.v) v = reference::Round(problem.shape.dtype, v + mean);
     for (const Method method : kMethods) {
       problem.step.options = {.method = method, .sample_count = 300, .scale = scale};
-      SCOPED_TRACE(Describe(problem.step.options) + ", scale " + std::to_string(scale));
+      SCOPED_TRACE(Describe(problem.step.options) + ", scale " + std::to_string(scale) + ", values about " +
+                   std::to_string(mean));
       const reference::Output exact = reference::Exact(problem.step);
       const int32_t dim = problem.step.head_dim;
       double told = 0, seen = 0;

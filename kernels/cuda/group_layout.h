@@ -20,12 +20,17 @@ SANTA_HOST_DEVICE int CodeBytes(Method method) { return method == Method::kCoord
 inline constexpr int kQuad = 4;
 SANTA_HOST_DEVICE int CodesOfToken(int32_t group_size) { return (group_size + kQuad - 1) / kQuad * kQuad; }
 
-// What a split adds to each head's answer: vectors of D, in this order, then numbers. w = p / pi; t = 1 - pi, for the
-// standard error (kernels/sampling/standard_error.h).
-//     sum w v,  sum t w v,  kappa sum t w^2 v                  over the rows read
-//     sum w, t, t^2, t w, kappa t w^2, kappa t w^2 |v|^2
+// What a split adds to each head's answer: vectors of D, in this order, then numbers. w = exp(s) / pi; t = 1 - pi, for
+// the standard error (kernels/sampling/standard_error.h).
+//     sum w v,  sum t w v,  sum t w^2 v                        over the rows read
+//     sum w, t, t^2, t w, t w^2, t w^2 |v|^2, log2 of the two references
+// Weights are taken against a reference of the head, so that 16 bits hold them and none overflows: those of the answer
+// against the largest of all, those with t against the largest of a row that was left to chance. COORDINATED has p for
+// exp(s), and knows beforehand that no weight is above 1, or 1 / kappa: these are its references.
 inline constexpr int kPartialVectors = 3;
-enum PartialNumber { kSumW, kSumT, kSumTT, kSumTW, kSumTW2, kSumTW2V2, kPartialNumbers };
+enum Reference { kOfAll, kOfChance, kReferences };
+enum PartialNumber { kSumW, kSumT, kSumTT, kSumTW, kSumTW2, kSumTW2V2, kPartialSums };
+inline constexpr int kPartialNumbers = int{kPartialSums} + int{kReferences};
 
 // All arrays begin on 256 bytes. The host works out where; kernels read it.
 class GroupArrays {

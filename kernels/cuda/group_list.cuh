@@ -28,10 +28,12 @@ struct GatherShared {
   alignas(16) float octaves[kMostOctaves];
   int list_at[kMaxBlockSplits + 1];  // where each split begins in the list, and the end
   float lse[kHeads];
-  float weight[kHeads][kPitch];                      // w = p / pi
+  float weight[kHeads][kPitch];                      // log2 of w; -inf where there is no row
   uint16_t packed[kPartialVectors][kHeads][kPitch];  // what the value rows are multiplied by, 16-bit
-  float number[kPartialNumbers][kHeads];
-  float by_warp[kPartialNumbers][kGatherWarps][kHeads];
+  float warp_max[kReferences][kGatherWarps][kHeads];  // of a stage's log2 w
+  float reference[2][kReferences][kHeads];           // log2, of this stage and of the one before
+  float number[kPartialSums][kHeads];
+  float by_warp[kPartialSums][kGatherWarps][kHeads];
   unsigned long long warp_sum[kGatherWarps];
   bool last;
 };

@@ -33,7 +33,12 @@ __device__ __forceinline__ void CopyValues(uint32_t slab, const GatherTask<Kv, D
   }
 }
 
-// w of the stage's rows from their codes.
+// log2 of 1 / pi.
+__device__ __forceinline__ float InverseOctaves(uint32_t inclusion) {
+  return sampling::kInclusionBits - __log2f(static_cast<float>(inclusion));
+}
+
+// log2 w of the stage's rows from their codes.
 template <typename Kv, int D, int kBlocks>
 __device__ __forceinline__ void WeighByCodes(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
                                              const uint32_t* list, int end, int at) {
@@ -44,15 +49,16 @@ __device__ __forceinline__ void WeighByCodes(const GatherTask<Kv, D>& task, Gath
     const uint32_t entry = list[listed ? at + row : end - 1];
     const int place = PlaceOf(entry);
     const QuadCodes<uint16_t> codes = task.template codes<uint16_t>(place)[quad];
-    const float inverse = static_cast<float>(sampling::kCertain) / static_cast<float>(InclusionOf(entry));
+    const float inverse = InverseOctaves(InclusionOf(entry));
     const float* octaves = shared.octaves + (place / sampling::kCodeBlock * quads + quad) * kQuad;
 #pragma unroll
-    for (int h = 0; h < kQuad; ++h)
-      shared.weight[kQuad * quad + h][row] = listed ? codes.Weight(h, octaves[h]) * inverse : 0.0f;
+    for (int h = 0; h < kQuad; ++h) {
+      shared.weight[kQuad * quad + h][row] = listed ? codes.Octaves(h, octaves[h]) + inverse : kNegativeInfinity;
+    }
   }
 }
 
-// w of the warp's 16 rows from their keys.
+// log2 w of the warp's 16 rows from their keys, and their largest.
 template <typename Kv, int D, int kBlocks>
 __device__ __forceinline__ void WeighByKeys(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
                                             const KeyRows<Kv, D>& keys, const QueryFragment<D> (&q)[kBlocks],
@@ -60,26 +66,49 @@ __device__ __forceinline__ void WeighByKeys(const GatherTask<Kv, D>& task, Gathe
   const int r = lane / 4, c = lane % 4, warp_row = threadIdx.x / 32 * kSlabRows;
   float s[kBlocks][4];
   ScoreRows<Kv, D, kBlocks>(s, keys, q);
+  float max[kReferences][kBlocks][2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = warp_row + r + 8 * half;
     const bool listed = at + row < end;
-    const uint32_t entry = list[listed ? at + row : end - 1];
-    const float inverse = static_cast<float>(sampling::kCertain) / static_cast<float>(InclusionOf(entry));
+    const uint32_t inclusion = InclusionOf(list[listed ? at + row : end - 1]);
+    const float inverse = InverseOctaves(inclusion);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int head = 8 * block + 2 * c + h;
-        const bool counts = listed && head < task.group_size();
-        // What the sketch misjudges by more is beyond what a weight of the products' type can say. NaN stays.
-        constexpr float kMostWeight = std::is_same_v<Compute<Kv>, __half> ? 0x1p15f : 0x1p60f;
-        float weight = Exp2(scorer(s[block][2 * half + h]) - shared.lse[head]) * inverse;
-        if (weight > kMostWeight) weight = kMostWeight;
-        shared.weight[head][row] = counts ? weight : 0.0f;
+        const float weight = listed ? scorer(s[block][2 * half + h]) + inverse : kNegativeInfinity;
+        const float of_chance = inclusion < sampling::kCertain ? weight : kNegativeInfinity;
+        shared.weight[8 * block + 2 * c + h][row] = weight;
+        float (&of_all)[2] = max[kOfAll][block], (&left)[2] = max[kOfChance][block];
+        of_all[h] = half == 0 ? weight : fmaxf(of_all[h], weight);
+        left[h] = half == 0 ? of_chance : fmaxf(left[h], of_chance);
       }
     }
   }
+#pragma unroll
+  for (int reference = 0; reference < kReferences; ++reference) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float& mine = max[reference][block][h];
+#pragma unroll
+        for (int step = 4; step < 32; step *= 2) mine = fmaxf(mine, __shfl_xor_sync(~0u, mine, step));
+        if (r == 0) shared.warp_max[reference][threadIdx.x / 32][8 * block + 2 * c + h] = mine;
+      }
+    }
+  }
+}
+
+// A head's reference with the stage whose weights are there; `stage`: the half of shared.reference that is its.
+template <int kBlocks>
+__device__ __forceinline__ float RaisedReference(const GatherShared<kBlocks>& shared, int stage, int reference,
+                                                 int head) {
+  float max = shared.reference[stage ^ 1][reference][head];
+#pragma unroll
+  for (int w = 0; w < kGatherWarps; ++w) max = fmaxf(max, shared.warp_max[reference][w][head]);
+  return max;
 }
 
 // A thread's share of a split's numbers.
@@ -91,12 +120,12 @@ struct Numbers {
   float t = 0, t_squared = 0;
 };
 
-// Packs the stage's weights, and adds up numbers. Thread (row, half) has one row; every other head of it, and for the
-// norms half of its dimensions.
+// Packs the stage's weights against the references, which it raises, and adds up numbers. Thread (row, half) has one
+// row; every other head of it, and for the norms half of its dimensions.
 template <typename Kv, int D, int kBlocks>
 __device__ __forceinline__ void PackWeights(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
                                             Numbers<kBlocks>& numbers, const unsigned char* values,
-                                            const uint32_t* list, int end, int at, float kappa, bool wants_error) {
+                                            const uint32_t* list, int end, int at, int stage, bool wants_error) {
   using T = Compute<Kv>;
   const int row = threadIdx.x % kStageRows, half = threadIdx.x / kStageRows;
   const float pi =
@@ -107,13 +136,22 @@ __device__ __forceinline__ void PackWeights(const GatherTask<Kv, D>& task, Gathe
   for (int i = 0; i < Numbers<kBlocks>::kHeads; ++i) {
     const int head = 2 * i + half;
     if (2 * i >= task.group_size()) break;
-    const float w = shared.weight[head][row];
-    numbers.w[i] += w;
+    const float weight = shared.weight[head][row];
+    const auto raise = [&](int reference) {
+      const float raised = RaisedReference(shared, stage, reference, head);
+      if (row == 0) shared.reference[stage][reference][head] = raised;
+      return raised;
+    };
+    const float of_all = raise(kOfAll);
+    const float w = Exp2(weight - of_all);
+    numbers.w[i] = fmaf(numbers.w[i], Rescale(shared.reference[stage ^ 1][kOfAll][head], of_all), w);
     shared.packed[0][head][row] = pack(w);
     if (!wants_error) continue;
-    const float t_w = t * w, t_w2 = kappa * w * t_w;
-    numbers.t_w[i] += t_w;
-    numbers.t_w2[i] += t_w2;
+    const float of_chance = raise(kOfChance);
+    const float u = t > 0 ? Exp2(weight - of_chance) : 0.0f, t_w = t * u, t_w2 = t_w * u;
+    const float keep = Rescale(shared.reference[stage ^ 1][kOfChance][head], of_chance);
+    numbers.t_w[i] = fmaf(numbers.t_w[i], keep, t_w);
+    numbers.t_w2[i] = fmaf(numbers.t_w2[i], keep * keep, t_w2);
     shared.packed[1][head][row] = pack(t_w);
     shared.packed[2][head][row] = pack(t_w2);
   }
@@ -145,12 +183,14 @@ __device__ __forceinline__ void PackWeights(const GatherTask<Kv, D>& task, Gathe
       }
     }
   }
-  const float scaled = kappa * t * norm;
+  const float t_norm = t * norm;
 #pragma unroll
   for (int head = 0; head < 2 * Numbers<kBlocks>::kHeads; ++head) {
     if (head >= task.group_size()) break;
-    const float w = shared.weight[head][row];
-    numbers.t_w2v2[head] = fmaf(scaled * w, w, numbers.t_w2v2[head]);
+    const float of_chance = RaisedReference(shared, stage, kOfChance, head);
+    const float keep = Rescale(shared.reference[stage ^ 1][kOfChance][head], of_chance);
+    const float u = t > 0 ? Exp2(shared.weight[head][row] - of_chance) : 0.0f;
+    numbers.t_w2v2[head] = fmaf(numbers.t_w2v2[head], keep * keep, t_norm * u * u);
   }
 }
 
@@ -169,8 +209,10 @@ struct ValueSums {
   float out[kMine][kTiles][kColumns][4] = {};
 
   // Adds a stage of value rows, times shared.packed.
-  __device__ __forceinline__ void Add(const GatherShared<kBlocks>& shared, uint32_t values, bool wants_error) {
+  __device__ __forceinline__ void Add(const GatherShared<kBlocks>& shared, uint32_t values, int stage,
+                                      bool wants_error) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
+    Raise(shared, stage, wants_error);
 #pragma unroll
     for (int slab = 0; slab < kGatherWarps; ++slab) {
       uint32_t weights[kColumns][2];
@@ -200,6 +242,29 @@ struct ValueSums {
     }
   }
 
+  // Brings the sums to the stage's references.
+  __device__ __forceinline__ void Raise(const GatherShared<kBlocks>& shared, int stage, bool wants_error) {
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      if (column >= kBlocks && !wants_error) break;
+      const int vector = column / kBlocks, reference = vector == 0 ? kOfAll : kOfChance;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int head = 8 * (column % kBlocks) + 2 * (threadIdx.x % 4) + h;
+        float keep = Rescale(shared.reference[stage ^ 1][reference][head], shared.reference[stage][reference][head]);
+        if (vector == 2) keep *= keep;
+#pragma unroll
+        for (int i = 0; i < kMine; ++i) {
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) {
+            out[i][tile][column][h] *= keep;
+            out[i][tile][column][2 + h] *= keep;
+          }
+        }
+      }
+    }
+  }
+
   __device__ __forceinline__ void Write(float* partial, int group_size, bool wants_error) const {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = lane % 4;
 #pragma unroll
@@ -223,9 +288,10 @@ struct ValueSums {
   }
 };
 
-// Writes a split's numbers. Warps 0 and 1 have the even heads, 2 and 3 the odd ones. All threads call it.
+// Writes a split's numbers; `stage`: of the split's last. Warps 0 and 1 have the even heads, 2 and 3 the odd ones. All
+// threads call it.
 template <int kBlocks>
-__device__ void WriteNumbers(GatherShared<kBlocks>& shared, const Numbers<kBlocks>& numbers, float* partial,
+__device__ void WriteNumbers(GatherShared<kBlocks>& shared, const Numbers<kBlocks>& numbers, float* partial, int stage,
                              int group_size, bool wants_error) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const float t = WarpSum(numbers.t), t_squared = WarpSum(numbers.t_squared);
@@ -255,9 +321,14 @@ __device__ void WriteNumbers(GatherShared<kBlocks>& shared, const Numbers<kBlock
   }
   __syncthreads();
   for (int i = threadIdx.x; i < kPartialNumbers * group_size; i += kGatherThreads) {
+    const int number = i / group_size, head = i % group_size;
+    if (number >= kPartialSums) {
+      partial[i] = shared.reference[stage][number - kPartialSums][head];
+      continue;
+    }
     float sum = 0;
 #pragma unroll
-    for (int w = 0; w < kGatherWarps; ++w) sum += shared.by_warp[i / group_size][w][i % group_size];
+    for (int w = 0; w < kGatherWarps; ++w) sum += shared.by_warp[number][w][head];
     partial[i] = sum;
   }
 }
