@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "kernels/sampling/score.h"
+#include "kernels/sampling/target_error.h"
 #include "kernels/sampling/tiles.h"
 
 namespace santa::cuda {
@@ -38,8 +39,9 @@ const SplitLength* LengthsOf(Kernel kernel, const KvLayout& layout) {
   }
 }
 
-Kernel KernelOf(const AttentionOptions& options, int64_t begin, int64_t end) {
-  if (options.method == Method::kExact || options.sample_count >= end - begin) return Kernel::kExact;
+Kernel KernelOf(const DecodeItem& item, int64_t begin, int64_t end) {
+  if (IsExact(item)) return Kernel::kExact;
+  const AttentionOptions& options = item.options;
   if (sampling::MakeTiling(begin, end, options.sample_count).size == sampling::kMinTileSize) {
     if (options.method == Method::kS2antaFlash) return Kernel::kS2antaFlash;
     if (options.method == Method::kS2antaProp && options.budget_rounding == BudgetRounding::kSystematic) {
@@ -70,11 +72,13 @@ ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout) {
   const int64_t begin = sampling::VisibleBegin(item.num_tokens, item.options.window);
   const int64_t end = item.num_tokens;
   ItemPlan plan;
-  plan.kernel = KernelOf(item.options, begin, end);
+  plan.kernel = KernelOf(item, begin, end);
   plan.begin = static_cast<int32_t>(begin);
   plan.end = static_cast<int32_t>(end);
   plan.splits = CutSplits(plan.kernel, layout, plan.begin, plan.end);
-  plan.sample_count = plan.kernel == Kernel::kExact ? 0 : item.options.sample_count;
+  if (plan.kernel == Kernel::kExact) return plan;
+  plan.target_relative_error = item.options.target_relative_error;
+  plan.sample_count = plan.has_target() ? sampling::kPilotSamples : item.options.sample_count;
   return plan;
 }
 

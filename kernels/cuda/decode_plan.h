@@ -49,8 +49,10 @@ struct ItemPlan {
   Kernel kernel = Kernel::kExact;
   int32_t begin = 0, end = 0;  // visible tokens
   Splits splits;
-  uint32_t sample_count = 0;  // 0: exact
+  uint32_t sample_count = 0;  // 0: exact; with a target that of the pilot draw (kernels/sampling/target_error.h)
+  float target_relative_error = 0;
 
+  bool has_target() const { return target_relative_error > 0; }
   int32_t visible() const { return end - begin; }
 };
 

@@ -36,15 +36,15 @@ TableSlice SliceOf(const ItemPlan& plan, int32_t page_size) {
 }
 
 // Where the scratch of an item lies whose kernel draws by group.
-GroupArrays ArraysOf(uint8_t* scratch, Method method, const KvLayout& layout, int32_t begin, int32_t end,
-                     int32_t num_splits) {
-  return {scratch, method, layout.num_kv_heads, layout.group_size(), layout.head_dim, begin, end, num_splits};
+GroupArrays ArraysOf(uint8_t* scratch, Method method, const KvLayout& layout, const ItemPlan& plan) {
+  return {scratch,         method,     plan.has_target(), layout.num_kv_heads, layout.group_size(),
+          layout.head_dim, plan.begin, plan.end,          plan.splits.count};
 }
 
 // Scratch that the item's scores take.
 int64_t StoredBytes(const ItemPlan& plan, const DecodeItem& item, const KvLayout& layout) {
   if (DrawsByGroup(plan.kernel)) {
-    return ArraysOf(nullptr, item.options.method, layout, plan.begin, plan.end, plan.splits.count).bytes();
+    return ArraysOf(nullptr, item.options.method, layout, plan).bytes();
   }
   if (!StoresScores(plan.kernel)) return 0;
   return StoredScratchBytes(item.options.method, layout.num_query_heads, plan.begin, plan.end, plan.sample_count);
@@ -63,8 +63,11 @@ WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
   const int64_t stored =
       std::max(StoredScratchBytes(Method::kSanta, layout.num_query_heads, 255, 255 + most_tokens,
                                   static_cast<uint32_t>(std::min<int64_t>(most_tokens, kMaxSampleCount))),
-               ArraysOf(nullptr, Method::kCoordinated, layout, 63, static_cast<int32_t>(63 + most_tokens),
-                        static_cast<int32_t>(one_item))
+               ArraysOf(nullptr, Method::kCoordinated, layout,
+                        {.begin = 63,
+                         .end = static_cast<int32_t>(63 + most_tokens),
+                         .splits = {.count = static_cast<int32_t>(one_item)},
+                         .target_relative_error = 1})
                    .bytes());
   return {.items = static_cast<int32_t>(items),
           .splits = static_cast<int32_t>(std::clamp(affordable, one_item, one_item * items)),
@@ -244,6 +247,7 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
         .num_splits = plan.splits.count,
         .layer_index = item.layer,
         .sample_count = plan.sample_count,
+        .target_relative_error = plan.target_relative_error,
         .scale = sampling::EffectiveScale(item.options.scale, layout_.head_dim),
         .soft_cap = item.options.soft_cap,
         .io_dtype = item.io_dtype};
@@ -266,16 +270,19 @@ void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch)
   most_prop_splits_ = 0;
   longest_split_ = 0;
   most_rows_ = 0;
+  has_targets_ = false;
   for (size_t i = 0; i < items.size(); ++i) {
     const ItemPlan& plan = plans_[i];
     const AttentionOptions& options = items[i].options;
     uint8_t* const mine = scratch;
     scratch += StoredBytes(plan, items[i], layout_);
     if (DrawsByGroup(plan.kernel)) {
-      const GroupArrays arrays = ArraysOf(mine, options.method, layout_, plan.begin, plan.end, plan.splits.count);
+      const GroupArrays arrays = ArraysOf(mine, options.method, layout_, plan);
       std::memcpy(host_at(arrays_at_ + sizeof(arrays) * i), &arrays, sizeof(arrays));
       longest_split_ = std::max(longest_split_, plan.splits.tokens);
-      most_rows_ = std::max(most_rows_, static_cast<int32_t>(plan.sample_count) + layout_.page_size);
+      most_rows_ = std::max(
+          most_rows_, plan.has_target() ? plan.visible() : static_cast<int32_t>(plan.sample_count) + layout_.page_size);
+      has_targets_ |= plan.has_target();
     }
     if (!StoresScores(plan.kernel)) continue;
     const StoredItem stored = {.method = options.method, .budget_rounding = options.budget_rounding, .scratch = mine};
@@ -368,7 +375,8 @@ absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t
                                   .arrays = reinterpret_cast<const GroupArrays*>(device_at(arrays_at_)),
                                   .method = kernel == Kernel::kCoordinated ? Method::kCoordinated : Method::kSketched,
                                   .longest_split = longest_split_,
-                                  .most_rows = most_rows_},
+                                  .most_rows = most_rows_,
+                                  .has_targets = has_targets_},
                                  stream),
                  "LaunchGroupDraw");
   }

@@ -109,6 +109,7 @@ class DecodeWave {
   int32_t most_prop_splits_ = 0;
   int32_t longest_split_ = 0;  // of them, in tokens
   int32_t most_rows_ = 0;      // that a group may read of any of them
+  bool has_targets_ = false;
   std::vector<ItemPlan> plans_;
   std::vector<Output> outputs_;
   std::vector<int32_t> order_;

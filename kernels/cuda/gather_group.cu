@@ -8,17 +8,28 @@
 #include "kernels/cuda/group_list.cuh"
 #include "kernels/cuda/group_sums.cuh"
 #include "kernels/sampling/standard_error.h"
+#include "kernels/sampling/target_error.h"
 
 namespace santa::cuda {
 namespace {
 
-// The answer of one group of heads, from the sums over all splits.
-template <int D, int kBlocks>
-__device__ void Answer(const GroupLaunch& group, const DeviceItem& item, int kv_head,
-                       const GatherShared<kBlocks>& shared, const float* vectors) {
-  const int lane = threadIdx.x % 32, group_size = group.decode.group_size;
-  const bool sketched = group.method == Method::kSketched;
-  const AnswerWriter answer(group.decode, item, kv_head);
+// Keeps what the pilot's answer of a head says: its squared error and norm. Whether it misses the target.
+__device__ bool MissesTarget(PilotAnswer* pilot, int head, float target, float squared_error, float squared_norm) {
+  // What a noisy estimate adds to its own norm is taken off, but never all.
+  const float norm = fmaxf(squared_norm - squared_error, 0.05f * squared_norm);
+  const float aim = static_cast<float>(sampling::kTargetMargin) * target, allowed = aim * aim * norm;
+  pilot->allowed[head] = allowed / squared_error;
+  return squared_error > allowed;
+}
+
+// The answer of one group of heads, from the sums over all splits. All threads call it.
+template <typename Kv, int D, int kBlocks>
+__device__ void Answer(const GatherTask<Kv, D>& task, const GatherShared<kBlocks>& shared, const float* vectors) {
+  const int lane = threadIdx.x % 32, group_size = task.group_size();
+  const bool sketched = task.sketched(), wants_error = task.wants_error();
+  const DeviceItem& item = task.item;
+  const AnswerWriter answer(task.group.decode, item, task.kv_head);
+  bool misses = false;
   for (int head = threadIdx.x / 32; head < group_size; head += kGatherWarps) {
     const float* o = vectors + head * D;
     const float* t_wv = o + group_size * D;
@@ -38,7 +49,7 @@ __device__ void Answer(const GroupLaunch& group, const DeviceItem& item, int kv_
       for (int i = 0; i < 4; ++i) {
         const float x = values[i] * inverse;
         o2 = fmaf(x, x, o2);
-        if (item.relative_standard_error == nullptr) continue;
+        if (!wants_error) continue;
         o_w2v = fmaf(x, t_w2v[d + i], o_w2v);
         const float y = t_wv[d + i] - (sketched ? shared.number[kSumTW][head] * x : 0.0f);
         sum2 = fmaf(y, y, sum2);
@@ -53,7 +64,7 @@ __device__ void Answer(const GroupLaunch& group, const DeviceItem& item, int kv_
     } else {
       answer.WriteLse(head, lse, 1.0f);
     }
-    if (item.relative_standard_error == nullptr) continue;
+    if (!wants_error) continue;
     // z = w (v - o) of a ratio, and w v of a sum; against the reference of what was left to chance.
     float squares = shared.number[kSumTW2V2][head];
     if (sketched) squares += shared.number[kSumTW2][head] * o2 - 2 * o_w2v;
@@ -62,8 +73,16 @@ __device__ void Answer(const GroupLaunch& group, const DeviceItem& item, int kv_
         unit * unit *
         sampling::SquaredError(
             {.t = shared.number[kSumT][head], .t_squared = shared.number[kSumTT][head], .z_squared = squares}, sum2);
-    item.relative_standard_error[answer.first_head + head] = sampling::RelativeError(error, o2);
+    if (item.relative_standard_error != nullptr) {
+      item.relative_standard_error[answer.first_head + head] = sampling::RelativeError(error, o2);
+    }
+    if (task.pilot()) {
+      misses |= MissesTarget(task.arrays.pilot(task.kv_head), head, item.target_relative_error, error, o2);
+    }
   }
+  if (!task.pilot()) return;
+  misses = __syncthreads_or(misses);
+  if (threadIdx.x == 0) task.arrays.pilot(task.kv_head)->done = !misses;
 }
 
 // Adds up the splits' partial results into shared memory, against the largest of their references, which go to
@@ -145,10 +164,16 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   const GatherTask<Kv, D> task(group, kv_head);
   const DeviceItem& item = task.item;
   const int group_size = task.group_size(), num_splits = task.splits.count;
-  const bool wants_error = item.relative_standard_error != nullptr;
+  const bool wants_error = task.wants_error();
 
   WaitForEarlierKernel();
   LetLaterKernelStart();
+  if (group.second_draw && (item.target_relative_error == 0 || task.arrays.pilot(kv_head)->done)) return;
+  if (task.pilot() && task.splits.work->split == 0) {
+    for (int i = threadIdx.x; i < group_size * sampling::kInclusionBins; i += kGatherThreads) {
+      task.arrays.spreads(kv_head)[i] = 0;
+    }
+  }
   if (threadIdx.x < 8 * kBlocks) {
     shared.lse[threadIdx.x] = threadIdx.x < group_size ? task.arrays.lse(kv_head)[threadIdx.x] : 0.0f;
   }
@@ -241,7 +266,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   if (!IsLastOfGroup(group.decode, task.item_index, kv_head, blocks, shared.last)) return;
   auto* vectors = reinterpret_cast<float*>(stages);
   AddSplits<D, kBlocks>(task.arrays, kv_head, group_size, shared, vectors, wants_error ? kPartialVectors : 1);
-  Answer<D, kBlocks>(group, item, kv_head, shared, vectors);
+  Answer<Kv, D, kBlocks>(task, shared, vectors);
 }
 
 struct Launcher {

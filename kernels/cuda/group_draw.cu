@@ -19,6 +19,10 @@ cudaError_t LaunchGroupDraw(const GroupLaunch& whole, cudaStream_t stream) {
       launch.method == Method::kSketched ? LaunchScoreSketch(launch, stream) : LaunchScoreKeys(launch, stream);
   if (error == cudaSuccess) error = LaunchFindThreshold(launch, stream);
   if (error == cudaSuccess) error = LaunchGatherGroup(launch, stream);
+  if (error != cudaSuccess || !launch.has_targets) return error;
+  error = LaunchAimAtTarget(launch, stream);
+  launch.second_draw = true;
+  if (error == cudaSuccess) error = LaunchGatherGroup(launch, stream);
   return error;
 }
 

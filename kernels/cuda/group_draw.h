@@ -5,6 +5,11 @@
 //                              split's softmax sums
 //     FindThreshold            each group's histogram of a_i, and from it kappa
 //     GatherGroup              which rows are read, the weighted sum of those rows, and the answer
+//
+// An item with a target error (kernels/sampling/target_error.h) has had its pilot draw then, and goes on:
+//
+//     AimAtTarget              kappa for the target, from what the pilot said of its error
+//     GatherGroup              likewise
 #ifndef SANTA_KERNELS_CUDA_GROUP_DRAW_H_
 #define SANTA_KERNELS_CUDA_GROUP_DRAW_H_
 
@@ -29,8 +34,10 @@ struct GroupLaunch {
   Method method = Method::kCoordinated;
   int32_t longest_split = 0;  // tokens, a multiple of 256, at most 4096
   int32_t most_rows = 0;      // that a group may read of an item: sample_count, and a page beside it
+  bool has_targets = false;   // any item
   // How many splits, one after the other, a block takes. Changes no answer. Set by LaunchGroupDraw.
   int32_t splits_of_block = 1;
+  bool second_draw = false;  // after AimAtTarget. Likewise.
 };
 
 // Answers every item of the launch: visible tokens more than sample_count >= 1. cudaErrorNotSupported for a shape that
@@ -41,6 +48,7 @@ cudaError_t LaunchGroupDraw(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchScoreKeys(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchScoreSketch(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchFindThreshold(const GroupLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchAimAtTarget(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchGatherGroup(const GroupLaunch& launch, cudaStream_t stream);
 
 }  // namespace santa::cuda

@@ -32,13 +32,19 @@ enum Reference { kOfAll, kOfChance, kReferences };
 enum PartialNumber { kSumW, kSumT, kSumTT, kSumTW, kSumTW2, kSumTW2V2, kPartialSums };
 inline constexpr int kPartialNumbers = int{kPartialSums} + int{kReferences};
 
+// What a pilot draw says of the draw that follows it (kernels/sampling/target_error.h).
+struct PilotAnswer {
+  float allowed[16];  // of each head, by which factor its squared error may grow
+  bool done;          // the pilot itself reaches the target
+};
+
 // All arrays begin on 256 bytes. The host works out where; kernels read it.
 class GroupArrays {
  public:
   GroupArrays() = default;
   // Of an item over the visible tokens [begin, end), cut into so many splits. bytes() grows with end - begin.
-  SANTA_HOST_DEVICE GroupArrays(uint8_t* scratch, Method method, int32_t num_kv_heads, int32_t group_size,
-                                int32_t head_dim, int32_t begin, int32_t end, int32_t num_splits)
+  SANTA_HOST_DEVICE GroupArrays(uint8_t* scratch, Method method, bool has_target, int32_t num_kv_heads,
+                                int32_t group_size, int32_t head_dim, int32_t begin, int32_t end, int32_t num_splits)
       : first_block_(begin / sampling::kCodeBlock),
         num_blocks_((end - 1) / sampling::kCodeBlock - begin / sampling::kCodeBlock + 1),
         num_splits_(num_splits),
@@ -62,6 +68,11 @@ class GroupArrays {
     thresholds_ = reinterpret_cast<sampling::InclusionThreshold*>(
         take(num_kv_heads * static_cast<int64_t>(sizeof(sampling::InclusionThreshold))));
     partials_ = reinterpret_cast<float*>(take(splits * partial_size() * 4));
+    if (has_target) {
+      pilots_ = reinterpret_cast<PilotAnswer*>(take(num_kv_heads * static_cast<int64_t>(sizeof(PilotAnswer))));
+      spreads_ = reinterpret_cast<unsigned long long*>(
+          take(int64_t{num_kv_heads} * group_size * sampling::kInclusionBins * 8));
+    }
     bytes_ = at - scratch;
   }
 
@@ -96,6 +107,12 @@ class GroupArrays {
     return partials_ + (static_cast<int64_t>(kv_head) * num_splits_ + split) * partial_size();
   }
   SANTA_HOST_DEVICE int partial_numbers() const { return kPartialVectors * group_size_ * head_dim_; }
+  // Of an item with a target alone.
+  SANTA_HOST_DEVICE PilotAnswer* pilot(int32_t kv_head) const { return pilots_ + kv_head; }
+  // [G][kInclusionBins]: sums of p^2 by the bins of a, in the units of aim_at_target.cu.
+  SANTA_HOST_DEVICE unsigned long long* spreads(int32_t kv_head) const {
+    return spreads_ + static_cast<int64_t>(kv_head) * group_size_ * sampling::kInclusionBins;
+  }
 
  private:
   // A multiple of 16 bytes, as the dimension of a head is.
@@ -116,6 +133,8 @@ class GroupArrays {
   float* lse_ = nullptr;
   sampling::InclusionThreshold* thresholds_ = nullptr;
   float* partials_ = nullptr;
+  PilotAnswer* pilots_ = nullptr;
+  unsigned long long* spreads_ = nullptr;
   int64_t bytes_ = 0;
 };
 

@@ -61,6 +61,8 @@ struct GatherTask {
         full_end(sketched() ? min(splits.end, FullPagesEnd(item, group.decode.page_shift)) : splits.end) {}
 
   __device__ bool sketched() const { return group.method == Method::kSketched; }
+  __device__ bool pilot() const { return item.target_relative_error > 0 && !group.second_draw; }
+  __device__ bool wants_error() const { return item.relative_standard_error != nullptr || pilot(); }
   __device__ int group_size() const { return group.decode.group_size; }
   __device__ int quads() const { return CodesOfToken(group_size()) / kQuad; }
   template <typename Code>
@@ -150,7 +152,8 @@ __device__ void ListRows(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& s
                                                  task.group.splits_of_block, total, shared.warp_sum);
   const DeviceItem& item = task.item;
   const uint32_t offset = sampling::InclusionOffset(
-      sampling::MakeRandomStream(item.seed, item.sampling_key, item.layer_index, item.position, task.kv_head));
+      sampling::MakeRandomStream(item.seed, item.sampling_key, item.layer_index, item.position, task.kv_head),
+      task.pilot() ? 1 : 0);
   // Of the block's rows whose inclusions come to `sum`, so many are read.
   const unsigned long long begin = before + offset;
   const auto read_of = [begin](unsigned long long sum) {
