@@ -86,51 +86,59 @@ __device__ void Answer(const GatherTask<Kv, D>& task, const GatherShared<kBlocks
 }
 
 // Adds up the splits' partial results into shared memory, against the largest of their references, which go to
-// shared.reference[0]: vectors [kPartialVectors][G][D], numbers [G] each.
+// shared.reference[0]: vectors [num_vectors][G][D], numbers [G] each. A warp has 32 splits at a time.
 template <int D, int kBlocks>
 __device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size, GatherShared<kBlocks>& shared,
                           float* vectors, int num_vectors) {
-  const int num_splits = arrays.num_splits();
-  const auto number = [&](int split, int number, int head) {
-    return __ldcg(arrays.partial(kv_head, split) + arrays.partial_numbers() + number * group_size + head);
+  const int num_splits = arrays.num_splits(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const auto number = [&](int split, int which, int head) {
+    return __ldcg(arrays.partial(kv_head, split) + arrays.partial_numbers() + which * group_size + head);
   };
-  for (int i = threadIdx.x / 32; i < kReferences * group_size; i += kGatherWarps) {
-    const int reference = i / group_size, head = i % group_size;
-    float max = kNegativeInfinity;
-    for (int split = threadIdx.x % 32; split < num_splits; split += 32) {
-      max = fmaxf(max, number(split, kPartialSums + reference, head));
-    }
+  const auto of_split = [&](int split, int i) {  // the i-th of the references
+    return split < num_splits ? number(split, kPartialSums + i / group_size, i % group_size) : kNegativeInfinity;
+  };
+  for (int i = warp; i < kReferences * group_size; i += kGatherWarps) {
+    const float first = of_split(lane, i);
+    float max = first;
+    for (int split = 32 + lane; split < num_splits; split += 32) max = fmaxf(max, of_split(split, i));
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
-    shared.reference[0][reference][head] = max;
+    if (lane == 0) shared.reference[0][i / group_size][i % group_size] = max;
+    shared.factor[i / group_size][lane][i % group_size] = Rescale(first, max);
   }
   __syncthreads();
-  // What brings a split's sums of w to the common reference.
-  const auto factor = [&](int split, int reference, int head) {
-    return Rescale(number(split, kPartialSums + reference, head), shared.reference[0][reference][head]);
-  };
   const int quads = group_size * D / 4;  // of a vector
-  for (int quad = threadIdx.x; quad < num_vectors * quads; quad += kGatherThreads) {
-    const int vector = quad / quads, head = quad % quads / (D / 4);
-    float4 sum = {};
-#pragma unroll 8
-    for (int split = 0; split < num_splits; ++split) {
-      const float once = factor(split, vector == 0 ? kOfAll : kOfChance, head);
-      sum += (vector == 2 ? once * once : once) *
-             __ldcg(reinterpret_cast<const float4*>(arrays.partial(kv_head, split)) + quad);
+  const int num_sums = num_vectors == 1 ? 1 : kPartialSums;
+  for (int from = 0; from < num_splits; from += 32) {
+    if (from > 0) {
+      __syncthreads();
+      for (int i = warp; i < kReferences * group_size; i += kGatherWarps) {
+        const float max = shared.reference[0][i / group_size][i % group_size];
+        shared.factor[i / group_size][lane][i % group_size] = Rescale(of_split(from + lane, i), max);
+      }
+      __syncthreads();
     }
-    *reinterpret_cast<float4*>(vectors + 4 * quad) = sum;
-  }
-  for (int i = threadIdx.x; i < kPartialSums * group_size; i += kGatherThreads) {
-    const int which = i / group_size, head = i % group_size;
-    const bool counts_rows = which == kSumT || which == kSumTT, of_squares = which == kSumTW2 || which == kSumTW2V2;
-    float sum = 0;
-#pragma unroll 8
-    for (int split = 0; split < num_splits; ++split) {
-      const float once = counts_rows ? 1.0f : factor(split, which == kSumW ? kOfAll : kOfChance, head);
-      sum += (of_squares ? once * once : once) * number(split, which, head);
+    for (int i = warp; i < num_sums * group_size; i += kGatherWarps) {
+      const int which = i / group_size, head = i % group_size;
+      float mine = from + lane < num_splits ? number(from + lane, which, head) : 0.0f;
+      if (which != kSumT && which != kSumTT) mine *= shared.factor[which == kSumW ? kOfAll : kOfChance][lane][head];
+      if (which == kSumTW2 || which == kSumTW2V2) mine *= shared.factor[kOfChance][lane][head];
+      mine = WarpSum(mine);
+      if (lane == 0) shared.number[which][head] = from == 0 ? mine : shared.number[which][head] + mine;
     }
-    shared.number[which][head] = sum;
+    const int count = min(32, num_splits - from);
+    for (int quad = threadIdx.x; quad < num_vectors * quads; quad += kGatherThreads) {
+      const int vector = quad / quads, head = quad % quads / (D / 4);
+      auto& sum_at = *reinterpret_cast<float4*>(vectors + 4 * quad);
+      float4 sum = from == 0 ? float4{} : sum_at;
+#pragma unroll 16
+      for (int i = 0; i < count; ++i) {
+        const float once = shared.factor[vector == 0 ? kOfAll : kOfChance][i][head];
+        sum += (vector == 2 ? once * once : once) *
+               __ldcg(reinterpret_cast<const float4*>(arrays.partial(kv_head, from + i)) + quad);
+      }
+      sum_at = sum;
+    }
   }
   __syncthreads();
 }
@@ -141,12 +149,13 @@ __device__ __forceinline__ int FirstWithRows(const int* list_at, int split, int 
   return min(split, num_splits - 1);
 }
 
-// Two stages of value rows, with room for what is there before and after them: inclusions, and the splits' sum.
+// Two stages of value rows and one of keys, with room for what is there before and after them: inclusions, and the
+// splits' sum.
 template <typename Kv, int D>
 __host__ __device__ int StageBytes(const GroupLaunch& group) {
   const int inclusions = group.longest_split * group.splits_of_block * static_cast<int>(sizeof(uint32_t));
   const int vectors = kPartialVectors * group.decode.group_size * D * static_cast<int>(sizeof(float));
-  const int stages = 2 * kGatherWarps * Slab<Kv, D>::kBytes;
+  const int stages = (group.method == Method::kSketched ? 3 : 2) * kGatherWarps * Slab<Kv, D>::kBytes;
   return inclusions > stages ? (inclusions > vectors ? inclusions : vectors) : (stages > vectors ? stages : vectors);
 }
 
@@ -159,17 +168,20 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   unsigned char* stages = bytes;
   auto* inclusion = reinterpret_cast<uint32_t*>(bytes);  // until the rows are listed
   auto* list = reinterpret_cast<uint32_t*>(bytes + StageBytes<Kv, D>(group));
-  const int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4;
+  const int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (!BlockSplits::IsFirst(group)) return WaitForEarlierKernel();
   const GatherTask<Kv, D> task(group, kv_head);
   const DeviceItem& item = task.item;
   const int group_size = task.group_size(), num_splits = task.splits.count;
   const bool wants_error = task.wants_error();
+  const int first_page = task.splits.begin >> task.view.page_shift;
+  const int num_pages = ((task.splits.end - 1) >> task.view.page_shift) - first_page + 1;
+  for (int i = threadIdx.x; i < num_pages; i += kGatherThreads) shared.page[i] = item.page_table[first_page + i];
 
   WaitForEarlierKernel();
   LetLaterKernelStart();
   if (group.second_draw && (item.target_relative_error == 0 || task.arrays.pilot(kv_head)->done)) return;
-  if (task.pilot() && task.splits.work->split == 0) {
+  if (task.pilot() && task.first_split == 0) {
     for (int i = threadIdx.x; i < group_size * sampling::kInclusionBins; i += kGatherThreads) {
       task.arrays.spreads(kv_head)[i] = 0;
     }
@@ -203,15 +215,15 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   }
 
   QueryFragment<D> q[kBlocks];
-  if (task.sketched()) LoadRowQueries<Kv, D, kBlocks>(q, group.decode, item, kv_head, lane);
+  if (task.sketched()) LoadQueries<Kv, D, kBlocks>(q, group.decode, item, kv_head, lane);
   const Scorer scorer(item, kv_head);
   const int warp_at = warp * kSlabRows;
-  // Starts copying the value rows of entries [at, end) of the list, as many as a stage has.
+  const uint32_t keys = SharedAddress(stages + (2 * kGatherWarps + warp) * S::kBytes);  // of the warp's 16 entries
+  // Starts copying the rows of entries [at, end) of the list, as many as a stage has.
   const auto copy_stage = [&](int at, int end, int stage) {
     unsigned char* slab = stages + (stage * kGatherWarps + warp) * S::kBytes;
     if (at + warp_at < end) {
-      CopyValues<Kv, D>(SharedAddress(slab), task, RowOfEntry(task, list, end, at + warp_at, lane), end, at + warp_at,
-                        lane);
+      CopyEntries<Kv, D>(SharedAddress(slab), keys, task.sketched(), task, shared.page, list, end, at + warp_at, lane);
     } else if (at < end) {  // the other warps multiply by what is there
       for (int i = lane; i < S::kBytes / 16; i += 32) reinterpret_cast<uint4*>(slab)[i] = uint4{};
     }
@@ -236,17 +248,15 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
       const int next = min(at + kStageRows, end);
       const int next_end = next < end ? end : shared.list_at[FirstWithRows(shared.list_at, split + 1, num_splits) + 1];
       if (task.sketched()) {
-        KeyRows<Kv, D> keys;
-        const uint64_t row = RowOfEntry(task, list, end, at + warp_at, lane);
-        keys.Load(reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, row, r)),
-                  reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, row, r + 8)), lane);
-        copy_stage(next, next_end, stage ^ 1);
+        WaitCopies<0>();
         WeighByKeys<Kv, D, kBlocks>(task, shared, keys, q, scorer, list, end, at, lane);
+        __syncwarp();  // the next keys take the place of these
+        copy_stage(next, next_end, stage ^ 1);
       } else {
         copy_stage(next, next_end, stage ^ 1);
         WeighByCodes<Kv, D, kBlocks>(task, shared, list, end, at);
+        WaitCopies<1>();
       }
-      WaitCopies<1>();
       __syncthreads();
       const unsigned char* values = stages + stage * kGatherWarps * S::kBytes;
       PackWeights<Kv, D, kBlocks>(task, shared, numbers, values, list, end, at, stage, wants_error);
@@ -254,7 +264,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
       sums.Add(shared, SharedAddress(values), stage, wants_error);
       __syncthreads();
     }
-    float* partial = task.arrays.partial(kv_head, task.splits.work->split + split);
+    float* partial = task.arrays.partial(kv_head, task.first_split + split);
     sums.Write(partial, group_size, wants_error);
     WriteNumbers(shared, numbers, partial + task.arrays.partial_numbers(), stage ^ 1, group_size, wants_error);
     __syncthreads();

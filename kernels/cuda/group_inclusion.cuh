@@ -27,14 +27,12 @@ template <typename Code>
 struct alignas(sizeof(Code) * kQuad) QuadCodes {
   Code code[kQuad];
 
-  // log2 of the weight.
-  __device__ __forceinline__ float Octaves(int i, float octaves) const {
+  __device__ __forceinline__ float Weight(int i, float octaves) const {
     // The code as the last bits of 2^23 + code.
     const float number = __uint_as_float(0x4b000000u | code[i]) - 0x1p23f;
-    const float weight = fmaf(number, -1.0f / sampling::kStepsPerOctave<Code>, octaves);
-    return code[i] == sampling::kNoWeight<Code> ? kNegativeInfinity : weight;
+    const float weight = Exp2(fmaf(number, -1.0f / sampling::kStepsPerOctave<Code>, octaves));
+    return code[i] == sampling::kNoWeight<Code> ? 0.0f : weight;
   }
-  __device__ __forceinline__ float Weight(int i, float octaves) const { return Exp2(Octaves(i, octaves)); }
 };
 
 // Tokens that a thread takes at a time, one after the other from a multiple of as many on.

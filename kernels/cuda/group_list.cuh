@@ -22,16 +22,21 @@ __device__ __forceinline__ int PlaceOf(uint32_t entry) { return entry & ((1 << k
 __device__ __forceinline__ uint32_t InclusionOf(uint32_t entry) { return (entry >> kPlaceBits) + 1; }
 static_assert(kPlaceBits + sampling::kInclusionBits == 32);
 
+// Pages that a block's tokens lie in, the smallest being of 16 tokens.
+inline constexpr int kMostPages = kMaxBlockTokens / 16 + 1;
+
 template <int kBlocks>
 struct GatherShared {
   static constexpr int kHeads = 8 * kBlocks;
   alignas(16) float octaves[kMostOctaves];
+  int32_t page[kMostPages];          // of the block's tokens
   int list_at[kMaxBlockSplits + 1];  // where each split begins in the list, and the end
   float lse[kHeads];
   float weight[kHeads][kPitch];                      // log2 of w; -inf where there is no row
   uint16_t packed[kPartialVectors][kHeads][kPitch];  // what the value rows are multiplied by, 16-bit
   float warp_max[kReferences][kGatherWarps][kHeads];  // of a stage's log2 w
   float reference[2][kReferences][kHeads];           // log2, of this stage and of the one before
+  float factor[kReferences][32][kHeads];  // of 32 splits' sums
   float number[kPartialSums][kHeads];
   float by_warp[kPartialSums][kGatherWarps][kHeads];
   unsigned long long warp_sum[kGatherWarps];
@@ -46,6 +51,7 @@ struct GatherTask {
   const DeviceItem& item;
   const int kv_head;
   const BlockSplits splits;
+  const int first_split;
   const CacheView<Kv, D> view;
   const GroupArrays arrays;
   const int full_end;  // the end of pages with a sketch
@@ -56,6 +62,7 @@ struct GatherTask {
         item(group.decode.items[item_index]),
         kv_head(kv_head),
         splits(group, item),
+        first_split(splits.work->split),
         view(group.decode, item, {.begin = splits.begin, .end = splits.end}, kv_head),
         arrays(group.arrays[item_index]),
         full_end(sketched() ? min(splits.end, FullPagesEnd(item, group.decode.page_shift)) : splits.end) {}
@@ -122,10 +129,24 @@ __device__ void FindInclusions(const GatherTask<Kv, D>& task, const GatherShared
   const sampling::InclusionThreshold threshold = *task.arrays.threshold(task.kv_head);
   const int first = task.splits.begin - task.splits.origin, end = task.full_end - task.splits.origin;
   const int quads = task.quads();
+  // Codes of the next run of up to four heads are on their way while those of one are summed.
+  struct alignas(16) Run {
+    QuadCodes<Code> token[kRunTokens];
+  };
+  const auto load = [&](int place) {
+    return quads == 1 && place < end ? *reinterpret_cast<const Run*>(task.template codes<Code>(place)) : Run{};
+  };
+  Run next = load(kRunTokens * threadIdx.x);
   for (int place = kRunTokens * threadIdx.x; place < end; place += kRunTokens * kGatherThreads) {
+    const float* octaves = shared.octaves + place / sampling::kCodeBlock * kQuad * quads;
     float a_squared[kRunTokens];
-    SumSquares(a_squared, task.template codes<Code>(place),
-               shared.octaves + place / sampling::kCodeBlock * kQuad * quads, quads);
+    if (quads == 1) {
+      const Run run = next;
+      next = load(place + kRunTokens * kGatherThreads);
+      SumSquares(a_squared, run.token, octaves, 1);
+    } else {
+      SumSquares(a_squared, task.template codes<Code>(place), octaves, quads);
+    }
     uint32_t each[kRunTokens];
 #pragma unroll
     for (int i = 0; i < kRunTokens; ++i) {
@@ -148,7 +169,7 @@ __device__ void ListRows(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& s
   unsigned long long mine = 0, total;
   for (int i = from; i < to; ++i) mine += static_cast<unsigned long long>(run[i].x) + run[i].y + run[i].z + run[i].w;
   unsigned long long at = SumBefore(mine, shared.warp_sum, &total);
-  const unsigned long long before = SumOfEarlier(task.arrays.totals(task.kv_head), splits.work->split,
+  const unsigned long long before = SumOfEarlier(task.arrays.totals(task.kv_head), task.first_split,
                                                  task.group.splits_of_block, total, shared.warp_sum);
   const DeviceItem& item = task.item;
   const uint32_t offset = sampling::InclusionOffset(

@@ -7,35 +7,32 @@
 #include <type_traits>
 
 #include "kernels/cuda/group_list.cuh"
-#include "kernels/cuda/key_rows.cuh"
 
 namespace santa::cuda {
 
-// The address of the K row of the entry of slab row lane % 16; of the list's last where there is none.
+// Starts copying the value rows, and where wanted the keys, of the 16 entries of the list from `at` on; zeros past its
+// end. pages: GatherShared::page.
 template <typename Kv, int D>
-__device__ __forceinline__ uint64_t RowOfEntry(const GatherTask<Kv, D>& task, const uint32_t* list, int end, int at,
-                                               int lane) {
-  const int token = task.splits.origin + PlaceOf(list[min(at + lane % kSlabRows, end - 1)]);
-  return reinterpret_cast<uint64_t>(task.view.Row(task.view.PageOf(token), token));
-}
-
-// Starts copying the warp's 16 of a stage's value rows; zeros past the list.
-template <typename Kv, int D>
-__device__ __forceinline__ void CopyValues(uint32_t slab, const GatherTask<Kv, D>& task, uint64_t row, int end, int at,
-                                           int lane) {
+__device__ __forceinline__ void CopyEntries(uint32_t values, uint32_t keys, bool wants_keys,
+                                            const GatherTask<Kv, D>& task, const int32_t* pages, const uint32_t* list,
+                                            int end, int at, int lane) {
   using S = Slab<Kv, D>;
-  const uint64_t values = row + task.view.value_offset;
+  const int shift = task.view.page_shift, token = task.splits.origin + PlaceOf(list[min(at + lane % 16, end - 1)]);
+  const auto key_row = reinterpret_cast<uint64_t>(
+      task.view.Row(pages[(token >> shift) - (task.splits.begin >> shift)], token));
 #pragma unroll
   for (int i = 0; i < S::kCopies; ++i) {
     const int index = 32 * i + lane, slab_row = index / S::kChunks, chunk = index % S::kChunks;
-    const auto* from = reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, values, slab_row)) + 16 * chunk;
-    StreamAsync16(slab + S::At(slab_row, chunk), from, at + slab_row < end);
+    const auto* from = reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, key_row, slab_row)) + 16 * chunk;
+    const bool valid = at + slab_row < end;
+    StreamAsync16(values + S::At(slab_row, chunk), from + task.view.value_offset, valid);
+    if (wants_keys) StreamAsync16(keys + S::At(slab_row, chunk), from, valid);
   }
 }
 
-// log2 of 1 / pi.
-__device__ __forceinline__ float InverseOctaves(uint32_t inclusion) {
-  return sampling::kInclusionBits - __log2f(static_cast<float>(inclusion));
+// 1 / pi.
+__device__ __forceinline__ float InverseOf(uint32_t inclusion) {
+  return __fdividef(static_cast<float>(sampling::kCertain), static_cast<float>(inclusion));
 }
 
 // log2 w of the stage's rows from their codes.
@@ -49,11 +46,12 @@ __device__ __forceinline__ void WeighByCodes(const GatherTask<Kv, D>& task, Gath
     const uint32_t entry = list[listed ? at + row : end - 1];
     const int place = PlaceOf(entry);
     const QuadCodes<uint16_t> codes = task.template codes<uint16_t>(place)[quad];
-    const float inverse = InverseOctaves(InclusionOf(entry));
+    const float inverse = InverseOf(InclusionOf(entry));
     const float* octaves = shared.octaves + (place / sampling::kCodeBlock * quads + quad) * kQuad;
 #pragma unroll
     for (int h = 0; h < kQuad; ++h) {
-      shared.weight[kQuad * quad + h][row] = listed ? codes.Octaves(h, octaves[h]) + inverse : kNegativeInfinity;
+      shared.weight[kQuad * quad + h][row] =
+          listed ? __log2f(codes.Weight(h, octaves[h]) * inverse) : kNegativeInfinity;
     }
   }
 }
@@ -61,18 +59,18 @@ __device__ __forceinline__ void WeighByCodes(const GatherTask<Kv, D>& task, Gath
 // log2 w of the warp's 16 rows from their keys, and their largest.
 template <typename Kv, int D, int kBlocks>
 __device__ __forceinline__ void WeighByKeys(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
-                                            const KeyRows<Kv, D>& keys, const QueryFragment<D> (&q)[kBlocks],
-                                            const Scorer& scorer, const uint32_t* list, int end, int at, int lane) {
+                                            uint32_t keys, const QueryFragment<D> (&q)[kBlocks], const Scorer& scorer,
+                                            const uint32_t* list, int end, int at, int lane) {
   const int r = lane / 4, c = lane % 4, warp_row = threadIdx.x / 32 * kSlabRows;
   float s[kBlocks][4];
-  ScoreRows<Kv, D, kBlocks>(s, keys, q);
+  Scores<Kv, D, kBlocks>(s, keys, q, lane);
   float max[kReferences][kBlocks][2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = warp_row + r + 8 * half;
     const bool listed = at + row < end;
     const uint32_t inclusion = InclusionOf(list[listed ? at + row : end - 1]);
-    const float inverse = InverseOctaves(inclusion);
+    const float inverse = __log2f(InverseOf(inclusion));
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
@@ -294,7 +292,11 @@ template <int kBlocks>
 __device__ void WriteNumbers(GatherShared<kBlocks>& shared, const Numbers<kBlocks>& numbers, float* partial, int stage,
                              int group_size, bool wants_error) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const float t = WarpSum(numbers.t), t_squared = WarpSum(numbers.t_squared);
+  float t = 0, t_squared = 0;
+  if (wants_error) {
+    t = WarpSum(numbers.t);
+    t_squared = WarpSum(numbers.t_squared);
+  }
 #pragma unroll
   for (int i = 0; i < Numbers<kBlocks>::kHeads; ++i) {
     if (2 * i >= group_size) break;

@@ -134,7 +134,13 @@ inline constexpr uint32_t kCertain = 1u << kInclusionBits;
 
 // pi_i in units of 2^-20, [0, kCertain]. A row without weight and floor is never read; any other may be.
 SANTA_HOST_DEVICE uint32_t Inclusion(const InclusionThreshold& threshold, float a_squared) {
-  const float pi = fmaf(threshold.kappa, sqrtf(a_squared), threshold.floor);
+#ifdef __CUDA_ARCH__
+  float a;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(a) : "f"(a_squared));  // to the last place or one off
+#else
+  const float a = sqrtf(a_squared);
+#endif
+  const float pi = fmaf(threshold.kappa, a, threshold.floor);
   if (!(pi > 0)) return 0;
   if (pi >= 1) return kCertain;
 #ifdef __CUDA_ARCH__
