@@ -143,19 +143,21 @@ __device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size
   __syncthreads();
 }
 
+constexpr int kKeys = 1;  // which of the two stages has them
+
 // The first split from `split` on that has rows, or the last one.
 __device__ __forceinline__ int FirstWithRows(const int* list_at, int split, int num_splits) {
   while (split < num_splits - 1 && list_at[split] == list_at[split + 1]) ++split;
   return min(split, num_splits - 1);
 }
 
-// Two stages of value rows and one of keys, with room for what is there before and after them: inclusions, and the
-// splits' sum.
+// Two stages of rows, of values both or of keys and values, with room for what is there before and after them:
+// inclusions, and the splits' sum.
 template <typename Kv, int D>
 __host__ __device__ int StageBytes(const GroupLaunch& group) {
   const int inclusions = group.longest_split * group.splits_of_block * static_cast<int>(sizeof(uint32_t));
   const int vectors = kPartialVectors * group.decode.group_size * D * static_cast<int>(sizeof(float));
-  const int stages = (group.method == Method::kSketched ? 3 : 2) * kGatherWarps * Slab<Kv, D>::kBytes;
+  const int stages = 2 * kGatherWarps * Slab<Kv, D>::kBytes;
   return inclusions > stages ? (inclusions > vectors ? inclusions : vectors) : (stages > vectors ? stages : vectors);
 }
 
@@ -218,19 +220,26 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   if (task.sketched()) LoadQueries<Kv, D, kBlocks>(q, group.decode, item, kv_head, lane);
   const Scorer scorer(item, kv_head);
   const int warp_at = warp * kSlabRows;
-  const uint32_t keys = SharedAddress(stages + (2 * kGatherWarps + warp) * S::kBytes);  // of the warp's 16 entries
-  // Starts copying the rows of entries [at, end) of the list, as many as a stage has.
-  const auto copy_stage = [&](int at, int end, int stage) {
+  // Starts copying rows of entries [at, end) of the list, as many as a stage has, to one of the two.
+  const auto copy_stage = [&](int at, int end, size_t offset, int stage) {
     unsigned char* slab = stages + (stage * kGatherWarps + warp) * S::kBytes;
     if (at + warp_at < end) {
-      CopyEntries<Kv, D>(SharedAddress(slab), keys, task.sketched(), task, shared.page, list, end, at + warp_at, lane);
+      if (!task.sketched()) {
+        CopyCodes<Kv, D, kBlocks>(shared.codes[stage] + warp_at, task, list, end, at + warp_at, lane);
+      }
+      CopyEntries<Kv, D>(SharedAddress(slab), offset, task, shared.page, list, end, at + warp_at, lane);
     } else if (at < end) {  // the other warps multiply by what is there
+#pragma unroll 1
       for (int i = lane; i < S::kBytes / 16; i += 32) reinterpret_cast<uint4*>(slab)[i] = uint4{};
     }
     CommitCopies();
   };
-  // The first split from `split` on that has rows begins at list_at[split], or that is the list's end.
-  copy_stage(0, shared.list_at[FirstWithRows(shared.list_at, 0, num_splits) + 1], 0);
+  // The next stage's keys are on their way from when these have been multiplied with, and where there are keys its values
+  // from when these have been added; else from before they are weighed.
+  const size_t value_offset = task.view.value_offset;
+  const int first_end = shared.list_at[FirstWithRows(shared.list_at, 0, num_splits) + 1];
+  if (task.sketched()) copy_stage(0, first_end, 0, kKeys);
+  copy_stage(0, first_end, value_offset, 0);
   int stage = 0;
 #pragma unroll 1
   for (int split = 0; split < num_splits; ++split) {
@@ -245,24 +254,28 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
     }
 #pragma unroll 1
     for (int at = begin; at < end; at += kStageRows, stage ^= 1) {
+      // The first split after this one that has rows begins where it ends, or that is the list's end.
       const int next = min(at + kStageRows, end);
       const int next_end = next < end ? end : shared.list_at[FirstWithRows(shared.list_at, split + 1, num_splits) + 1];
       if (task.sketched()) {
-        WaitCopies<0>();
-        WeighByKeys<Kv, D, kBlocks>(task, shared, keys, q, scorer, list, end, at, lane);
-        __syncwarp();  // the next keys take the place of these
-        copy_stage(next, next_end, stage ^ 1);
-      } else {
-        copy_stage(next, next_end, stage ^ 1);
-        WeighByCodes<Kv, D, kBlocks>(task, shared, list, end, at);
         WaitCopies<1>();
+        const uint32_t keys = SharedAddress(stages + (kKeys * kGatherWarps + warp) * S::kBytes);
+        WeighByKeys<Kv, D, kBlocks>(task, shared, keys, q, scorer, list, end, at, lane);
+        __syncwarp();
+        copy_stage(next, next_end, 0, kKeys);
+        WaitCopies<1>();
+      } else {
+        copy_stage(next, next_end, value_offset, stage ^ 1);
+        WaitCopies<1>();
+        WeighByCodes<Kv, D, kBlocks>(task, shared, stage, list, end, at, lane);
       }
       __syncthreads();
-      const unsigned char* values = stages + stage * kGatherWarps * S::kBytes;
+      const unsigned char* values = stages + (task.sketched() ? 0 : stage) * kGatherWarps * S::kBytes;
       PackWeights<Kv, D, kBlocks>(task, shared, numbers, values, list, end, at, stage, wants_error);
       __syncthreads();
       sums.Add(shared, SharedAddress(values), stage, wants_error);
       __syncthreads();
+      if (task.sketched()) copy_stage(next, next_end, value_offset, 0);
     }
     float* partial = task.arrays.partial(kv_head, task.first_split + split);
     sums.Write(partial, group_size, wants_error);

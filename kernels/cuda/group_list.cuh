@@ -28,7 +28,8 @@ inline constexpr int kMostPages = kMaxBlockTokens / 16 + 1;
 template <int kBlocks>
 struct GatherShared {
   static constexpr int kHeads = 8 * kBlocks;
-  alignas(16) float octaves[kMostOctaves];
+  alignas(16) float octaves[kMostOctaves / kMaxGroup * kHeads];
+  alignas(16) uint16_t codes[2][kStageRows][kHeads];  // of two stages' rows, where weights are taken from codes
   int32_t page[kMostPages];          // of the block's tokens
   int list_at[kMaxBlockSplits + 1];  // where each split begins in the list, and the end
   float lse[kHeads];
@@ -130,20 +131,23 @@ __device__ void FindInclusions(const GatherTask<Kv, D>& task, const GatherShared
   const int first = task.splits.begin - task.splits.origin, end = task.full_end - task.splits.origin;
   const int quads = task.quads();
   // Codes of the next run of up to four heads are on their way while those of one are summed.
-  struct alignas(16) Run {
-    QuadCodes<Code> token[kRunTokens];
-  };
+  constexpr int kLoads = kRunTokens * sizeof(QuadCodes<Code>) / sizeof(uint4);
+  uint4 next[kLoads] = {};
   const auto load = [&](int place) {
-    return quads == 1 && place < end ? *reinterpret_cast<const Run*>(task.template codes<Code>(place)) : Run{};
+    if (quads > 1 || place >= end) return;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) next[i] = reinterpret_cast<const uint4*>(task.template codes<Code>(place))[i];
   };
-  Run next = load(kRunTokens * threadIdx.x);
+  load(kRunTokens * threadIdx.x);
   for (int place = kRunTokens * threadIdx.x; place < end; place += kRunTokens * kGatherThreads) {
     const float* octaves = shared.octaves + place / sampling::kCodeBlock * kQuad * quads;
     float a_squared[kRunTokens];
     if (quads == 1) {
-      const Run run = next;
-      next = load(place + kRunTokens * kGatherThreads);
-      SumSquares(a_squared, run.token, octaves, 1);
+      QuadCodes<Code> run[kRunTokens];
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) reinterpret_cast<uint4*>(run)[i] = next[i];
+      load(place + kRunTokens * kGatherThreads);
+      SumSquares(a_squared, run, octaves, 1);
     } else {
       SumSquares(a_squared, task.template codes<Code>(place), octaves, quads);
     }

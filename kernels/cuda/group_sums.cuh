@@ -4,29 +4,29 @@
 #ifndef SANTA_KERNELS_CUDA_GROUP_SUMS_CUH_
 #define SANTA_KERNELS_CUDA_GROUP_SUMS_CUH_
 
+#include <cuda_pipeline_primitives.h>
+
 #include <type_traits>
 
 #include "kernels/cuda/group_list.cuh"
 
 namespace santa::cuda {
 
-// Starts copying the value rows, and where wanted the keys, of the 16 entries of the list from `at` on; zeros past its
+// Starts copying the rows, `offset` bytes after those of K, of the 16 entries of the list from `at` on; zeros past its
 // end. pages: GatherShared::page.
 template <typename Kv, int D>
-__device__ __forceinline__ void CopyEntries(uint32_t values, uint32_t keys, bool wants_keys,
-                                            const GatherTask<Kv, D>& task, const int32_t* pages, const uint32_t* list,
-                                            int end, int at, int lane) {
+__device__ __forceinline__ void CopyEntries(uint32_t slab, size_t offset, const GatherTask<Kv, D>& task,
+                                            const int32_t* pages, const uint32_t* list, int end, int at, int lane) {
   using S = Slab<Kv, D>;
-  const int shift = task.view.page_shift, token = task.splits.origin + PlaceOf(list[min(at + lane % 16, end - 1)]);
-  const auto key_row = reinterpret_cast<uint64_t>(
-      task.view.Row(pages[(token >> shift) - (task.splits.begin >> shift)], token));
+  const int shift = task.view.page_shift;
+  const int token = task.splits.origin + PlaceOf(list[min(at + lane % kSlabRows, end - 1)]);
+  const auto row = reinterpret_cast<uint64_t>(
+      task.view.Row(pages[(token >> shift) - (task.splits.begin >> shift)], token) + offset);
 #pragma unroll
   for (int i = 0; i < S::kCopies; ++i) {
     const int index = 32 * i + lane, slab_row = index / S::kChunks, chunk = index % S::kChunks;
-    const auto* from = reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, key_row, slab_row)) + 16 * chunk;
-    const bool valid = at + slab_row < end;
-    StreamAsync16(values + S::At(slab_row, chunk), from + task.view.value_offset, valid);
-    if (wants_keys) StreamAsync16(keys + S::At(slab_row, chunk), from, valid);
+    const auto* from = reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, row, slab_row)) + 16 * chunk;
+    StreamAsync16(slab + S::At(slab_row, chunk), from, at + slab_row < end);
   }
 }
 
@@ -35,17 +35,28 @@ __device__ __forceinline__ float InverseOf(uint32_t inclusion) {
   return __fdividef(static_cast<float>(sampling::kCertain), static_cast<float>(inclusion));
 }
 
-// log2 w of the stage's rows from their codes.
+// Starts copying the codes of the 16 entries of the list from `at` on.
 template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ void WeighByCodes(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
-                                             const uint32_t* list, int end, int at) {
-  const int quads = task.quads();
-  for (int i = threadIdx.x; i < kStageRows * quads; i += kGatherThreads) {
-    const int row = i % kStageRows, quad = i / kStageRows;
-    const bool listed = at + row < end;
-    const uint32_t entry = list[listed ? at + row : end - 1];
-    const int place = PlaceOf(entry);
-    const QuadCodes<uint16_t> codes = task.template codes<uint16_t>(place)[quad];
+__device__ __forceinline__ void CopyCodes(uint16_t (*codes)[8 * kBlocks], const GatherTask<Kv, D>& task,
+                                          const uint32_t* list, int end, int at, int lane) {
+  const int row = lane % kSlabRows, quads = task.quads();
+  if (at + row >= end) return;
+  const QuadCodes<uint16_t>* from = task.template codes<uint16_t>(PlaceOf(list[at + row]));
+  for (int quad = lane / kSlabRows; quad < quads; quad += 32 / kSlabRows) {
+    __pipeline_memcpy_async(codes[row] + kQuad * quad, from + quad, sizeof(*from));
+  }
+}
+
+// log2 w of the warp's 16 rows from their codes.
+template <typename Kv, int D, int kBlocks>
+__device__ __forceinline__ void WeighByCodes(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared, int stage,
+                                             const uint32_t* list, int end, int at, int lane) {
+  const int row = threadIdx.x / 32 * kSlabRows + lane % kSlabRows, quads = task.quads();
+  const bool listed = at + row < end;
+  const uint32_t entry = list[listed ? at + row : end - 1];
+  const int place = PlaceOf(entry);
+  for (int quad = lane / kSlabRows; quad < quads; quad += 32 / kSlabRows) {
+    const auto codes = *reinterpret_cast<const QuadCodes<uint16_t>*>(shared.codes[stage][row] + kQuad * quad);
     const float inverse = InverseOf(InclusionOf(entry));
     const float* octaves = shared.octaves + (place / sampling::kCodeBlock * quads + quad) * kQuad;
 #pragma unroll
