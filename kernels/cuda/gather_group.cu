@@ -203,8 +203,6 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   } else {
     FindInclusions<uint16_t>(task, shared, inclusion);
   }
-  __syncthreads();
-  ListRows(task, shared, inclusion, list);
   // What a split begins with, and COORDINATED stays with.
   const float first_reference[kReferences] = {
       task.sketched() ? kNegativeInfinity : 0.0f,
@@ -215,6 +213,8 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
       (&shared.warp_max[reference][0][0])[threadIdx.x] = first_reference[reference];
     }
   }
+  __syncthreads();
+  ListRows(task, shared, inclusion, list);
 
   QueryFragment<D> q[kBlocks];
   if (task.sketched()) LoadQueries<Kv, D, kBlocks>(q, group.decode, item, kv_head, lane);
