@@ -1,8 +1,8 @@
 // After a pilot draw: the threshold that reaches an item's target error (kernels/sampling/target_error.h), from each
 // group's p[h,i]^2 by the bins of a_i, by the block whose split was the last.
 //
-// Grid: (key/value head, work). A block takes some splits, a thread four tokens at a time. What a block counted is added
-// to the group's sums in whole numbers, which come to the same in any order.
+// Grid: (key/value head, work). A block takes some splits, a thread four tokens at a time. What a block counted is
+// added to the group's sums in whole numbers, which come to the same in any order.
 #include "kernels/cuda/group_inclusion.cuh"
 #include "kernels/cuda/group_launch.cuh"
 #include "kernels/cuda/ptx.cuh"

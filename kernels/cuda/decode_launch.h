@@ -31,9 +31,9 @@ struct DeviceItem {
   int32_t first_split = 0;     // index of the item's first split in the launch's partial results
   int32_t num_splits = 0;
   int32_t layer_index = 0;
-  uint32_t sample_count = 0;      // 0: EXACT; with a target that of the pilot draw
+  uint32_t sample_count = 0;        // 0: EXACT; with a target that of the pilot draw
   float target_relative_error = 0;  // 0: none
-  float scale = 0, soft_cap = 0;  // in natural units; soft_cap 0: none
+  float scale = 0, soft_cap = 0;    // in natural units; soft_cap 0: none
   DType io_dtype = DType::kBFloat16;
 };
 

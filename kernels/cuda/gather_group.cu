@@ -234,8 +234,8 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
     }
     CommitCopies();
   };
-  // The next stage's keys are on their way from when these have been multiplied with, and where there are keys its values
-  // from when these have been added; else from before they are weighed.
+  // The next stage's keys are on their way from when these have been multiplied with, and where there are keys its
+  // values from when these have been added; else from before they are weighed.
   const size_t value_offset = task.view.value_offset;
   const int first_end = shared.list_at[FirstWithRows(shared.list_at, 0, num_splits) + 1];
   if (task.sketched()) copy_stage(0, first_end, 0, kKeys);

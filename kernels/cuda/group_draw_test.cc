@@ -59,8 +59,8 @@ TEST_F(GroupDrawTest, HaveTheEstimatorsMeanAndVariance) {
 // Root mean square over 200 seeds, logits of standard deviation 1, 1.5, 2.5 and 4; values about 0, whose errors are as
 // large as what they are relative to, and about 1, which all rows have in common.
 TEST_F(GroupDrawTest, TellTheirStandardError) {
-  for (const auto& [scale, mean] : {std::pair{0.0442f, 1.0}, {0.0663f, 0.0}, {0.1105f, 0.0}, {0.1105f, 1.0},
-                                    {0.1768f, 0.0}}) {
+  for (const auto& [scale, mean] :
+       {std::pair{0.0442f, 1.0}, {0.0663f, 0.0}, {0.1105f, 0.0}, {0.1105f, 1.0}, {0.1768f, 0.0}}) {
     Problem problem = MakeProblem({.group_size = 4}, 3000);
     for (double& v : problem.step.v) v = reference::Round(problem.shape.dtype, v + mean);
     for (const Method method : kMethods) {

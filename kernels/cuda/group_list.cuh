@@ -30,14 +30,14 @@ struct GatherShared {
   static constexpr int kHeads = 8 * kBlocks;
   alignas(16) float octaves[kMostOctaves / kMaxGroup * kHeads];
   alignas(16) uint16_t codes[2][kStageRows][kHeads];  // of two stages' rows, where weights are taken from codes
-  int32_t page[kMostPages];          // of the block's tokens
-  int list_at[kMaxBlockSplits + 1];  // where each split begins in the list, and the end
+  int32_t page[kMostPages];                           // of the block's tokens
+  int list_at[kMaxBlockSplits + 1];                   // where each split begins in the list, and the end
   float lse[kHeads];
-  float weight[kHeads][kPitch];                      // log2 of w; -inf where there is no row
-  uint16_t packed[kPartialVectors][kHeads][kPitch];  // what the value rows are multiplied by, 16-bit
+  float weight[kHeads][kPitch];                       // log2 of w; -inf where there is no row
+  uint16_t packed[kPartialVectors][kHeads][kPitch];   // what the value rows are multiplied by, 16-bit
   float warp_max[kReferences][kGatherWarps][kHeads];  // of a stage's log2 w
-  float reference[2][kReferences][kHeads];           // log2, of this stage and of the one before
-  float factor[kReferences][32][kHeads];  // of 32 splits' sums
+  float reference[2][kReferences][kHeads];            // log2, of this stage and of the one before
+  float factor[kReferences][32][kHeads];              // of 32 splits' sums
   float number[kPartialSums][kHeads];
   float by_warp[kPartialSums][kGatherWarps][kHeads];
   unsigned long long warp_sum[kGatherWarps];

@@ -20,8 +20,8 @@ __device__ __forceinline__ void CopyEntries(uint32_t slab, size_t offset, const 
   using S = Slab<Kv, D>;
   const int shift = task.view.page_shift;
   const int token = task.splits.origin + PlaceOf(list[min(at + lane % kSlabRows, end - 1)]);
-  const auto row = reinterpret_cast<uint64_t>(
-      task.view.Row(pages[(token >> shift) - (task.splits.begin >> shift)], token) + offset);
+  const auto row =
+      reinterpret_cast<uint64_t>(task.view.Row(pages[(token >> shift) - (task.splits.begin >> shift)], token) + offset);
 #pragma unroll
   for (int i = 0; i < S::kCopies; ++i) {
     const int index = 32 * i + lane, slab_row = index / S::kChunks, chunk = index % S::kChunks;
@@ -69,8 +69,8 @@ __device__ __forceinline__ void WeighByCodes(const GatherTask<Kv, D>& task, Gath
 
 // log2 w of the warp's 16 rows from their keys, and their largest.
 template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ void WeighByKeys(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
-                                            uint32_t keys, const QueryFragment<D> (&q)[kBlocks], const Scorer& scorer,
+__device__ __forceinline__ void WeighByKeys(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared, uint32_t keys,
+                                            const QueryFragment<D> (&q)[kBlocks], const Scorer& scorer,
                                             const uint32_t* list, int end, int at, int lane) {
   const int r = lane / 4, c = lane % 4, warp_row = threadIdx.x / 32 * kSlabRows;
   float s[kBlocks][4];
@@ -89,7 +89,7 @@ __device__ __forceinline__ void WeighByKeys(const GatherTask<Kv, D>& task, Gathe
         const float weight = listed ? scorer(s[block][2 * half + h]) + inverse : kNegativeInfinity;
         const float of_chance = inclusion < sampling::kCertain ? weight : kNegativeInfinity;
         shared.weight[8 * block + 2 * c + h][row] = weight;
-        float (&of_all)[2] = max[kOfAll][block], (&left)[2] = max[kOfChance][block];
+        float(&of_all)[2] = max[kOfAll][block], (&left)[2] = max[kOfChance][block];
         of_all[h] = half == 0 ? weight : fmaxf(of_all[h], weight);
         left[h] = half == 0 ? of_chance : fmaxf(left[h], of_chance);
       }

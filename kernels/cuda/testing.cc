@@ -92,14 +92,10 @@ Batch Cut(const std::vector<Item>& items) {
 
 GroupArrays ArraysOf(uint8_t* scratch, const Item& item, const ItemPlan& plan) {
   const Shape& shape = item.problem->shape;
-  return {scratch,
-          item.problem->step.options.method,
-          plan.has_target(),
-          shape.num_kv_heads,
-          shape.group_size,
-          shape.head_dim,
-          plan.begin,
-          plan.end,
+  return {scratch,           item.problem->step.options.method,
+          plan.has_target(), shape.num_kv_heads,
+          shape.group_size,  shape.head_dim,
+          plan.begin,        plan.end,
           plan.splits.count};
 }
 

@@ -115,11 +115,10 @@ TEST_P(BackendSuite, ATargetOverFewTokensIsAnsweredExactly) {
   const std::vector<Method> methods = MethodsWithTargets(GetParam(), *cache);
   if (methods.empty()) GTEST_SKIP() << "takes no targets";
   for (const Method method : methods) {
-    const Query query = {.sequence = &sequence,
-                         .options = {.method = method, .target_relative_error = 0.5f},
-                         .q = RandomNumbers(static_cast<size_t>(cache->layout().num_query_heads) *
-                                                cache->layout().head_dim,
-                                            1, random)};
+    const Query query = {
+        .sequence = &sequence,
+        .options = {.method = method, .target_relative_error = 0.5f},
+        .q = RandomNumbers(static_cast<size_t>(cache->layout().num_query_heads) * cache->layout().head_dim, 1, random)};
     ExpectExact(Describe(query), GetParam(), *cache, query, cache->Decode({query})[0]);
   }
 }
