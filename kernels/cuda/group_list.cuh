@@ -143,7 +143,7 @@ __device__ void FindInclusions(const GatherTask<Kv, D>& task, const GatherShared
     const float* octaves = shared.octaves + place / sampling::kCodeBlock * kQuad * quads;
     float a_squared[kRunTokens];
     if (quads == 1) {
-      QuadCodes<Code> run[kRunTokens];
+      alignas(16) QuadCodes<Code> run[kRunTokens];
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) reinterpret_cast<uint4*>(run)[i] = next[i];
       load(place + kRunTokens * kGatherThreads);
