@@ -24,7 +24,13 @@ struct Partial {
   float* max;     // [G]
   float* sum;     // [G]
   float* output;  // packed, [G][padded_dim]
-  int32_t* rows;  // distinct value rows read
+  int32_t* rows;  // distinct value rows read; or null
+
+  // Of the unit that many further in memory.
+  Partial Next(const DecodeShape& shape, int64_t units) const {
+    return {max + units * shape.group, sum + units * shape.group, output + units * shape.group * shape.padded_dim,
+            rows == nullptr ? nullptr : rows + units};
+  }
 };
 
 // Scratch of one worker thread.
@@ -37,6 +43,7 @@ struct WorkerScratch {
   GrowBuffer<HeadVector> sums;        // [unit][chunk]
   GrowBuffer<HeadVector> factors;     // [chunk]
   GrowBuffer<SystematicDraws> draws;  // [head of the group]
+  GrowBuffer<float> sketch_sums;      // [head of the group][D]
   Gatherer gatherer;
   KeyFetcher fetcher;
 };

@@ -10,7 +10,7 @@ const BackendUnderTest kReference = {.name = "reference", .make = reference::Mak
 
 INSTANTIATE_TEST_SUITE_P(Reference, BackendSuite,
                          ::testing::Values(kReference, kReference.Sketched(Sketch::kK4),
-                                           kReference.Sketched(Sketch::kK4V4)),
+                                           kReference.Sketched(Sketch::kK4V4), kReference.Sketched(Sketch::kK8V8)),
                          NameOf);
 
 }  // namespace santa::testing

@@ -1,0 +1,42 @@
+// Reading the rows that a group drew (kernels/cpu/group_draw.h): their exact scores, and what they add to each head.
+#ifndef SANTA_KERNELS_CPU_GROUP_ROWS_H_
+#define SANTA_KERNELS_CPU_GROUP_ROWS_H_
+
+#include <cstdint>
+
+#include "kernels/cpu/group_draw.h"
+#include "kernels/cpu/grow_buffer.h"
+
+namespace santa::cpu {
+
+// What brings a chunk's weights to the units of the partial.
+struct WeightUnits {
+  HeadVector exact = {{1, 1, 1, 1}};
+  HeadVector sketched = {};  // 0 for a head that does without
+};
+
+// Scratch of one worker.
+struct ReadScratch {
+  // Of all rows read.
+  GrowBuffer<const uint8_t*> keys;
+  GrowBuffer<const uint8_t*> values;
+  GrowBuffer<const uint8_t*> codes;    // of the values; of SKETCHED with a value sketch, as the next two
+  GrowBuffer<const uint16_t*> ranges;  // of the values' pages
+  GrowBuffer<float> sketched_weights;  // [chunk][row][pitch]
+  GrowBuffer<float> weights;           // [chunk][row][pitch]
+  GrowBuffer<float> chances;           // pi
+  GrowBuffer<WeightUnits> units;       // [chunk]
+  // Of a batch of them.
+  GrowBuffer<uint8_t> gathered;       // keys one after the other
+  GrowBuffer<float> batch_weights;    // [kind][chunk][row][pitch]
+  GrowBuffer<float> products;         // [row][3]: SketchRowArgs::products
+  GrowBuffer<float> sketched_values;  // packed, [row][padded_dim]
+  GrowBuffer<float> differences;
+};
+
+// Writes the unit's partial (its maximum the largest score of a row read, or the sketch's if that is larger) and errors.
+void ReadRows(const GroupUnit& group, ReadScratch& scratch);
+
+}  // namespace santa::cpu
+
+#endif  // SANTA_KERNELS_CPU_GROUP_ROWS_H_
