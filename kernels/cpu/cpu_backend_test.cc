@@ -28,7 +28,8 @@ const BackendUnderTest kCpu = {.name = "cpu",
                                .variants = {WithThreads(1), WithThreads(3)},
                                .tells_errors_of = {Method::kExact, Method::kCoordinated, Method::kSketched}};
 
-INSTANTIATE_TEST_SUITE_P(Cpu, BackendSuite, ::testing::Values(kCpu, kCpu.Sketched(Sketch::kK4), kCpu.Sketched(Sketch::kK4V4),
+INSTANTIATE_TEST_SUITE_P(Cpu, BackendSuite,
+                         ::testing::Values(kCpu, kCpu.Sketched(Sketch::kK4), kCpu.Sketched(Sketch::kK4V4),
                                            kCpu.Sketched(Sketch::kK8V8)),
                          NameOf);
 

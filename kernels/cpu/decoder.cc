@@ -189,14 +189,14 @@ int64_t Decoder::FirstBlockNumber(const Unit& unit) const {
 
 GroupItem Decoder::GroupItemOf(const PlannedItem& plan) const {
   const int64_t first_head = (&plan - plans_.data()) * shape_.num_kv_heads * shape_.group;
-  GroupItem item = {
-      .lse = group_lse_.data() + first_head,
-      .solution = solutions_.data() + (&plan - plans_.data()) * shape_.num_kv_heads,
-      .histograms = histograms_.data() + plan.first_unit * sampling::kInclusionBins,
-      .spreads =
-          plan.has_target() ? spreads_.data() + plan.first_unit * shape_.group * sampling::kInclusionBins : nullptr,
-      .totals = unit_masses_.data() + plan.first_unit,
-      .first_partial = PartialAt(plan.first_unit)};
+  GroupItem item = {.lse = group_lse_.data() + first_head,
+                    .solution = solutions_.data() + (&plan - plans_.data()) * shape_.num_kv_heads,
+                    .histograms = histograms_.data() + plan.first_unit * sampling::kInclusionBins,
+                    .spreads = plan.has_target()
+                                   ? spreads_.data() + plan.first_unit * shape_.group * sampling::kInclusionBins
+                                   : nullptr,
+                    .totals = unit_masses_.data() + plan.first_unit,
+                    .first_partial = PartialAt(plan.first_unit)};
   if (plan.item->relative_standard_error != nullptr || plan.has_target()) {
     item.first_errors = {error_numbers_.data() + plan.first_unit * GroupErrors::NumbersSize(shape_),
                          error_vectors_.data() + plan.first_unit * GroupErrors::VectorsSize(shape_)};

@@ -38,9 +38,9 @@ struct GroupSolution {
 };
 
 // What a unit's rows leave for the standard error (kernels/sampling/standard_error.h), in the units of its partial:
-// t = 1 - pi; b what a row adds to the mass, its weight / pi, less the sketch's where values are sketched; a what it adds
-// to the sum, b v without. Numbers: t, t^2; then for each head of the group t b, t b^2, t |a|^2.
-// Vectors: for each head the packed sums of t a, and of t b a.
+// t = 1 - pi; b what a row adds to the mass, its weight / pi, less the sketch's where values are sketched; a what it
+// adds to the sum, b v without. Numbers: t, t^2; then for each head of the group t b, t b^2, t |a|^2. Vectors: for each
+// head the packed sums of t a, and of t b a.
 struct GroupErrors {
   float* numbers = nullptr;
   float* vectors = nullptr;
@@ -53,12 +53,12 @@ struct GroupErrors {
 
 // Arrays of one item that its units share.
 struct GroupItem {
-  float* lse;               // [H], natural, of all visible tokens as they were scored
-  GroupSolution* solution;  // [kv_head]
-  uint32_t* histograms;     // [unit][kInclusionBins]
-  float* spreads;           // [unit][G][kInclusionBins], of a head's p^2; null without a target
-  uint64_t* totals;         // [unit], the sum of its inclusions
-  Partial first_partial;    // of unit (0, 0); the others follow
+  float* lse;                     // [H], natural, of all visible tokens as they were scored
+  GroupSolution* solution;        // [kv_head]
+  uint32_t* histograms;           // [unit][kInclusionBins]
+  float* spreads;                 // [unit][G][kInclusionBins], of a head's p^2; null without a target
+  uint64_t* totals;               // [unit], the sum of its inclusions
+  Partial first_partial;          // of unit (0, 0); the others follow
   GroupErrors first_errors = {};  // likewise; null where they are not asked for
   // Where values are sketched, else null: likewise, what the sketches say of all candidates; and whether a head goes by
   // that, [H].

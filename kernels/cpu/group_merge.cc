@@ -130,8 +130,7 @@ GroupAnswer MergeGroupHead(const DecodeContext& context, const PlannedItem& plan
   const double of_tokens =
       none || !units.ratio ? item.lse[head] : units.max + std::log(units.SketchMass() + units.RowMass());
   const WithSink all(*plan.item, head, of_tokens);
-  GroupAnswer answer = {.lse = all.lse,
-                        .unit = none ? 0 : units.ratio ? std::exp(units.max - all.lse) : all.share};
+  GroupAnswer answer = {.lse = all.lse, .unit = none ? 0 : units.ratio ? std::exp(units.max - all.lse) : all.share};
   if (!errors) return answer;
   for (int d = 0; d < dims; ++d) answer.norm += std::pow(answer.unit * merged[d], 2);
   answer.squared_error = unread ? std::numeric_limits<double>::quiet_NaN()

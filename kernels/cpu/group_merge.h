@@ -16,8 +16,8 @@ struct GroupAnswer {
   double squared_error = 0;  // of the standard error; NaN where it is not known
 };
 
-// Merges the partials of one head of the group, in the order of their splits, into merged, packed [padded_dim]. norm and
-// squared_error only with `errors`. scratch: of one worker.
+// Merges the partials of one head of the group, in the order of their splits, into merged, packed [padded_dim]. norm
+// and squared_error only with `errors`. scratch: of one worker.
 GroupAnswer MergeGroupHead(const DecodeContext& context, const PlannedItem& plan, const GroupItem& item, int kv_head,
                            int in_group, bool errors, std::vector<float>& scratch, float* merged);
 

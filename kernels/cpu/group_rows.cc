@@ -218,8 +218,8 @@ WeightUnits UnitsOf(const GroupUnit& group, int chunk) {
 }
 
 // The sums over rows, in batches: of a row's value v, or with a value sketch of v~ and of the difference d = v - v~,
-// so that nothing small is left of large numbers: with weights w = e / pi, w~ = e~ / pi and b = w - w~ (without a sketch
-// w~ = 0 and v~ = v) a row adds b to the mass, and a = w v - w~ v~ = b v~ + w d to the sum.
+// so that nothing small is left of large numbers: with weights w = e / pi, w~ = e~ / pi and b = w - w~ (without a
+// sketch w~ = 0 and v~ = v) a row adds b to the mass, and a = w v - w~ v~ = b v~ + w d to the sum.
 class RowSums {
  public:
   RowSums(const GroupUnit& group, const RowList& rows, ReadScratch& scratch)

@@ -34,7 +34,8 @@ struct ReadScratch {
   GrowBuffer<float> differences;
 };
 
-// Writes the unit's partial (its maximum the largest score of a row read, or the sketch's if that is larger) and errors.
+// Writes the unit's partial (its maximum the largest score of a row read, or the sketch's if that is larger) and
+// errors.
 void ReadRows(const GroupUnit& group, ReadScratch& scratch);
 
 }  // namespace santa::cpu

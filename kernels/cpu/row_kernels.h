@@ -99,7 +99,7 @@ struct SketchRowArgs {
   const uint8_t* const* rows = nullptr;
   const uint8_t* const* codes = nullptr;    // of each row; null where it has no sketch, which then says what it is
   const uint16_t* const* ranges = nullptr;  // of each row's page: low[head_dim] and then step[head_dim], half precision
-  int bits = 0;                           // 4 or 8
+  int bits = 0;                             // 4 or 8
   int num_rows = 0;
   int head_dim = 0;
   float* sketched = nullptr;     // written: packed, [num_rows][padded_dim]

@@ -19,12 +19,13 @@ HWY_BEFORE_NAMESPACE();
 namespace santa::cpu {
 namespace HWY_NAMESPACE {
 
-// Bytes of codes of one row, and of each of its halves: a byte of 8 bits holds one feature, of 4 bits one of either half.
+// Bytes of codes of one row, and of each of its halves: a byte of 8 bits holds one feature, of 4 bits one of either
+// half.
 template <int kBits>
 constexpr int CodeHalves = 8 / kBits;
 
-// The codes at kLanes neighbouring bytes, of each half. Bytes past the row's end, which may be read (the columns' ranges
-// follow the codes), give codes of no meaning.
+// The codes at kLanes neighbouring bytes, of each half. Bytes past the row's end, which may be read (the columns'
+// ranges follow the codes), give codes of no meaning.
 template <int kBits>
 HWY_INLINE void LoadCodes(const uint8_t* bytes, Vector* halves) {
   const FloatTag d;

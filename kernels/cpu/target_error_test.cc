@@ -25,12 +25,14 @@ constexpr KvLayout kLayout = {.num_layers = 1,
                               .dtype = DType::kFloat32,
                               .sketch = Sketch::kK4};
 
-std::unique_ptr<Cache> MakeCache(int32_t pages) {
+std::unique_ptr<Cache> MakeCache(int32_t pages, Sketch sketch = kLayout.sketch) {
+  KvLayout layout = kLayout;
+  layout.sketch = sketch;
   return Cache::Make(
       [](const KvLayout& layout, int32_t num_pages) {
         return MakeCpuBackend({.layout = layout, .num_pages = num_pages, .num_threads = 2});
       },
-      kLayout, pages);
+      layout, pages);
 }
 
 struct Outcome {
@@ -96,6 +98,30 @@ TEST(TargetErrorTest, IsMetAndNotOverpaid) {
   }
   EXPECT_GE(met, 0.95 * heads) << met << " of " << heads;
   EXPECT_GE(sampled, 5);
+}
+
+// With a value sketch, whose errors the pilot alone knows.
+TEST(TargetErrorTest, IsMetWithAValueSketch) {
+  constexpr int64_t kTokens = 8000;
+  std::mt19937_64 random(72);
+  const std::unique_ptr<Cache> cache = MakeCache(3 * 130, Sketch::kK4V4);
+  ASSERT_NE(cache, nullptr);
+  int heads = 0;
+  int met = 0;
+  for (const double sigma : {1.5, 2.5, 4.0}) {
+    const Sequence sequence = cache->Add(RandomTokens(kLayout, kTokens, random));
+    const std::vector<double> q = RandomNumbers(kLayout.num_query_heads * kLayout.head_dim, sigma, random);
+    for (const float target : {0.03f, 0.1f, 0.3f}) {
+      const Outcome outcome =
+          Measure(*cache, sequence, q, {.method = Method::kSketched, .target_relative_error = target});
+      for (const double error : outcome.errors) {
+        ++heads;
+        met += error <= target;
+        EXPECT_LE(error, 1.25 * target) << "sigma " << sigma << " target " << target << " rows " << outcome.rows;
+      }
+    }
+  }
+  EXPECT_GE(met, 0.95 * heads) << met << " of " << heads;
 }
 
 TEST(TargetErrorTest, FewTokensAreAnsweredExactly) {
