@@ -286,6 +286,11 @@ void SolveTarget(const DecodeShape& shape, const PlannedItem& plan, const GroupI
     if (pilot.squared_error > allowed) solution.done = false;
     limits[head] = sampling::Spread(solution.threshold, counts, spreads + int64_t{head} * sampling::kInclusionBins) *
                    allowed / pilot.squared_error;
+    // A pilot that could not tell: every row. (A head that is not a number has no say.)
+    if (std::isnan(pilot.squared_error) && !std::isnan(pilot.norm)) {
+      solution.done = false;
+      limits[head] = 0;
+    }
   }
   if (solution.done || solution.rows == 0) return;
   for (int64_t split = 0; split < plan.num_splits; ++split)

@@ -37,18 +37,16 @@ struct GroupSolution {
   bool reads_again = false;  // a head has been found to do without its value sketch
 };
 
-// What a unit's rows leave for the standard error (kernels/sampling/standard_error.h), in the units of its partial:
-// t = 1 - pi; b what a row adds to the mass, its weight / pi, less the sketch's where values are sketched; a what it
-// adds to the sum, b v without. Numbers: t, t^2; then for each head of the group t b, t b^2, t |a|^2. Vectors: for each
-// head the packed sums of t a, and of t b a.
+// What a unit's rows leave for the standard error (kernels/sampling/standard_error.h), in the units of its partial. Of
+// rows of t = 1 - pi > 0, in order: b is what a row adds to the mass, its weight / pi, less the sketch's where values
+// are sketched; a what it adds to the sum, b v without. Numbers: t, tau; then for each head of the group tau |step of
+// a|^2 and tau (step of b)^2. Vectors, of SKETCHED: for each head the packed sum of tau (step of b) (step of a).
 struct GroupErrors {
   float* numbers = nullptr;
   float* vectors = nullptr;
 
-  static int64_t NumbersSize(const DecodeShape& shape) { return 2 + 3 * int64_t{shape.group}; }
-  static int64_t VectorsSize(const DecodeShape& shape) { return 2 * int64_t{shape.group} * shape.padded_dim; }
-  float* first(const DecodeShape& shape, int head) const { return vectors + int64_t{head} * shape.padded_dim; }
-  float* second(const DecodeShape& shape, int head) const { return first(shape, shape.group + head); }
+  static int64_t NumbersSize(const DecodeShape& shape) { return 2 + 2 * int64_t{shape.group}; }
+  static int64_t VectorsSize(const DecodeShape& shape) { return int64_t{shape.group} * shape.padded_dim; }
 };
 
 // Arrays of one item that its units share.

@@ -19,32 +19,28 @@ float NanMax(float a, float b) { return a > b || a != a ? a : b; }
 struct ErrorTotals {
   void Add(const float* numbers, int head, float factor) {
     sums.t += numbers[0];
-    sums.t_squared += numbers[1];
-    tb += factor * numbers[2 + 3 * head];
-    tb2 += factor * factor * numbers[2 + 3 * head + 1];
-    ta2 += factor * factor * numbers[2 + 3 * head + 2];
+    sums.pairs += numbers[1];
+    steps += factor * factor * numbers[2 + 2 * head];
+    mass_steps += factor * factor * numbers[2 + 2 * head + 1];
   }
 
-  // o = unit * merged; first and second are the sums of t a and t b a. ratio: what a row adds is a - b o, else a.
-  double SquaredError(const float* merged, const float* first, const float* second, int dims, const GroupAnswer& answer,
-                      bool ratio) {
-    double cross = 0;  // o . second
-    double sum = 0;    // |sum t z|^2 / unit^2
-    for (int d = 0; d < dims; ++d) {
-      const double o = answer.unit * merged[d];
-      const double z = ratio ? first[d] - o * tb : first[d];
-      cross += o * second[d];
-      sum += z * z;
+  // o = unit * merged. ratio: what a row adds is a - b o, else a; vector is then the sum of tau (step of b) (step of
+  // a).
+  double SquaredError(const float* merged, const float* vector, int dims, const GroupAnswer& answer, bool ratio) {
+    double all = steps;
+    if (ratio) {
+      double cross = 0;  // o . vector
+      for (int d = 0; d < dims; ++d) cross += answer.unit * merged[d] * vector[d];
+      all += answer.norm * mass_steps - 2 * cross;
     }
-    const double square = answer.unit * answer.unit;
-    sums.z_squared = static_cast<float>(square * (ratio ? ta2 - 2 * cross + answer.norm * tb2 : ta2));
-    return sampling::SquaredError(sums, static_cast<float>(square * sum));
+    // Rounding may leave less than nothing.
+    sums.steps = static_cast<float>(answer.unit * answer.unit * (all < 0 ? 0 : all));
+    return sampling::SquaredError(sums);
   }
 
-  sampling::ErrorSums sums;
-  double tb = 0;
-  double tb2 = 0;
-  double ta2 = 0;
+  sampling::StepSums sums;
+  double steps = 0;
+  double mass_steps = 0;
 };
 
 // One head's units, in the order of their splits, and what they refer to.
@@ -105,9 +101,7 @@ GroupAnswer MergeGroupHead(const DecodeContext& context, const PlannedItem& plan
   const HeadUnits units(context, plan, item, kv_head, in_group);
   const int dims = context.shape.padded_dim;
   const int64_t head = int64_t{kv_head} * context.shape.group + in_group;
-  scratch.assign(2 * static_cast<size_t>(dims), 0.0f);
-  float* first = scratch.data();
-  float* second = first + dims;
+  scratch.assign(static_cast<size_t>(dims), 0.0f);
   ErrorTotals totals;
   std::fill_n(merged, dims, 0.0f);
   for (int64_t split = 0; split < units.count; ++split) {
@@ -121,8 +115,7 @@ GroupAnswer MergeGroupHead(const DecodeContext& context, const PlannedItem& plan
     if (!errors) continue;
     const GroupErrors of_unit = item.errors(context.shape, units.first + split);
     totals.Add(of_unit.numbers, in_group, factor);
-    add(first, of_unit.first(context.shape, 0), factor);
-    if (units.ratio) add(second, of_unit.second(context.shape, 0), factor * factor);
+    if (units.ratio) add(scratch.data(), of_unit.vectors, factor * factor);
   }
   // Without a row, nor a sketch to stand for all, there is no telling but by what chose none.
   const bool unread = units.ratio && units.rows() == 0;
@@ -134,7 +127,7 @@ GroupAnswer MergeGroupHead(const DecodeContext& context, const PlannedItem& plan
   if (!errors) return answer;
   for (int d = 0; d < dims; ++d) answer.norm += std::pow(answer.unit * merged[d], 2);
   answer.squared_error = unread ? std::numeric_limits<double>::quiet_NaN()
-                                : totals.SquaredError(merged, first, second, dims, answer, units.ratio);
+                                : totals.SquaredError(merged, scratch.data(), dims, answer, units.ratio);
   return answer;
 }
 

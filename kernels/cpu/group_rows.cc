@@ -217,158 +217,242 @@ WeightUnits UnitsOf(const GroupUnit& group, int chunk) {
   return units;
 }
 
-// The sums over rows, in batches: of a row's value v, or with a value sketch of v~ and of the difference d = v - v~,
-// so that nothing small is left of large numbers: with weights w = e / pi, w~ = e~ / pi and b = w - w~ (without a
-// sketch w~ = 0 and v~ = v) a row adds b to the mass, and a = w v - w~ v~ = b v~ + w d to the sum.
+// The sums over rows: of a row's value v, or with a value sketch of v~ and of the difference d = v - v~, so that
+// nothing small is left of large numbers: with weights w = e / pi, w~ = e~ / pi and b = w - w~ (without a sketch w~ = 0
+// and v~ = v) a row adds b to the mass, and a = w v - w~ v~ = b v~ + w d to the sum.
 class RowSums {
  public:
   RowSums(const GroupUnit& group, const RowList& rows, ReadScratch& scratch)
       : group_(group),
         rows_(rows),
         shape_(group.unit.context.shape),
-        errors_(group.errors()),
-        corrects_(group.item.corrects()) {
-    weights_ = scratch.batch_weights.AtLeast(static_cast<size_t>(kKinds) * kBatchRows * shape_.pitch_sum);
-    products_ = scratch.products.AtLeast(3 * kBatchRows);
-    units_ = scratch.units.AtLeast(shape_.num_chunks);
-    for (int chunk = 0; chunk < shape_.num_chunks; ++chunk) units_[chunk] = UnitsOf(group, chunk);
-    if (!corrects_) return;
-    const auto size = static_cast<size_t>(kBatchRows) * shape_.padded_dim;
-    sketched_values_ = scratch.sketched_values.AtLeast(size);
-    differences_ = scratch.differences.AtLeast(size);
-  }
+        kernels_(group.unit.context.kernels),
+        scratch_(scratch),
+        corrects_(group.item.corrects()) {}
 
   void Add() {
-    if (errors_.numbers != nullptr) {
-      std::fill_n(errors_.numbers, GroupErrors::NumbersSize(shape_), 0.0f);
-      std::fill_n(errors_.vectors, GroupErrors::VectorsSize(shape_), 0.0f);
-    }
+    if (corrects_) ReadSketches();
+    for (int chunk = 0; chunk < shape_.num_chunks; ++chunk) Weigh(chunk);
     // In batches, so that rows are in the L1 cache for all but the first of the sums that they go into.
     for (int begin = 0; begin < rows_.num_rows(); begin += kBatchRows) {
-      const int count = std::min(kBatchRows, rows_.num_rows() - begin);
-      FindProducts(begin, count);
       for (int chunk = 0; chunk < shape_.num_chunks; ++chunk) {
-        if (corrects_) {
-          Weigh<true>(begin, count, chunk);
-        } else {
-          Weigh<false>(begin, count, chunk);
-        }
-        AddValues(begin, count, chunk);
-      }
-      for (int row = begin; row < begin + count && errors_.numbers != nullptr; ++row) {
-        const float t = 1 - rows_.chance(row);
-        errors_.numbers[0] += t;
-        errors_.numbers[1] += t * t;
+        AddValues(begin, std::min(kBatchRows, rows_.num_rows() - begin), chunk);
       }
     }
+    if (group_.errors().numbers != nullptr) AddErrors();
   }
 
  private:
-  // Of v~ (or v) b, t b and t b^2; of d w, t w and t b w.
-  enum Kind { kMain, kMainOnce, kMainTwice, kDifference, kDifferenceOnce, kDifferenceTwice, kKinds };
+  // Products of the rows of the chain: of a row's v~ and d with themselves and with those of the row before.
+  enum Product {
+    kMain,
+    kBefore,
+    kMainDifference,
+    kDifference,
+    kMainBefore,
+    kDifferenceBefore,
+    kDifferences,
+    kProducts
+  };
 
-  float* weights(Kind kind, int chunk) const {
-    return weights_ + int64_t{kind} * kBatchRows * shape_.pitch_sum + FirstOf(chunk, kBatchRows);
+  void ReadSketches() {
+    const auto size = static_cast<size_t>(rows_.num_rows()) * shape_.padded_dim;
+    sketched_values_ = scratch_.sketched_values.AtLeast(size);
+    differences_ = scratch_.differences.AtLeast(size);
+    kernels_.sketch_rows({.rows = rows_.values(),
+                          .codes = rows_.codes(),
+                          .ranges = rows_.ranges(),
+                          .bits = ValueBits(group_.unit.context.cache.layout().sketch),
+                          .num_rows = rows_.num_rows(),
+                          .head_dim = shape_.head_dim,
+                          .sketched = sketched_values_,
+                          .differences = differences_});
   }
 
-  void FindProducts(int begin, int count) {
-    const RowKernels& kernels = group_.unit.context.kernels;
-    if (corrects_) {
-      kernels.sketch_rows({.rows = rows_.values() + begin,
-                           .codes = rows_.codes() + begin,
-                           .ranges = rows_.ranges() + begin,
-                           .bits = ValueBits(group_.unit.context.cache.layout().sketch),
-                           .num_rows = count,
-                           .head_dim = shape_.head_dim,
-                           .sketched = sketched_values_,
-                           .differences = differences_,
-                           .products = products_});
-    } else if (errors_.numbers != nullptr) {
-      kernels.norms(rows_.values() + begin, count, shape_.head_dim, products_);
-    }
-  }
+  // b of a chunk's heads; w is rows_.weights.
+  float* main_weights(int chunk) const { return corrects_ ? rows_.sketched_weights(chunk) : rows_.weights(chunk); }
 
-  template <bool kCorrects>
-  void Weigh(int begin, int count, int chunk) {
+  // Weights become w and b.
+  void Weigh(int chunk) {
     const int pitch = shape_.pitch(chunk);
-    const WeightUnits& units = units_[chunk];
-    const bool errors = errors_.numbers != nullptr;
-    HeadVector mass = {}, once = {}, twice = {}, squares = {};
-    const float* exact = rows_.weights(chunk) + begin * pitch;
-    const float* sketched = kCorrects ? rows_.sketched_weights(chunk) + begin * pitch : nullptr;
-    for (int row = 0; row < count; ++row) {
-      const float chance = rows_.chance(begin + row);
-      const float inverse = 1 / chance;
-      const float t = 1 - chance;
+    const WeightUnits units = UnitsOf(group_, chunk);
+    HeadVector mass = {};
+    float* exact = rows_.weights(chunk);
+    float* sketched = corrects_ ? rows_.sketched_weights(chunk) : nullptr;
+    for (int row = 0; row < rows_.num_rows(); ++row) {
+      const float inverse = 1 / rows_.chance(row);
       for (int lane = 0; lane < pitch; ++lane) {
         const int at = row * pitch + lane;
         const float w = exact[at] * units.exact.lane[lane] * inverse;
-        const float b = kCorrects ? w - sketched[at] * units.sketched.lane[lane] * inverse : w;
-        weights(kMain, chunk)[at] = b;
-        if (kCorrects) weights(kDifference, chunk)[at] = w;
+        const float b = corrects_ ? w - sketched[at] * units.sketched.lane[lane] * inverse : w;
+        exact[at] = w;
+        if (corrects_) sketched[at] = b;
         mass.lane[lane] += b;
-        if (!errors) continue;
-        weights(kMainOnce, chunk)[at] = t * b;
-        weights(kMainTwice, chunk)[at] = t * b * b;
-        once.lane[lane] += t * b;
-        twice.lane[lane] += t * b * b;
-        if (kCorrects) {
-          weights(kDifferenceOnce, chunk)[at] = t * w;
-          weights(kDifferenceTwice, chunk)[at] = t * b * w;
-          const float* products = products_ + 3 * row;
-          squares.lane[lane] += t * (b * b * products[0] + 2 * b * w * products[1] + w * w * products[2]);
-        } else {
-          squares.lane[lane] += t * b * b * products_[row];
-        }
       }
     }
     for (int lane = 0; lane < shape_.heads(chunk); ++lane) {
-      const int head = chunk * kChunkHeads + lane;
-      group_.unit.partial.sum[head] += mass.lane[lane];
-      if (!errors) continue;
-      errors_.numbers[2 + 3 * head] += once.lane[lane];
-      errors_.numbers[2 + 3 * head + 1] += twice.lane[lane];
-      errors_.numbers[2 + 3 * head + 2] += squares.lane[lane];
+      group_.unit.partial.sum[chunk * kChunkHeads + lane] = mass.lane[lane];
     }
   }
 
   void AddValues(int begin, int count, int chunk) {
-    const Unit& unit = group_.unit;
-    const RowKernels& kernels = unit.context.kernels;
-    const int head = chunk * kChunkHeads;
-    const auto add = [&](Kind main, Kind difference, float* sums) {
-      AccumulateArgs args = {.num_rows = count,
-                             .head_dim = shape_.head_dim,
-                             .heads = shape_.heads(chunk),
-                             .weights = weights(main, chunk),
-                             .sums = sums};
-      if (!corrects_) {
-        args.row_pointers = rows_.values() + begin;
-        return kernels.accumulate(args);
-      }
-      args.head_dim = shape_.padded_dim;
-      args.rows = reinterpret_cast<const uint8_t*>(sketched_values_);
-      kernels.accumulate_packed(args);
-      args.rows = reinterpret_cast<const uint8_t*>(differences_);
-      args.weights = weights(difference, chunk);
-      kernels.accumulate_packed(args);
+    AccumulateArgs args = {.num_rows = count,
+                           .head_dim = shape_.head_dim,
+                           .heads = shape_.heads(chunk),
+                           .weights = main_weights(chunk) + begin * shape_.pitch(chunk),
+                           .sums = group_.unit.output(chunk * kChunkHeads)};
+    if (!corrects_) {
+      args.row_pointers = rows_.values() + begin;
+      return kernels_.accumulate(args);
+    }
+    args.head_dim = shape_.padded_dim;
+    args.rows = reinterpret_cast<const uint8_t*>(sketched_values_ + int64_t{begin} * shape_.padded_dim);
+    kernels_.accumulate_packed(args);
+    args.rows = reinterpret_cast<const uint8_t*>(differences_ + int64_t{begin} * shape_.padded_dim);
+    args.weights = rows_.weights(chunk) + begin * shape_.pitch(chunk);
+    kernels_.accumulate_packed(args);
+  }
+
+  void AddErrors() {
+    const GroupErrors errors = group_.errors();
+    std::fill_n(errors.numbers, GroupErrors::NumbersSize(shape_), 0.0f);
+    std::fill_n(errors.vectors, GroupErrors::VectorsSize(shape_), 0.0f);
+    LinkChain();
+    if (length_ == 0) return;
+    FindProducts();
+    for (int i = 0; i < length_; ++i) {
+      errors.numbers[0] += 1 - rows_.chance(chain_[i]);
+      if (i > 0) errors.numbers[1] += Tau(i);
+    }
+    for (int chunk = 0; chunk < shape_.num_chunks; ++chunk) {
+      AddSteps(errors, chunk);
+      if (group_.unit.plan.method == Method::kSketched) AddStepVectors(errors, chunk);
+    }
+  }
+
+  // The rows left to chance, in order.
+  void LinkChain() {
+    const auto most = static_cast<size_t>(rows_.num_rows());
+    chain_ = scratch_.chain.AtLeast(most);
+    mains_ = scratch_.chain_rows.AtLeast(2 * most);
+    chain_differences_ = mains_ + most;
+    length_ = 0;
+    for (int row = 0; row < rows_.num_rows(); ++row) {
+      if (rows_.chance(row) >= 1) continue;
+      const int64_t packed = int64_t{row} * shape_.padded_dim;
+      mains_[length_] = corrects_ ? reinterpret_cast<const uint8_t*>(sketched_values_ + packed) : rows_.values()[row];
+      if (corrects_) chain_differences_[length_] = reinterpret_cast<const uint8_t*>(differences_ + packed);
+      chain_[length_++] = row;
+    }
+  }
+
+  float Tau(int i) const { return 1 - (rows_.chance(chain_[i]) + rows_.chance(chain_[i - 1])) / 2; }
+
+  float* products(Product product) const { return products_ + int64_t{product} * length_; }
+
+  // Product i of kBefore and its like is that of row i + 1 with row i.
+  void FindProducts() {
+    products_ = scratch_.products.AtLeast(static_cast<size_t>(kProducts) * length_);
+    const auto find = [this](Product product, const uint8_t* const* first, const uint8_t* const* second, int count) {
+      const PairArgs args = {.first = first,
+                             .second = second,
+                             .num_pairs = count,
+                             .head_dim = corrects_ ? shape_.padded_dim : shape_.head_dim,
+                             .out = products(product)};
+      (corrects_ ? kernels_.dots_packed : kernels_.dots)(args);
     };
-    add(kMain, kDifference, unit.output(head));
-    if (errors_.vectors == nullptr) return;
-    add(kMainOnce, kDifferenceOnce, errors_.first(shape_, head));
-    if (unit.plan.method == Method::kSketched) add(kMainTwice, kDifferenceTwice, errors_.second(shape_, head));
+    find(kMain, mains_, mains_, length_);
+    find(kBefore, mains_ + 1, mains_, length_ - 1);
+    if (!corrects_) return;
+    find(kMainDifference, mains_, chain_differences_, length_);
+    find(kDifference, chain_differences_, chain_differences_, length_);
+    find(kMainBefore, mains_ + 1, chain_differences_, length_ - 1);
+    find(kDifferenceBefore, chain_differences_ + 1, mains_, length_ - 1);
+    find(kDifferences, chain_differences_ + 1, chain_differences_, length_ - 1);
+  }
+
+  // |a|^2 of row i of the chain, and a . a of rows i and i + 1.
+  float Square(int i, float b, float w) const {
+    const float square = b * b * products(kMain)[i];
+    return corrects_ ? square + 2 * b * w * products(kMainDifference)[i] + w * w * products(kDifference)[i] : square;
+  }
+  float Cross(int i, float b, float w, float next_b, float next_w) const {
+    const float cross = b * next_b * products(kBefore)[i];
+    return corrects_ ? cross + next_b * w * products(kMainBefore)[i] + next_w * b * products(kDifferenceBefore)[i] +
+                           next_w * w * products(kDifferences)[i]
+                     : cross;
+  }
+
+  void AddSteps(const GroupErrors& errors, int chunk) {
+    const int pitch = shape_.pitch(chunk);
+    for (int lane = 0; lane < shape_.heads(chunk); ++lane) {
+      float steps = 0;
+      float mass_steps = 0;
+      float last_b = 0;
+      float last_w = 0;
+      float last_square = 0;
+      for (int i = 0; i < length_; ++i) {
+        const float b = main_weights(chunk)[chain_[i] * pitch + lane];
+        const float w = rows_.weights(chunk)[chain_[i] * pitch + lane];
+        const float square = Square(i, b, w);
+        if (i > 0) {
+          steps += Tau(i) * (square + last_square - 2 * Cross(i - 1, last_b, last_w, b, w));
+          mass_steps += Tau(i) * (b - last_b) * (b - last_b);
+        }
+        last_b = b;
+        last_w = w;
+        last_square = square;
+      }
+      const int head = chunk * kChunkHeads + lane;
+      errors.numbers[2 + 2 * head] = steps;
+      errors.numbers[2 + 2 * head + 1] = mass_steps;
+    }
+  }
+
+  // The sum over steps of tau (step of b) (step of a), as one over rows of a.
+  void AddStepVectors(const GroupErrors& errors, int chunk) {
+    const int pitch = shape_.pitch(chunk);
+    float* of_mains = scratch_.step_weights.AtLeast(size_t{2} * length_ * kChunkHeads);
+    float* of_differences = of_mains + int64_t{length_} * pitch;
+    for (int lane = 0; lane < pitch; ++lane) {
+      const auto step = [&](int i) {  // into row i
+        const float* b = main_weights(chunk) + lane;
+        return i == 0 || i == length_ ? 0 : Tau(i) * (b[chain_[i] * pitch] - b[chain_[i - 1] * pitch]);
+      };
+      float last = step(0);
+      for (int i = 0; i < length_; ++i) {
+        const float next = step(i + 1);
+        of_mains[i * pitch + lane] = (last - next) * main_weights(chunk)[chain_[i] * pitch + lane];
+        of_differences[i * pitch + lane] = (last - next) * rows_.weights(chunk)[chain_[i] * pitch + lane];
+        last = next;
+      }
+    }
+    AccumulateArgs args = {.row_pointers = mains_,
+                           .num_rows = length_,
+                           .head_dim = corrects_ ? shape_.padded_dim : shape_.head_dim,
+                           .heads = shape_.heads(chunk),
+                           .weights = of_mains,
+                           .sums = errors.vectors + int64_t{chunk} * kChunkHeads * shape_.padded_dim};
+    if (!corrects_) return kernels_.accumulate(args);
+    kernels_.accumulate_packed(args);
+    args.row_pointers = chain_differences_;
+    args.weights = of_differences;
+    kernels_.accumulate_packed(args);
   }
 
   const GroupUnit& group_;
   const RowList& rows_;
   const DecodeShape& shape_;
-  const GroupErrors errors_;
+  const RowKernels& kernels_;
+  ReadScratch& scratch_;
   const bool corrects_;
-  WeightUnits* units_;  // [chunk]
-  float* weights_;
-  float* products_;  // corrected: [row][3]; else |v|^2 of each row
   float* sketched_values_ = nullptr;
   float* differences_ = nullptr;
+  int length_ = 0;  // of the chain
+  int32_t* chain_ = nullptr;
+  const uint8_t** mains_ = nullptr;
+  const uint8_t** chain_differences_ = nullptr;
+  float* products_ = nullptr;
 };
 
 }  // namespace

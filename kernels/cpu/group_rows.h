@@ -25,13 +25,15 @@ struct ReadScratch {
   GrowBuffer<float> sketched_weights;  // [chunk][row][pitch]
   GrowBuffer<float> weights;           // [chunk][row][pitch]
   GrowBuffer<float> chances;           // pi
-  GrowBuffer<WeightUnits> units;       // [chunk]
-  // Of a batch of them.
-  GrowBuffer<uint8_t> gathered;       // keys one after the other
-  GrowBuffer<float> batch_weights;    // [kind][chunk][row][pitch]
-  GrowBuffer<float> products;         // [row][3]: SketchRowArgs::products
-  GrowBuffer<float> sketched_values;  // packed, [row][padded_dim]
+  GrowBuffer<float> sketched_values;   // packed, [row][padded_dim]
   GrowBuffer<float> differences;
+  GrowBuffer<WeightUnits> units;  // [chunk]
+  GrowBuffer<uint8_t> gathered;   // keys of a batch of rows, one after the other
+  // Of rows left to chance.
+  GrowBuffer<int32_t> chain;              // which of all
+  GrowBuffer<const uint8_t*> chain_rows;  // twice [row]: values, differences
+  GrowBuffer<float> products;             // [kind][row]
+  GrowBuffer<float> step_weights;         // twice [row][pitch]
 };
 
 // Writes the unit's partial (its maximum the largest score of a row read, or the sketch's if that is larger) and

@@ -147,26 +147,6 @@ inline void ScoreSketch(const SketchScoreArgs& args) {
   });
 }
 
-template <typename Row>
-void Norms(const uint8_t* const* rows, int num_rows, int head_dim, float* norms) {
-  const FloatTag d;
-  for (int r = 0; r < num_rows; ++r) {
-    Vector sum = hn::Zero(d);
-    int column = 0;
-    for (; column + kPair <= head_dim; column += kPair) {
-      Vector x, y;
-      Row::Load(rows[r] + column * int64_t{Row::kElementBytes}, x, y);
-      sum = hn::MulAdd(x, x, hn::MulAdd(y, y, sum));
-    }
-    if (column < head_dim) {
-      Vector x, y;
-      Row::LoadTail(rows[r] + column * int64_t{Row::kElementBytes}, head_dim - column, x, y);
-      sum = hn::MulAdd(x, x, hn::MulAdd(y, y, sum));
-    }
-    norms[r] = hn::GetLane(hn::SumOfLanes(d, sum));
-  }
-}
-
 template <int kPitch>
 HWY_INLINE void AddSquaresOf(const float* weights, int num_rows, const HeadVector& factors, float* squares) {
   const FloatTag d;

@@ -180,7 +180,6 @@ void SketchRows(const SketchRowArgs& args) {
     if (has_sketch && args.bits == 8) SketchedRow<8>(args.codes[r], args.ranges[r], args.head_dim, plain);
     float* sketched = args.sketched + static_cast<int64_t>(r) * padded_dim;
     float* differences = args.differences + static_cast<int64_t>(r) * padded_dim;
-    Vector products[3] = {hn::Zero(d), hn::Zero(d), hn::Zero(d)};
     for (int column = 0; column < args.head_dim; column += kPair) {
       Vector value[2];
       const uint8_t* elements = args.rows[r] + column * int64_t{Row::kElementBytes};
@@ -197,14 +196,10 @@ void SketchRows(const SketchRowArgs& args) {
       }
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
-        products[0] = hn::MulAdd(by_sketch[half], by_sketch[half], products[0]);
-        products[1] = hn::MulAdd(by_sketch[half], difference[half], products[1]);
-        products[2] = hn::MulAdd(difference[half], difference[half], products[2]);
         hn::StoreU(by_sketch[half], d, sketched + column + half * kLanes);
         hn::StoreU(difference[half], d, differences + column + half * kLanes);
       }
     }
-    for (int i = 0; i < 3; ++i) args.products[3 * r + i] = hn::GetLane(hn::SumOfLanes(d, products[i]));
   }
 }
 
