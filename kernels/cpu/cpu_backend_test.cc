@@ -23,10 +23,7 @@ BackendFactory WithThreads(int32_t num_threads) {
   };
 }
 
-const BackendUnderTest kCpu = {.name = "cpu",
-                               .make = WithThreads(2),
-                               .variants = {WithThreads(1), WithThreads(3)},
-                               .tells_errors_of = {Method::kExact, Method::kCoordinated, Method::kSketched}};
+const BackendUnderTest kCpu = {.name = "cpu", .make = WithThreads(2), .variants = {WithThreads(1), WithThreads(3)}};
 
 INSTANTIATE_TEST_SUITE_P(Cpu, BackendSuite,
                          ::testing::Values(kCpu, kCpu.Sketched(Sketch::kK4), kCpu.Sketched(Sketch::kK4V4),

@@ -105,6 +105,7 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
   partial_sum_.AtLeast(units * shape_.group);
   partial_output_.AtLeast(units * shape_.group * shape_.padded_dim);
   partial_rows_.AtLeast(units);
+  partial_errors_.AtLeast(units * shape_.group);
   unit_masses_.AtLeast(units * shape_.group);
   scores_.AtLeast(blocks * BlockArrays::ScoresSize(shape_));
   group_masses_.AtLeast(blocks * BlockArrays::GroupsSize(shape_));
@@ -160,6 +161,13 @@ Partial Decoder::PartialAt(int64_t unit) const {
                                                                                                               unit);
 }
 
+Partial Decoder::PartialOf(const PlannedItem& plan, int kv_head, int64_t split) const {
+  Partial first = PartialAt(plan.first_unit);
+  const bool for_heads = plan.stores_scores() || plan.method == Method::kS2antaFlash;
+  if (for_heads && plan.tells_errors) first.errors = partial_errors_.data() + plan.first_unit * shape_.group;
+  return first.Next(shape_, kv_head * plan.num_splits + split);
+}
+
 Unit Decoder::UnitAt(const PlannedItem& plan, int kv_head, int64_t split, int worker) {
   const int64_t first_query =
       ((&plan - plans_.data()) * shape_.num_kv_heads + kv_head) * shape_.group * shape_.padded_dim;
@@ -169,7 +177,7 @@ Unit Decoder::UnitAt(const PlannedItem& plan, int kv_head, int64_t split, int wo
           .split = split,
           .queries = queries_.data() + first_query,
           .bf16_queries = plan.bf16_queries ? bf16_queries_.data() + first_query : nullptr,
-          .partial = PartialAt(plan.first_unit + kv_head * plan.num_splits + split),
+          .partial = PartialOf(plan, kv_head, split),
           .scratch = scratch_[worker]};
 }
 
@@ -367,10 +375,9 @@ void Decoder::Merge(const PlannedItem& plan, int kv_head, int worker) {
   if (plan.draws_for_groups()) return MergeGroup(plan, kv_head, worker);
   const DecodeItem& item = *plan.item;
   float* merged = vectors_[worker].data() + shape_.head_dim;
-  const int64_t first_unit = plan.first_unit + kv_head * plan.num_splits;
   for (int in_group = 0; in_group < shape_.group; ++in_group) {
     const int64_t head = static_cast<int64_t>(kv_head) * shape_.group + in_group;
-    const auto partial = [&](int64_t split) { return PartialAt(first_unit + split); };
+    const auto partial = [&](int64_t split) { return PartialOf(plan, kv_head, split); };
     float max = partial(0).max[in_group];
     for (int64_t split = 1; split < plan.num_splits; ++split) max = std::max(max, partial(split).max[in_group]);
     float sum = 0;
@@ -378,22 +385,40 @@ void Decoder::Merge(const PlannedItem& plan, int kv_head, int worker) {
       sum += std::exp(partial(split).max[in_group] - max) * partial(split).sum[in_group];
     }
     const WithSink all(item, head, max + std::log(static_cast<double>(sum)));
+    sampling::StepSums errors;
     std::fill_n(merged, shape_.padded_dim, 0.0f);
     for (int64_t split = 0; split < plan.num_splits; ++split) {
       // Stored scores leave plain sums of the drawn rows, whatever the splits' maxima.
-      const float factor = plan.stores_scores() ? 1.0f : std::exp(partial(split).max[in_group] - max);
-      kernels_.add_scaled(merged, partial(split).output + static_cast<int64_t>(in_group) * shape_.padded_dim, factor,
+      const Partial part = partial(split);
+      const float factor = plan.stores_scores() ? 1.0f : std::exp(part.max[in_group] - max);
+      kernels_.add_scaled(merged, part.output + static_cast<int64_t>(in_group) * shape_.padded_dim, factor,
                           shape_.padded_dim);
+      if (part.errors == nullptr) continue;
+      errors.t += part.errors[in_group].t;
+      errors.pairs += part.errors[in_group].pairs;
+      errors.steps += factor * factor * part.errors[in_group].steps;
     }
     // A sum that is NaN, from a cache row that is, must show in a mean of drawn rows too.
     const double divisor = plan.stores_scores() ? item.options.sample_count + 0.0 * sum : sum;
     WriteOutput(plan, head, static_cast<float>(all.share / divisor), worker);
     item.lse[head] = static_cast<float>(all.lse);
-    if (item.relative_standard_error != nullptr) {
-      item.relative_standard_error[head] =
-          plan.method == Method::kExact ? 0.0f : std::numeric_limits<float>::quiet_NaN();
-    }
+    if (item.relative_standard_error != nullptr) item.relative_standard_error[head] = ErrorOf(plan, errors, merged);
   }
+}
+
+// The standard error of a head, relative to it: `merged` and what it errs by share their factor.
+float Decoder::ErrorOf(const PlannedItem& plan, const sampling::StepSums& errors, const float* merged) const {
+  if (plan.method == Method::kExact) return 0;
+  if (!plan.tells_errors) return std::numeric_limits<float>::quiet_NaN();
+  float norm = 0;
+  for (int d = 0; d < shape_.padded_dim; ++d) norm += merged[d] * merged[d];
+  float squared_error = sampling::SquaredError(errors);
+  if (plan.method == Method::kS2antaFlash) squared_error = errors.steps;
+  if (plan.method == Method::kSanta) {
+    const auto draws = static_cast<float>(plan.item->options.sample_count);
+    squared_error = sampling::SquaredError({.t = draws, .t_squared = draws, .z_squared = errors.steps}, norm);
+  }
+  return sampling::RelativeError(squared_error, norm);
 }
 
 // o of a head: the merged sums times `factor`.

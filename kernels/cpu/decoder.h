@@ -49,6 +49,7 @@ class Decoder {
   void RunStored();
   void RunGroupDraws();
   void Merge(const PlannedItem& plan, int kv_head, int worker);
+  float ErrorOf(const PlannedItem& plan, const sampling::StepSums& errors, const float* merged) const;
   void MergeGroup(const PlannedItem& plan, int kv_head, int worker);
   void AimAtTarget(const PlannedItem& plan, int kv_head, int worker);
   void WriteOutput(const PlannedItem& plan, int64_t head, float factor, int worker);
@@ -61,6 +62,7 @@ class Decoder {
   int64_t FirstBlockNumber(const Unit& unit) const;
   BlockArrays FirstBlockOf(const Unit& unit) const;
   Partial PartialAt(int64_t unit) const;
+  Partial PartialOf(const PlannedItem& plan, int kv_head, int64_t split) const;
   // Whether sketches of values take part in the answer.
   bool SketchesValues(const PlannedItem& plan) const;
   int64_t ItemBytes(const PlannedItem& plan) const;
@@ -91,6 +93,7 @@ class Decoder {
   GrowBuffer<float> partial_sum_;
   GrowBuffer<float> partial_output_;
   GrowBuffer<int32_t> partial_rows_;
+  GrowBuffer<sampling::StepSums> partial_errors_;
   GrowBuffer<uint64_t> unit_masses_;
   GrowBuffer<uint32_t> histograms_;
   GrowBuffer<float> spreads_;

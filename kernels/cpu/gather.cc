@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include "kernels/sampling/draws.h"
 
@@ -15,7 +16,10 @@ void TakeCounts(const float* counts, const HeadVector& factors, float* weights) 
 
 }  // namespace
 
-void Gatherer::Begin(const DecodeShape& shape) {
+void Gatherer::Begin(const DecodeContext& context, bool independent) {
+  const DecodeShape& shape = context.shape;
+  chain_.Begin(context, independent);
+  block_below_.AtLeast(shape.group);
   const size_t size = static_cast<size_t>(shape.pitch_sum) * kBlockRows;
   counts_.AtLeast(size);
   weights_.AtLeast(size);
@@ -80,7 +84,34 @@ void Gatherer::DrawSystematically(const DecodeContext& context, const BlockArray
   }
 }
 
-int Gatherer::Queue(const DecodeContext& context, const HeadVector* factors, float* sums) {
+// Of one row of the block, which some head drew.
+void Gatherer::AddErrors(const DecodeShape& shape, const BlockArrays& arrays, const DrawErrors& errors, int row) {
+  for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+    const int pitch = shape.pitch(chunk);
+    const float* counts = counts_.data() + FirstOf(chunk) + row * pitch;
+    for (int lane = 0; lane < shape.heads(chunk); ++lane) {
+      if (counts[lane] == 0) continue;
+      const int head = chunk * kChunkHeads + lane;
+      float t = counts[lane];
+      if (errors.design != DrawErrors::Design::kIndependent) {
+        const uint32_t mass = arrays.chunk_masses(chunk)[row * pitch + lane];
+        const auto expected = static_cast<float>(mass * errors.draws_per_mass[head]);
+        if (errors.design == DrawErrors::Design::kSystematic) {
+          t = sampling::Fluctuation(expected);
+        } else {
+          const uint64_t through = mass_sums_.data()[FirstOf(chunk) + row * pitch + lane];
+          const double begin =
+              static_cast<double>(block_below_.data()[head] + through - mass) * errors.draws_per_mass[head];
+          t = sampling::StratifiedFluctuation(static_cast<float>(begin - std::floor(begin)), expected);
+        }
+      }
+      chain_.Add(head, t, values_[row], errors.sums);
+    }
+  }
+}
+
+int Gatherer::Queue(const DecodeContext& context, const HeadVector* factors, float* sums, const BlockArrays& arrays,
+                    const DrawErrors* errors) {
   Flush(context);
   const DecodeShape& shape = context.shape;
   const auto row_bytes = static_cast<int64_t>(context.cache.layout().row_bytes());
@@ -107,6 +138,7 @@ int Gatherer::Queue(const DecodeContext& context, const HeadVector* factors, flo
         }
       }
       ++num_rows_;
+      if (errors != nullptr) AddErrors(shape, arrays, *errors, row);
     }
   }
   return num_rows_;
@@ -125,6 +157,7 @@ void Gatherer::Flush(const DecodeContext& context, KeyFetcher* fetcher) {
                                 .sums = sums_ + static_cast<int64_t>(chunk) * kChunkHeads * shape.padded_dim,
                                 .ahead = chunk == 0 ? ahead : Ahead{}});
   }
+  chain_.Flush();
   num_rows_ = 0;
 }
 
