@@ -23,7 +23,8 @@ BackendFactory WithThreads(int32_t num_threads) {
   };
 }
 
-const BackendUnderTest kCpu = {.name = "cpu", .make = WithThreads(2), .variants = {WithThreads(1), WithThreads(3)}};
+const BackendUnderTest kCpu = {
+    .name = "cpu", .make = WithThreads(2), .variants = {WithThreads(1), WithThreads(3)}, .tells_errors_by_steps = true};
 
 INSTANTIATE_TEST_SUITE_P(Cpu, BackendSuite,
                          ::testing::Values(kCpu, kCpu.Sketched(Sketch::kK4), kCpu.Sketched(Sketch::kK4V4),

@@ -19,14 +19,6 @@ void ErrorChain::StartRun() {
   std::fill_n(links_, num_heads_, none);
 }
 
-void ErrorChain::AddStep(const uint8_t* row, const uint8_t* before, float tau, sampling::StepSums* sums) {
-  if (num_steps_ == kMostSteps) Measure();
-  rows_[num_steps_] = row;
-  before_[num_steps_] = before;
-  taus_[num_steps_] = tau;
-  sums_[num_steps_++] = sums;
-}
-
 void ErrorChain::Measure() {
   float distances[kMostSteps];
   context_->kernels.distances({.first = rows_,

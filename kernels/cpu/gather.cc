@@ -86,26 +86,24 @@ void Gatherer::DrawSystematically(const DecodeContext& context, const BlockArray
 
 // Of one row of the block, which some head drew.
 void Gatherer::AddErrors(const DecodeShape& shape, const BlockArrays& arrays, const DrawErrors& errors, int row) {
+  using Design = DrawErrors::Design;
   for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-    const int pitch = shape.pitch(chunk);
-    const float* counts = counts_.data() + FirstOf(chunk) + row * pitch;
+    const int64_t first = int64_t{row} * shape.pitch(chunk);
+    const float* counts = counts_.data() + FirstOf(chunk) + first;
+    const uint32_t* masses = arrays.chunk_masses(chunk) + first;
+    const uint64_t* through = mass_sums_.data() + FirstOf(chunk) + first;
     for (int lane = 0; lane < shape.heads(chunk); ++lane) {
-      if (counts[lane] == 0) continue;
       const int head = chunk * kChunkHeads + lane;
       float t = counts[lane];
-      if (errors.design != DrawErrors::Design::kIndependent) {
-        const uint32_t mass = arrays.chunk_masses(chunk)[row * pitch + lane];
-        const auto expected = static_cast<float>(mass * errors.draws_per_mass[head]);
-        if (errors.design == DrawErrors::Design::kSystematic) {
-          t = sampling::Fluctuation(expected);
-        } else {
-          const uint64_t through = mass_sums_.data()[FirstOf(chunk) + row * pitch + lane];
-          const double begin =
-              static_cast<double>(block_below_.data()[head] + through - mass) * errors.draws_per_mass[head];
-          t = sampling::StratifiedFluctuation(static_cast<float>(begin - std::floor(begin)), expected);
-        }
+      if (errors.design == Design::kSystematic) {
+        t = sampling::Fluctuation(static_cast<float>(masses[lane]) * static_cast<float>(errors.draws_per_mass[head]));
+      } else if (errors.design == Design::kStratified) {
+        const double begin =
+            static_cast<double>(block_below_.data()[head] + through[lane] - masses[lane]) * errors.draws_per_mass[head];
+        t = sampling::StratifiedFluctuation(static_cast<float>(begin - std::floor(begin)),
+                                            static_cast<float>(masses[lane] * errors.draws_per_mass[head]));
       }
-      chain_.Add(head, t, values_[row], errors.sums);
+      chain_.Add(head, counts[lane] != 0, t, values_[row], errors.sums);
     }
   }
 }
