@@ -20,21 +20,19 @@ class ErrorChain {
   // The next rows have none before them.
   void StartRun();
 
-  // A value row, rows in order, that a head in [0, G) drew if `drawn`: fluctuation t, into sums[head], z being the row
-  // itself. Which head drew a row is a matter of chance: no branch is asked to guess it.
-  void Add(int head, bool drawn, float t, const uint8_t* row, sampling::StepSums* sums) {
-    if (num_steps_ == kMostSteps) Measure();
-    drawn = drawn && t != 0;
+  // A value row that a head in [0, G) drew, its rows in order: fluctuation t, into sums[head], z being the row itself.
+  void Add(int head, float t, const uint8_t* row, sampling::StepSums* sums) {
+    if (t == 0) return;
+    sums[head].t += t;
     Link& last = links_[head];
-    rows_[num_steps_] = row;
-    before_[num_steps_] = last.row;
-    taus_[num_steps_] = from_zero_ ? t : (t + last.t) / 2;
-    sums_[num_steps_] = &sums[head];
-    num_steps_ += static_cast<int>(drawn & (last.row != nullptr));
-    sums[head].t += drawn ? t : 0;
-    const bool follows = drawn && !from_zero_;
-    last.row = follows ? row : last.row;
-    last.t = follows ? t : last.t;
+    if (last.row != nullptr) {
+      if (num_steps_ == kMostSteps) Measure();
+      rows_[num_steps_] = row;
+      before_[num_steps_] = last.row;
+      taus_[num_steps_] = from_zero_ ? t : (t + last.t) / 2;
+      sums_[num_steps_++] = &sums[head];
+    }
+    if (!from_zero_) last = {row, t};
   }
 
   void Flush() {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 
 #include "kernels/sampling/draws.h"
 
@@ -92,7 +91,10 @@ void Gatherer::AddErrors(const DecodeShape& shape, const BlockArrays& arrays, co
     const float* counts = counts_.data() + FirstOf(chunk) + first;
     const uint32_t* masses = arrays.chunk_masses(chunk) + first;
     const uint64_t* through = mass_sums_.data() + FirstOf(chunk) + first;
-    for (int lane = 0; lane < shape.heads(chunk); ++lane) {
+    uint32_t drawn = 0;
+    for (int lane = 0; lane < shape.heads(chunk); ++lane) drawn |= static_cast<uint32_t>(counts[lane] != 0) << lane;
+    for (; drawn != 0; drawn &= drawn - 1) {
+      const int lane = std::countr_zero(drawn);
       const int head = chunk * kChunkHeads + lane;
       float t = counts[lane];
       if (errors.design == Design::kSystematic) {
@@ -100,10 +102,11 @@ void Gatherer::AddErrors(const DecodeShape& shape, const BlockArrays& arrays, co
       } else if (errors.design == Design::kStratified) {
         const double begin =
             static_cast<double>(block_below_.data()[head] + through[lane] - masses[lane]) * errors.draws_per_mass[head];
-        t = sampling::StratifiedFluctuation(static_cast<float>(begin - std::floor(begin)),
-                                            static_cast<float>(masses[lane] * errors.draws_per_mass[head]));
+        t = sampling::StratifiedFluctuation(
+            static_cast<float>(begin - static_cast<double>(static_cast<int64_t>(begin))),
+            static_cast<float>(masses[lane] * errors.draws_per_mass[head]));
       }
-      chain_.Add(head, counts[lane] != 0, t, values_[row], errors.sums);
+      chain_.Add(head, t, values_[row], errors.sums);
     }
   }
 }

@@ -34,10 +34,13 @@
 
 namespace santa::sampling {
 
+// x in [0, 2^31). The library's floor is a call where the instruction set is an old one.
+SANTA_HOST_DEVICE float FractionOf(float x) { return x - static_cast<float>(static_cast<int32_t>(x)); }
+
 // Of a row that systematic draws fall on `expected` times in the mean, floor or ceiling: f (1 - f), over the
 // probability that the row is drawn.
 SANTA_HOST_DEVICE float Fluctuation(float expected) {
-  const float fraction = expected - floorf(expected);
+  const float fraction = FractionOf(expected);
   return expected < 1 ? 1 - expected : fraction * (1 - fraction);
 }
 
@@ -45,7 +48,7 @@ SANTA_HOST_DEVICE float Fluctuation(float expected) {
 SANTA_HOST_DEVICE float StratifiedFluctuation(float begin_fraction, float expected) {
   const float first = fminf(expected, 1 - begin_fraction);  // in the stratum where it begins
   const float rest = expected - first;
-  const float last = rest - floorf(rest);
+  const float last = FractionOf(rest);
   const float variance = first * (1 - first) + last * (1 - last);
   if (rest >= 1 || first >= 1) return variance;  // it covers a stratum
   const float drawn = 1 - (1 - first) * (1 - last);
