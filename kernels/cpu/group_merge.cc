@@ -118,8 +118,8 @@ GroupAnswer MergeGroupHead(const DecodeContext& context, const PlannedItem& plan
     if (units.ratio) add(scratch.data(), of_unit.vectors, factor * factor);
   }
   // Without a row, nor a sketch to stand for all, there is no telling but by what chose none.
-  const bool unread = units.ratio && units.rows() == 0;
-  const bool none = unread && !units.corrected;
+  const bool unread = units.rows() == 0;
+  const bool none = units.ratio && unread && !units.corrected;
   const double of_tokens =
       none || !units.ratio ? item.lse[head] : units.max + std::log(units.SketchMass() + units.RowMass());
   const WithSink all(*plan.item, head, of_tokens);

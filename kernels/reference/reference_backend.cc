@@ -420,7 +420,8 @@ class ReferenceBackend : public Backend {
       }
       errors.Add(static_cast<float>(1 - term.pi), z);
     }
-    Finish(item, kv_head, h, sum, lse, errors.OfRowsInOrder());
+    // Without a row there is no telling.
+    Finish(item, kv_head, h, sum, lse, terms.empty() ? std::nan("") : errors.OfRowsInOrder());
   }
 
   const KvLayout layout_;

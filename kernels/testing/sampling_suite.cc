@@ -291,7 +291,8 @@ TEST_P(BackendSuite, StandardErrorsAreTheErrorsWhereNeighboursAreAlike) {
   Tokens tokens = RandomTokens(layout, 1500, random);
   const auto row = static_cast<size_t>(layout.num_kv_heads) * layout.head_dim;
   for (size_t at = 0; at < tokens.v.size(); ++at) {
-    tokens.v[at] += 3 + 2 * std::sin(static_cast<double>(at / row) / 200 + static_cast<double>(at % row));
+    const size_t token = at / row;
+    tokens.v[at] += 3 + 2 * std::sin(static_cast<double>(token) / 200 + static_cast<double>(at % row));
   }
   const Sequence sequence = cache->Add(tokens);
   for (const AttentionOptions& method : SampledMethods(GetParam(), 200)) {
