@@ -113,7 +113,7 @@ struct DecodeItem {
   float* lse = nullptr;                    // [H], written
   DecodeStatistics* statistics = nullptr;  // written if not null
   // [H], or null. Written with sqrt(E|o^ - o|^2) / |o|, estimated from the rows that were read; 0 where the answer is
-  // exact, NaN where a backend does not tell it for the method.
+  // exact, NaN where the rows tell nothing of it (kernels/sampling/standard_error.h) or a backend does not.
   float* relative_standard_error = nullptr;
 };
 

@@ -38,7 +38,8 @@ enum class Method : uint8_t {
   kCoordinated,  // probabilities from the exact scores: all K is read; unbiased for o, lse exact
   // Probabilities from the cache's sketch, and K and V of the drawn rows only: numerator and denominator of o are
   // unbiased, o and lse (estimated too) consistent, with a bias of O(1 / S). Tokens of a page that is not full have no
-  // sketch; they are read always, beside the S. Needs KvLayout::sketch.
+  // sketch; they are read always, beside the S. Needs KvLayout::sketch. With a sketch of values too it is a difference
+  // estimator: what the sketches say of all rows, corrected by the drawn ones.
   kSketched,
 };
 inline constexpr std::array kAllMethods = {Method::kExact,       Method::kSanta,       Method::kStratified,

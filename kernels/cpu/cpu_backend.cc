@@ -54,10 +54,6 @@ class CpuBackend : public Backend {
   int32_t num_pages() const override { return cache_.num_pages(); }
 
   absl::Status Supports(const AttentionOptions& options, int64_t /*num_tokens*/) const override {
-    if (options.method == Method::kSketched && ValueBits(layout().sketch) > 0) {
-      return absl::UnimplementedError(absl::StrCat("method is SKETCHED, sketch is ", std::string(Name(layout().sketch)),
-                                                   "; the CPU backend has SKETCHED with k4"));
-    }
     return SupportsSketch(options, layout());
   }
 

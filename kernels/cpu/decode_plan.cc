@@ -1,6 +1,7 @@
 #include "kernels/cpu/decode_plan.h"
 
 #include "kernels/sampling/score.h"
+#include "kernels/sampling/standard_error.h"
 
 namespace santa::cpu {
 
@@ -28,6 +29,13 @@ PlannedItem PlanItem(const DecodeItem& item, const DecodeShape& shape, int32_t p
     plan.tiling = sampling::MakeTiling(plan.begin, plan.end, item.options.sample_count);
     plan.split_tokens = std::max(kSplitTokens, plan.tiling.size);
   }
+  plan.tells_errors = item.relative_standard_error != nullptr;
+  if (plan.method == Method::kS2antaFlash) {
+    const int64_t least_budget = item.options.sample_count / plan.tiling.count;
+    plan.tells_errors = plan.tells_errors && least_budget >= sampling::kLeastToldBudget;
+  }
+  // One independent draw says nothing of its error.
+  if (plan.method == Method::kSanta && item.options.sample_count == 1) plan.tells_errors = false;
   plan.first_split = plan.begin / plan.split_tokens;
   plan.num_splits = (plan.end - 1) / plan.split_tokens - plan.first_split + 1;
   return plan;

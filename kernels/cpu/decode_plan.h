@@ -47,6 +47,7 @@ struct PlannedItem {
   int64_t full;  // of draws for groups: tokens before it take part in the draw, those from it on are always read
   float scale;
   bool bf16_queries;        // every query is packed as bf16 too
+  bool tells_errors;        // standard errors are asked for, and can be told
   sampling::Tiling tiling;  // of S2ANTA_FLASH and S2ANTA_PROP
   int64_t split_tokens;
   int64_t first_split;  // absolute number

@@ -5,62 +5,10 @@
 #include <limits>
 
 #include "kernels/cpu/convert.h"
+#include "kernels/cpu/sink.h"
 #include "kernels/sampling/standard_error.h"
 
 namespace santa::cpu {
-namespace {
-
-// The larger; NaN if one is.
-float NanMax(float a, float b) { return a > b || a != a ? a : b; }
-
-// What a sink beside the tokens leaves: lse over both, and the tokens' share of the probability.
-struct WithSink {
-  WithSink(const DecodeItem& item, int64_t head, double of_tokens) : lse(of_tokens) {
-    if (item.sink_logits == nullptr) return;
-    const double sink = item.sink_logits[head];
-    const double largest = std::max(of_tokens, sink);
-    lse = largest + std::log(std::exp(of_tokens - largest) + std::exp(sink - largest));
-    share = std::exp(of_tokens - lse);
-  }
-  double lse;
-  double share = 1;
-};
-
-// One head's numbers of GroupErrors over its units, each in units of exp(-its max): a factor brings them together.
-struct ErrorTotals {
-  void Add(const float* numbers, int head, float factor) {
-    sums.t += numbers[0];
-    sums.t_squared += numbers[1];
-    tw += factor * numbers[2 + 3 * head];
-    tw2 += factor * factor * numbers[2 + 3 * head + 1];
-    tw2v2 += factor * factor * numbers[2 + 3 * head + 2];
-  }
-
-  // o = unit * merged; first and second are the sums of t w v and t w^2 v.
-  template <typename Answer>
-  double SquaredError(const float* merged, const float* first, const float* second, int dims, const Answer& answer,
-                      bool ratio) {
-    double cross = 0;  // o . second
-    double sum = 0;    // |sum t z|^2 / unit^2
-    for (int d = 0; d < dims; ++d) {
-      const double o = answer.unit * merged[d];
-      const double z = ratio ? first[d] - o * tw : first[d];
-      cross += o * second[d];
-      sum += z * z;
-    }
-    const double square = answer.unit * answer.unit;
-    sums.z_squared = static_cast<float>(square * (ratio ? tw2v2 - 2 * cross + answer.norm * tw2 : tw2v2));
-    return sampling::SquaredError(sums, static_cast<float>(square * sum));
-  }
-
-  sampling::ErrorSums sums;
-  double tw = 0;
-  double tw2 = 0;
-  double tw2v2 = 0;
-};
-
-}  // namespace
-
 Decoder::Decoder(const KvCache& cache, ThreadPool& pool)
     : cache_(cache),
       pool_(pool),
@@ -93,6 +41,10 @@ void Decoder::Decode(std::span<const DecodeItem> items) {
   }
 }
 
+bool Decoder::SketchesValues(const PlannedItem& plan) const {
+  return plan.method == Method::kSketched && ValueBits(cache_.layout().sketch) > 0;
+}
+
 int64_t Decoder::ItemBytes(const PlannedItem& plan) const {
   const int64_t units = plan.num_units(shape_);
   int64_t bytes = units * shape_.group * shape_.padded_dim * static_cast<int64_t>(sizeof(float));
@@ -100,8 +52,10 @@ int64_t Decoder::ItemBytes(const PlannedItem& plan) const {
     bytes += units * (3 * shape_.group * shape_.padded_dim * static_cast<int64_t>(sizeof(float)) +
                       sampling::kInclusionBins * static_cast<int64_t>(sizeof(uint32_t)) +
                       plan.blocks_per_split() * kScoreRows * static_cast<int64_t>(2 * sizeof(float)));
-    if (plan.has_target())
+    if (plan.has_target()) {
       bytes += units * shape_.group * sampling::kInclusionBins * static_cast<int64_t>(sizeof(float));
+    }
+    if (SketchesValues(plan)) bytes += units * shape_.group * shape_.padded_dim * static_cast<int64_t>(sizeof(float));
   }
   if (plan.keeps_blocks()) {
     bytes += units * plan.blocks_per_split() *
@@ -122,6 +76,7 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
   int64_t draws = 0;
   bool for_groups = false;
   bool has_target = false;
+  bool sketches_values = false;
   for (const DecodeItem& item : items) {
     PlannedItem plan = PlanItem(item, shape_, cache_.layout().page_size);
     bytes += ItemBytes(plan);
@@ -138,6 +93,7 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
     if (plan.keeps_blocks()) blocks += plan.num_units(shape_) * plan.blocks_per_split();
     for_groups = for_groups || plan.draws_for_groups();
     has_target = has_target || plan.has_target();
+    sketches_values = sketches_values || SketchesValues(plan);
     if (plan.method == Method::kS2antaProp) tiles += heads * plan.tiling.count;
     if (plan.method == Method::kSanta) draws += heads * item.options.sample_count;
     plans_.push_back(plan);
@@ -149,6 +105,7 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
   partial_sum_.AtLeast(units * shape_.group);
   partial_output_.AtLeast(units * shape_.group * shape_.padded_dim);
   partial_rows_.AtLeast(units);
+  partial_errors_.AtLeast(units * shape_.group);
   unit_masses_.AtLeast(units * shape_.group);
   scores_.AtLeast(blocks * BlockArrays::ScoresSize(shape_));
   group_masses_.AtLeast(blocks * BlockArrays::GroupsSize(shape_));
@@ -165,6 +122,12 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
     error_numbers_.AtLeast(units * GroupErrors::NumbersSize(shape_));
     error_vectors_.AtLeast(units * GroupErrors::VectorsSize(shape_));
     group_lse_.AtLeast(plans_.size() * heads);
+    if (sketches_values) {
+      sketch_max_.AtLeast(units * shape_.group);
+      sketch_sum_.AtLeast(units * shape_.group);
+      sketch_output_.AtLeast(units * shape_.group * shape_.padded_dim);
+      corrected_.AtLeast(plans_.size() * heads);
+    }
     solutions_.AtLeast(plans_.size() * shape_.num_kv_heads);
   }
   return static_cast<int64_t>(plans_.size());
@@ -194,8 +157,15 @@ void Decoder::PackQueries() {
 }
 
 Partial Decoder::PartialAt(int64_t unit) const {
-  return {partial_max_.data() + unit * shape_.group, partial_sum_.data() + unit * shape_.group,
-          partial_output_.data() + unit * shape_.group * shape_.padded_dim, partial_rows_.data() + unit};
+  return Partial{partial_max_.data(), partial_sum_.data(), partial_output_.data(), partial_rows_.data()}.Next(shape_,
+                                                                                                              unit);
+}
+
+Partial Decoder::PartialOf(const PlannedItem& plan, int kv_head, int64_t split) const {
+  Partial first = PartialAt(plan.first_unit);
+  const bool for_heads = plan.stores_scores() || plan.method == Method::kS2antaFlash;
+  if (for_heads && plan.tells_errors) first.errors = partial_errors_.data() + plan.first_unit * shape_.group;
+  return first.Next(shape_, kv_head * plan.num_splits + split);
 }
 
 Unit Decoder::UnitAt(const PlannedItem& plan, int kv_head, int64_t split, int worker) {
@@ -207,7 +177,7 @@ Unit Decoder::UnitAt(const PlannedItem& plan, int kv_head, int64_t split, int wo
           .split = split,
           .queries = queries_.data() + first_query,
           .bf16_queries = plan.bf16_queries ? bf16_queries_.data() + first_query : nullptr,
-          .partial = PartialAt(plan.first_unit + kv_head * plan.num_splits + split),
+          .partial = PartialOf(plan, kv_head, split),
           .scratch = scratch_[worker]};
 }
 
@@ -225,22 +195,31 @@ int64_t Decoder::FirstBlockNumber(const Unit& unit) const {
   return unit.plan.first_block + unit_in_item * unit.plan.blocks_per_split();
 }
 
-GroupItem Decoder::GroupItemOf(const PlannedItem& plan) {
-  const int64_t item = &plan - plans_.data();
-  return {.lse = group_lse_.data() + item * shape_.num_kv_heads * shape_.group,
-          .solution = solutions_.data() + item * shape_.num_kv_heads,
-          .histograms = histograms_.data() + plan.first_unit * sampling::kInclusionBins,
-          .spreads =
-              plan.has_target() ? spreads_.data() + plan.first_unit * shape_.group * sampling::kInclusionBins : nullptr,
-          .totals = unit_masses_.data() + plan.first_unit,
-          .first_partial = PartialAt(plan.first_unit)};
+GroupItem Decoder::GroupItemOf(const PlannedItem& plan) const {
+  const int64_t first_head = (&plan - plans_.data()) * shape_.num_kv_heads * shape_.group;
+  GroupItem item = {.lse = group_lse_.data() + first_head,
+                    .solution = solutions_.data() + (&plan - plans_.data()) * shape_.num_kv_heads,
+                    .histograms = histograms_.data() + plan.first_unit * sampling::kInclusionBins,
+                    .spreads = plan.has_target()
+                                   ? spreads_.data() + plan.first_unit * shape_.group * sampling::kInclusionBins
+                                   : nullptr,
+                    .totals = unit_masses_.data() + plan.first_unit,
+                    .first_partial = PartialAt(plan.first_unit)};
+  if (plan.item->relative_standard_error != nullptr || plan.has_target()) {
+    item.first_errors = {error_numbers_.data() + plan.first_unit * GroupErrors::NumbersSize(shape_),
+                         error_vectors_.data() + plan.first_unit * GroupErrors::VectorsSize(shape_)};
+  }
+  if (SketchesValues(plan)) {
+    item.first_sketch =
+        Partial{sketch_max_.data(), sketch_sum_.data(), sketch_output_.data(), nullptr}.Next(shape_, plan.first_unit);
+    item.corrected = corrected_.data() + first_head;
+  }
+  return item;
 }
 
-GroupUnit Decoder::GroupUnitOf(const Unit& unit, const GroupItem& item) {
+GroupUnit Decoder::GroupUnitOf(const Unit& unit, const GroupItem& item) const {
   const int64_t block = FirstBlockNumber(unit);
-  const int64_t number = unit.plan.first_unit + unit.kv_head * unit.plan.num_splits + unit.split;
   const int64_t heads = static_cast<int64_t>(shape_.num_kv_heads) * shape_.group;
-  const bool errors = unit.plan.item->relative_standard_error != nullptr || unit.plan.has_target();
   return {
       .unit = unit,
       .item = item,
@@ -249,9 +228,7 @@ GroupUnit Decoder::GroupUnitOf(const Unit& unit, const GroupItem& item) {
       .squares = squares_.data() + block * kScoreRows,
       .inclusions = inclusions_.data() + block * kScoreRows,
       .queries = plain_queries_.data() + ((&unit.plan - plans_.data()) * heads + unit.first_head()) * shape_.head_dim,
-      .score_sketch = score_sketch_,
-      .errors = {errors ? error_numbers_.data() + number * GroupErrors::NumbersSize(shape_) : nullptr,
-                 errors ? error_vectors_.data() + number * GroupErrors::VectorsSize(shape_) : nullptr}};
+      .score_sketch = score_sketch_};
 }
 
 BlockArrays Decoder::FirstBlockOf(const Unit& unit) const {
@@ -365,18 +342,31 @@ void Decoder::RunGroupDraws() {
   });
   ForGroupUnits([](const GroupUnit& group, int) { CountSquares(group); });
   ForGroups([](const PlannedItem& plan, const GroupItem& item, int kv_head, int) { SolveGroup(plan, item, kv_head); });
-  ForGroupUnits([](const GroupUnit& group, int) { Include(group); });
-  ForGroupUnits([this](const GroupUnit& group, int worker) { ReadRows(group, read_scratch_[worker]); });
+  ReadGroups([](const GroupUnit&) { return true; });
   if (std::none_of(plans_.begin(), plans_.end(), [](const PlannedItem& plan) { return plan.has_target(); })) return;
   ForGroups([this](const PlannedItem& plan, const GroupItem&, int kv_head, int worker) {
     if (plan.has_target()) AimAtTarget(plan, kv_head, worker);
   });
-  const auto unfinished = [](const GroupUnit& group) { return group.unit.plan.has_target() && !group.solution().done; };
+  ReadGroups([](const GroupUnit& group) { return group.unit.plan.has_target() && !group.solution().done; });
+}
+
+// Draws and reads the rows of the units that are chosen.
+template <typename Predicate>
+void Decoder::ReadGroups(Predicate chosen) {
   ForGroupUnits([&](const GroupUnit& group, int) {
-    if (unfinished(group)) Include(group);
+    if (chosen(group)) Include(group);
   });
   ForGroupUnits([&](const GroupUnit& group, int worker) {
-    if (unfinished(group)) ReadRows(group, read_scratch_[worker]);
+    if (chosen(group)) ReadRows(group, read_scratch_[worker]);
+  });
+  if (std::none_of(plans_.begin(), plans_.end(), [this](const PlannedItem& plan) { return SketchesValues(plan); })) {
+    return;
+  }
+  ForGroups([this](const PlannedItem& plan, const GroupItem& item, int kv_head, int) {
+    if (item.corrects()) CheckSketches(context_, plan, item, kv_head);
+  });
+  ForGroupUnits([this](const GroupUnit& group, int worker) {
+    if (group.item.corrects() && group.solution().reads_again) ReadRows(group, read_scratch_[worker]);
   });
 }
 
@@ -385,10 +375,9 @@ void Decoder::Merge(const PlannedItem& plan, int kv_head, int worker) {
   if (plan.draws_for_groups()) return MergeGroup(plan, kv_head, worker);
   const DecodeItem& item = *plan.item;
   float* merged = vectors_[worker].data() + shape_.head_dim;
-  const int64_t first_unit = plan.first_unit + kv_head * plan.num_splits;
   for (int in_group = 0; in_group < shape_.group; ++in_group) {
     const int64_t head = static_cast<int64_t>(kv_head) * shape_.group + in_group;
-    const auto partial = [&](int64_t split) { return PartialAt(first_unit + split); };
+    const auto partial = [&](int64_t split) { return PartialOf(plan, kv_head, split); };
     float max = partial(0).max[in_group];
     for (int64_t split = 1; split < plan.num_splits; ++split) max = std::max(max, partial(split).max[in_group]);
     float sum = 0;
@@ -396,22 +385,40 @@ void Decoder::Merge(const PlannedItem& plan, int kv_head, int worker) {
       sum += std::exp(partial(split).max[in_group] - max) * partial(split).sum[in_group];
     }
     const WithSink all(item, head, max + std::log(static_cast<double>(sum)));
+    sampling::StepSums errors;
     std::fill_n(merged, shape_.padded_dim, 0.0f);
     for (int64_t split = 0; split < plan.num_splits; ++split) {
       // Stored scores leave plain sums of the drawn rows, whatever the splits' maxima.
-      const float factor = plan.stores_scores() ? 1.0f : std::exp(partial(split).max[in_group] - max);
-      kernels_.add_scaled(merged, partial(split).output + static_cast<int64_t>(in_group) * shape_.padded_dim, factor,
+      const Partial part = partial(split);
+      const float factor = plan.stores_scores() ? 1.0f : std::exp(part.max[in_group] - max);
+      kernels_.add_scaled(merged, part.output + static_cast<int64_t>(in_group) * shape_.padded_dim, factor,
                           shape_.padded_dim);
+      if (part.errors == nullptr) continue;
+      errors.t += part.errors[in_group].t;
+      errors.pairs += part.errors[in_group].pairs;
+      errors.steps += factor * factor * part.errors[in_group].steps;
     }
     // A sum that is NaN, from a cache row that is, must show in a mean of drawn rows too.
     const double divisor = plan.stores_scores() ? item.options.sample_count + 0.0 * sum : sum;
     WriteOutput(plan, head, static_cast<float>(all.share / divisor), worker);
     item.lse[head] = static_cast<float>(all.lse);
-    if (item.relative_standard_error != nullptr) {
-      item.relative_standard_error[head] =
-          plan.method == Method::kExact ? 0.0f : std::numeric_limits<float>::quiet_NaN();
-    }
+    if (item.relative_standard_error != nullptr) item.relative_standard_error[head] = ErrorOf(plan, errors, merged);
   }
+}
+
+// The standard error of a head, relative to it: `merged` and what it errs by share their factor.
+float Decoder::ErrorOf(const PlannedItem& plan, const sampling::StepSums& errors, const float* merged) const {
+  if (plan.method == Method::kExact) return 0;
+  if (!plan.tells_errors) return std::numeric_limits<float>::quiet_NaN();
+  float norm = 0;
+  for (int d = 0; d < shape_.padded_dim; ++d) norm += merged[d] * merged[d];
+  float squared_error = sampling::SquaredError(errors);
+  if (plan.method == Method::kS2antaFlash) squared_error = errors.steps;
+  if (plan.method == Method::kSanta) {
+    const auto draws = static_cast<float>(plan.item->options.sample_count);
+    squared_error = sampling::SquaredError({.t = draws, .t_squared = draws, .z_squared = errors.steps}, norm);
+  }
+  return sampling::RelativeError(squared_error, norm);
 }
 
 // o of a head: the merged sums times `factor`.
@@ -424,59 +431,13 @@ void Decoder::WriteOutput(const PlannedItem& plan, int64_t head, float factor, i
           shape_.head_dim);
 }
 
-Decoder::GroupAnswer Decoder::MergeGroupHead(const PlannedItem& plan, int kv_head, int in_group, bool errors,
-                                             int worker) {
-  const bool ratio = plan.method == Method::kSketched;
-  const int64_t first_unit = plan.first_unit + kv_head * plan.num_splits;
-  const int64_t head = static_cast<int64_t>(kv_head) * shape_.group + in_group;
-  const int dims = shape_.padded_dim;
-  float* merged = vectors_[worker].data() + shape_.head_dim;
-  std::vector<float>& first = error_scratch_[worker];
-  first.assign(2 * static_cast<size_t>(dims), 0.0f);
-  float* second = first.data() + dims;
-  const float of_all = GroupItemOf(plan).lse[head];
-  // COORDINATED's weights are probabilities already.
-  float max = ratio ? -std::numeric_limits<float>::infinity() : of_all;
-  int64_t rows = 0;
-  for (int64_t split = 0; split < plan.num_splits; ++split) {
-    const Partial partial = PartialAt(first_unit + split);
-    rows += *partial.rows;
-    if (ratio && *partial.rows > 0) max = NanMax(max, partial.max[in_group]);
-  }
-  double mass = ratio ? 0 : 1;
-  ErrorTotals totals;
-  std::fill_n(merged, dims, 0.0f);
-  for (int64_t split = 0; split < plan.num_splits; ++split) {
-    const Partial partial = PartialAt(first_unit + split);
-    if (*partial.rows == 0) continue;
-    const float factor = ratio ? std::exp(partial.max[in_group] - max) : 1;
-    if (ratio) mass += factor * partial.sum[in_group];
-    kernels_.add_scaled(merged, partial.output + static_cast<int64_t>(in_group) * dims, factor, dims);
-    if (!errors) continue;
-    const int64_t unit = first_unit + split;
-    const GroupErrors of_unit = {error_numbers_.data() + unit * GroupErrors::NumbersSize(shape_),
-                                 error_vectors_.data() + unit * GroupErrors::VectorsSize(shape_)};
-    totals.Add(of_unit.numbers, in_group, factor);
-    kernels_.add_scaled(first.data(), of_unit.first(shape_, in_group), factor, dims);
-    if (ratio) kernels_.add_scaled(second, of_unit.second(shape_, in_group), factor * factor, dims);
-  }
-  // Without a row there is no telling but by what chose none.
-  const bool none = ratio && rows == 0;
-  const WithSink all(*plan.item, head, none || !ratio ? of_all : max + std::log(mass));
-  GroupAnswer answer = {.lse = all.lse, .unit = none ? 0 : ratio ? std::exp(max - all.lse) : all.share};
-  if (!errors) return answer;
-  for (int d = 0; d < dims; ++d) answer.norm += std::pow(answer.unit * merged[d], 2);
-  answer.squared_error = none ? std::numeric_limits<double>::quiet_NaN()
-                              : totals.SquaredError(merged, first.data(), second, dims, answer, ratio);
-  return answer;
-}
-
 void Decoder::MergeGroup(const PlannedItem& plan, int kv_head, int worker) {
   const DecodeItem& item = *plan.item;
   const bool errors = item.relative_standard_error != nullptr;
   for (int in_group = 0; in_group < shape_.group; ++in_group) {
     const int64_t head = static_cast<int64_t>(kv_head) * shape_.group + in_group;
-    const GroupAnswer answer = MergeGroupHead(plan, kv_head, in_group, errors, worker);
+    const GroupAnswer answer = MergeGroupHead(context_, plan, GroupItemOf(plan), kv_head, in_group, errors,
+                                              error_scratch_[worker], vectors_[worker].data() + shape_.head_dim);
     WriteOutput(plan, head, static_cast<float>(answer.unit), worker);
     item.lse[head] = static_cast<float>(answer.lse);
     if (!errors) continue;
@@ -489,7 +450,8 @@ void Decoder::MergeGroup(const PlannedItem& plan, int kv_head, int worker) {
 void Decoder::AimAtTarget(const PlannedItem& plan, int kv_head, int worker) {
   std::vector<PilotHead> heads;
   for (int in_group = 0; in_group < shape_.group; ++in_group) {
-    const GroupAnswer answer = MergeGroupHead(plan, kv_head, in_group, /*errors=*/true, worker);
+    const GroupAnswer answer = MergeGroupHead(context_, plan, GroupItemOf(plan), kv_head, in_group, /*errors=*/true,
+                                              error_scratch_[worker], vectors_[worker].data() + shape_.head_dim);
     heads.push_back({.norm = answer.norm, .squared_error = answer.squared_error});
   }
   SolveTarget(shape_, plan, GroupItemOf(plan), kv_head, heads.data());

@@ -9,6 +9,8 @@
 #include "kernels/attention.h"
 #include "kernels/cpu/decode_plan.h"
 #include "kernels/cpu/group_draw.h"
+#include "kernels/cpu/group_merge.h"
+#include "kernels/cpu/group_rows.h"
 #include "kernels/cpu/grow_buffer.h"
 #include "kernels/cpu/kv_cache.h"
 #include "kernels/cpu/row_kernels.h"
@@ -47,14 +49,7 @@ class Decoder {
   void RunStored();
   void RunGroupDraws();
   void Merge(const PlannedItem& plan, int kv_head, int worker);
-  // Of a head whose group drew together; o is unit * the merged sums, which lie in the worker's vectors.
-  struct GroupAnswer {
-    double lse = 0;
-    double unit = 0;
-    double norm = 0;           // |o|^2
-    double squared_error = 0;  // of the standard error; NaN where it is not known
-  };
-  GroupAnswer MergeGroupHead(const PlannedItem& plan, int kv_head, int in_group, bool errors, int worker);
+  float ErrorOf(const PlannedItem& plan, const sampling::StepSums& errors, const float* merged) const;
   void MergeGroup(const PlannedItem& plan, int kv_head, int worker);
   void AimAtTarget(const PlannedItem& plan, int kv_head, int worker);
   void WriteOutput(const PlannedItem& plan, int64_t head, float factor, int worker);
@@ -62,11 +57,14 @@ class Decoder {
 
   Unit UnitAt(const PlannedItem& plan, int kv_head, int64_t split, int worker);
   StoredItem StoredItemOf(const PlannedItem& plan) const;
-  GroupItem GroupItemOf(const PlannedItem& plan);
-  GroupUnit GroupUnitOf(const Unit& unit, const GroupItem& item);
+  GroupItem GroupItemOf(const PlannedItem& plan) const;
+  GroupUnit GroupUnitOf(const Unit& unit, const GroupItem& item) const;
   int64_t FirstBlockNumber(const Unit& unit) const;
   BlockArrays FirstBlockOf(const Unit& unit) const;
   Partial PartialAt(int64_t unit) const;
+  Partial PartialOf(const PlannedItem& plan, int kv_head, int64_t split) const;
+  // Whether sketches of values take part in the answer.
+  bool SketchesValues(const PlannedItem& plan) const;
   int64_t ItemBytes(const PlannedItem& plan) const;
   template <typename Predicate, typename Step>
   void ForStoredUnits(Predicate predicate, Step step);
@@ -74,6 +72,8 @@ class Decoder {
   void ForGroupUnits(Step step);
   template <typename Step>
   void ForGroups(Step step);
+  template <typename Predicate>
+  void ReadGroups(Predicate chosen);
 
   const KvCache& cache_;
   ThreadPool& pool_;
@@ -93,11 +93,15 @@ class Decoder {
   GrowBuffer<float> partial_sum_;
   GrowBuffer<float> partial_output_;
   GrowBuffer<int32_t> partial_rows_;
+  GrowBuffer<sampling::StepSums> partial_errors_;
   GrowBuffer<uint64_t> unit_masses_;
   GrowBuffer<uint32_t> histograms_;
   GrowBuffer<float> spreads_;
   GrowBuffer<float> error_numbers_;
   GrowBuffer<float> error_vectors_;
+  GrowBuffer<float> sketch_max_;
+  GrowBuffer<float> sketch_sum_;
+  GrowBuffer<float> sketch_output_;
   // [block]
   GrowBuffer<float> scores_;
   GrowBuffer<uint64_t> group_masses_;
@@ -110,6 +114,7 @@ class Decoder {
   GrowBuffer<uint64_t> totals_;
   GrowBuffer<float> group_lse_;
   GrowBuffer<GroupSolution> solutions_;
+  GrowBuffer<bool> corrected_;
   // [worker]
   std::vector<WorkerScratch> scratch_;
   std::vector<BudgetScratch> budget_scratch_;

@@ -15,7 +15,10 @@ void TakeCounts(const float* counts, const HeadVector& factors, float* weights) 
 
 }  // namespace
 
-void Gatherer::Begin(const DecodeShape& shape) {
+void Gatherer::Begin(const DecodeContext& context, bool independent) {
+  const DecodeShape& shape = context.shape;
+  chain_.Begin(context, independent);
+  block_below_.AtLeast(shape.group);
   const size_t size = static_cast<size_t>(shape.pitch_sum) * kBlockRows;
   counts_.AtLeast(size);
   weights_.AtLeast(size);
@@ -80,7 +83,36 @@ void Gatherer::DrawSystematically(const DecodeContext& context, const BlockArray
   }
 }
 
-int Gatherer::Queue(const DecodeContext& context, const HeadVector* factors, float* sums) {
+// Of one row of the block, which some head drew.
+void Gatherer::AddErrors(const DecodeShape& shape, const BlockArrays& arrays, const DrawErrors& errors, int row) {
+  using Design = DrawErrors::Design;
+  for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+    const int64_t first = int64_t{row} * shape.pitch(chunk);
+    const float* counts = counts_.data() + FirstOf(chunk) + first;
+    const uint32_t* masses = arrays.chunk_masses(chunk) + first;
+    const uint64_t* through = mass_sums_.data() + FirstOf(chunk) + first;
+    uint32_t drawn = 0;
+    for (int lane = 0; lane < shape.heads(chunk); ++lane) drawn |= static_cast<uint32_t>(counts[lane] != 0) << lane;
+    for (; drawn != 0; drawn &= drawn - 1) {
+      const int lane = std::countr_zero(drawn);
+      const int head = chunk * kChunkHeads + lane;
+      float t = counts[lane];
+      if (errors.design == Design::kSystematic) {
+        t = sampling::Fluctuation(static_cast<float>(masses[lane]) * static_cast<float>(errors.draws_per_mass[head]));
+      } else if (errors.design == Design::kStratified) {
+        const double begin =
+            static_cast<double>(block_below_.data()[head] + through[lane] - masses[lane]) * errors.draws_per_mass[head];
+        t = sampling::StratifiedFluctuation(
+            static_cast<float>(begin - static_cast<double>(static_cast<int64_t>(begin))),
+            static_cast<float>(masses[lane] * errors.draws_per_mass[head]));
+      }
+      chain_.Add(head, t, values_[row], errors.sums);
+    }
+  }
+}
+
+int Gatherer::Queue(const DecodeContext& context, const HeadVector* factors, float* sums, const BlockArrays& arrays,
+                    const DrawErrors* errors) {
   Flush(context);
   const DecodeShape& shape = context.shape;
   const auto row_bytes = static_cast<int64_t>(context.cache.layout().row_bytes());
@@ -107,6 +139,7 @@ int Gatherer::Queue(const DecodeContext& context, const HeadVector* factors, flo
         }
       }
       ++num_rows_;
+      if (errors != nullptr) AddErrors(shape, arrays, *errors, row);
     }
   }
   return num_rows_;
@@ -125,6 +158,7 @@ void Gatherer::Flush(const DecodeContext& context, KeyFetcher* fetcher) {
                                 .sums = sums_ + static_cast<int64_t>(chunk) * kChunkHeads * shape.padded_dim,
                                 .ahead = chunk == 0 ? ahead : Ahead{}});
   }
+  chain_.Flush();
   num_rows_ = 0;
 }
 

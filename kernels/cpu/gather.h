@@ -6,9 +6,11 @@
 #include <cstdint>
 
 #include "kernels/cpu/block.h"
+#include "kernels/cpu/error_chain.h"
 #include "kernels/cpu/grow_buffer.h"
 #include "kernels/cpu/key_fetcher.h"
 #include "kernels/cpu/row_kernels.h"
+#include "kernels/sampling/standard_error.h"
 
 namespace santa::cpu {
 
@@ -20,12 +22,24 @@ struct SystematicDraws {
   uint32_t draws;   // 0: none
 };
 
+// How a block's draws fluctuate, for the standard errors of the heads.
+struct DrawErrors {
+  enum class Design : uint8_t { kSystematic, kStratified, kIndependent };
+  Design design = Design::kSystematic;
+  const double* draws_per_mass = nullptr;  // [G], expected; not of independent draws
+  sampling::StepSums* sums = nullptr;      // [G], of value rows, added to until Flush
+};
+
 // Collects the draws of every head of the group in one block, so that a value row is read once for all of them, and
 // adds rows up one block late, when their memory has been fetched.
 // Use: Begin; for each block StartBlock, draws for each chunk, Queue; at last Flush.
 class Gatherer {
  public:
-  void Begin(const DecodeShape& shape);
+  // Independent draws have standard errors of their own kind.
+  void Begin(const DecodeContext& context, bool independent = false);
+
+  // Rows drawn from here on have no neighbours before it.
+  void StartRun() { chain_.StartRun(); }
 
   void StartBlock(const DecodeContext& context, const RunList& runs);
 
@@ -40,6 +54,7 @@ class Gatherer {
   // and at least *below, and Advance(), as sampling::SystematicCursor.
   template <typename Cursor>
   void Draw(const DecodeShape& shape, int head, uint64_t* below, Cursor& cursor) {
+    block_below_.data()[head] = *below;
     switch (shape.pitch(head / kChunkHeads)) {
       case 1:
         return DrawOf<1>(head, below, cursor);
@@ -53,13 +68,17 @@ class Gatherer {
   // Takes over the block's draws, with weight = count * factors[chunk], and starts to fetch their rows; what the block
   // before left is added up first. Returns how many rows were drawn.
   // sums: packed, [G][padded_dim], where Flush, or the next Queue, will add the rows.
-  int Queue(const DecodeContext& context, const HeadVector* factors, float* sums);
+  // arrays: the block's masses. errors: null where they are not asked for.
+  int Queue(const DecodeContext& context, const HeadVector* factors, float* sums, const BlockArrays& arrays,
+            const DrawErrors* errors);
 
   // Adds up what is queued. `fetcher`, where there is one, fetches meanwhile.
   void Flush(const DecodeContext& context, KeyFetcher* fetcher = nullptr);
 
  private:
   static int64_t FirstOf(int chunk) { return static_cast<int64_t>(DecodeShape::first_lane(chunk)) * kBlockRows; }
+
+  void AddErrors(const DecodeShape& shape, const BlockArrays& arrays, const DrawErrors& errors, int row);
 
   template <int kPitch, typename Cursor>
   void DrawOf(int head, uint64_t* below, Cursor& cursor) {
@@ -84,6 +103,7 @@ class Gatherer {
 
   // The block.
   GrowBuffer<uint64_t> mass_sums_;     // [chunk][row][pitch], inclusive sums; of chunks whose draws are made one by one
+  GrowBuffer<uint64_t> block_below_;   // [head], masses of the rows before the block; likewise
   GrowBuffer<float> counts_;           // [chunk][row][pitch]
   uint16_t drawn_[kBlockGroups] = {};  // bits of rows
   int num_block_rows_ = 0;
@@ -93,6 +113,7 @@ class Gatherer {
   const uint8_t* rows_[kBlockRows] = {};
   int num_rows_ = 0;
   float* sums_ = nullptr;
+  ErrorChain chain_;
 };
 
 }  // namespace santa::cpu

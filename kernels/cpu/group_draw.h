@@ -7,11 +7,17 @@
 //     SolveTarget | Include | ReadRows
 //
 // FindMass and SolveGroup are for a key/value head, the others for a unit; each step needs the one before to have
-// finished for every unit of the item. Scores are kept in full, as weights against the largest score of their block:
-// codes, which the definition counts in, would save memory that a CPU has.
+// finished for every unit of the item. ReadRows is in group_rows.h, what merges its sums in group_merge.h. Scores are
+// kept in full, as weights against the largest score of their block: codes, which the definition counts in, would save
+// memory that a CPU has.
+//
+// With a value sketch (kernels/sampling/sketch.h) WeighGroup also sums up what the sketches say, and ReadRows the rows'
+// differences from it. A head whose sketch is no help (sampling::kLeastCorrectedMass) is found after that; its group
+// reads its rows once more, and the head does without.
 #ifndef SANTA_KERNELS_CPU_GROUP_DRAW_H_
 #define SANTA_KERNELS_CPU_GROUP_DRAW_H_
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/cpu/grow_buffer.h"
@@ -28,29 +34,43 @@ struct GroupSolution {
   bool pilot = false;
   bool done = false;
   int64_t spent_rows = 0;
+  bool reads_again = false;  // a head has been found to do without its value sketch
 };
 
-// What a unit's rows leave for the standard error (kernels/sampling/standard_error.h), in the units of its partial:
-// t = 1 - pi, w the row's weight / pi. Numbers: t, t^2; then for each head of the group t w, t w^2, t w^2 |v|^2.
-// Vectors: for each head the packed sums of t w v, and of t w^2 v.
+// What a unit's rows leave for the standard error (kernels/sampling/standard_error.h), in the units of its partial. Of
+// rows of t = 1 - pi > 0, in order: b is what a row adds to the mass, its weight / pi, less the sketch's where values
+// are sketched; a what it adds to the sum, b v without. Numbers: t, tau; then for each head of the group tau |step of
+// a|^2 and tau (step of b)^2. Vectors, of SKETCHED: for each head the packed sum of tau (step of b) (step of a).
 struct GroupErrors {
-  float* numbers;
-  float* vectors;
+  float* numbers = nullptr;
+  float* vectors = nullptr;
 
-  static int64_t NumbersSize(const DecodeShape& shape) { return 2 + 3 * int64_t{shape.group}; }
-  static int64_t VectorsSize(const DecodeShape& shape) { return 2 * int64_t{shape.group} * shape.padded_dim; }
-  float* first(const DecodeShape& shape, int head) const { return vectors + int64_t{head} * shape.padded_dim; }
-  float* second(const DecodeShape& shape, int head) const { return first(shape, shape.group + head); }
+  static int64_t NumbersSize(const DecodeShape& shape) { return 2 + 2 * int64_t{shape.group}; }
+  static int64_t VectorsSize(const DecodeShape& shape) { return int64_t{shape.group} * shape.padded_dim; }
 };
 
 // Arrays of one item that its units share.
 struct GroupItem {
-  float* lse;               // [H], natural, of all visible tokens as they were scored
-  GroupSolution* solution;  // [kv_head]
-  uint32_t* histograms;     // [unit][kInclusionBins]
-  float* spreads;           // [unit][G][kInclusionBins], of a head's p^2; null without a target
-  uint64_t* totals;         // [unit], the sum of its inclusions
-  Partial first_partial;    // of unit (0, 0); the others follow
+  float* lse;                     // [H], natural, of all visible tokens as they were scored
+  GroupSolution* solution;        // [kv_head]
+  uint32_t* histograms;           // [unit][kInclusionBins]
+  float* spreads;                 // [unit][G][kInclusionBins], of a head's p^2; null without a target
+  uint64_t* totals;               // [unit], the sum of its inclusions
+  Partial first_partial;          // of unit (0, 0); the others follow
+  GroupErrors first_errors = {};  // likewise; null where they are not asked for
+  // Where values are sketched, else null: likewise, what the sketches say of all candidates; and whether a head goes by
+  // that, [H].
+  Partial first_sketch = {};
+  bool* corrected = nullptr;
+
+  bool corrects() const { return corrected != nullptr; }
+  Partial partial(const DecodeShape& shape, int64_t unit) const { return first_partial.Next(shape, unit); }
+  Partial sketch(const DecodeShape& shape, int64_t unit) const { return first_sketch.Next(shape, unit); }
+  GroupErrors errors(const DecodeShape& shape, int64_t unit) const {
+    if (first_errors.numbers == nullptr) return {};
+    return {first_errors.numbers + unit * GroupErrors::NumbersSize(shape),
+            first_errors.vectors + unit * GroupErrors::VectorsSize(shape)};
+  }
 };
 
 struct GroupUnit {
@@ -62,21 +82,32 @@ struct GroupUnit {
   uint32_t* inclusions;   // [block][kScoreRows]
   const float* queries;   // [G][D], as they are; of SKETCHED
   SketchScorer score_sketch;
-  GroupErrors errors;  // null where they are not asked for
 
   int64_t index() const { return unit.kv_head * unit.plan.num_splits + unit.split; }
   const float* lse() const { return item.lse + unit.first_head(); }
   const GroupSolution& solution() const { return item.solution[unit.kv_head]; }
-};
+  GroupErrors errors() const { return item.errors(unit.context.shape, index()); }
+  Partial sketch() const { return item.sketch(unit.context.shape, index()); }
 
-// Scratch of one worker for ReadRows.
-struct ReadScratch {
-  GrowBuffer<const uint8_t*> keys;  // of the rows read
-  GrowBuffer<const uint8_t*> values;
-  GrowBuffer<float> chances;     // pi
-  GrowBuffer<uint8_t> gathered;  // keys one after the other
-  GrowBuffer<float> weights;     // three times [chunk][row][pitch]: w, t w, t w^2
-  GrowBuffer<float> norms;
+  // Of a block's rows those that take part in the draw.
+  int Candidates(int64_t begin, int64_t end) const {
+    return static_cast<int>(std::clamp<int64_t>(unit.plan.full - begin, 0, end - begin));
+  }
+
+  // The unit's blocks as (first token, one past the last, its number in the unit, arrays).
+  template <typename Body>
+  void ForEachBlock(Body body) const {
+    BlockArrays arrays = first;
+    int64_t number = 0;
+    for (int64_t begin = unit.begin(); begin < unit.end(); arrays = arrays.Next(unit.context.shape), ++number) {
+      const int64_t end = BlockEnd(begin, unit.end());
+      body(begin, end, number, arrays);
+      begin = end;
+    }
+  }
+
+  // exp(a block's largest score - lse) of a chunk's heads; 0 for a head that is not a number.
+  HeadVector FactorsOf(const HeadVector& max, int chunk) const;
 };
 
 void WeighGroup(const GroupUnit& group);
@@ -92,7 +123,6 @@ struct PilotHead {
 void SolveTarget(const DecodeShape& shape, const PlannedItem& plan, const GroupItem& item, int kv_head,
                  const PilotHead* heads);
 void Include(const GroupUnit& group);
-void ReadRows(const GroupUnit& group, ReadScratch& scratch);
 
 }  // namespace santa::cpu
 

@@ -14,6 +14,7 @@
 #include "kernels/cpu/row_bf16_products-inl.h"
 #include "kernels/cpu/row_products-inl.h"
 #include "kernels/cpu/sketch_products-inl.h"
+#include "kernels/cpu/sketch_values-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -35,9 +36,14 @@ constexpr RowKernels MakeTable() {
       .masses = Masses,
       .systematic_counts = SystematicCounts,
       .cumulate = Cumulate,
-      .norms = Norms<Row>,
+      .dots = Dots<Row>,
+      .distances = Distances<Row>,
       .add_squares = AddSquares,
       .inclusions = Inclusions,
+      .sketch_sums = SketchSums,
+      .sketch_rows = SketchRows<Row>,
+      .accumulate_packed = Accumulate<Fp32Row>,
+      .dots_packed = Dots<Fp32Row>,
       .scale = Scale,
       .add_scaled = AddScaled,
   };

@@ -80,6 +80,41 @@ struct SketchScoreArgs {
   Ahead ahead = {};
 };
 
+// Values of one page by its sketch, for the heads of a chunk.
+struct SketchSumArgs {
+  const uint8_t* codes = nullptr;  // of the first row
+  const uint16_t* low = nullptr;   // [head_dim], half precision
+  const uint16_t* step = nullptr;
+  int bits = 0;  // 4 or 8
+  int num_rows = 0;
+  int head_dim = 0;
+  int heads = 0;                   // [1, kChunkHeads]
+  const float* weights = nullptr;  // [num_rows][pitch]
+  HeadVector factors = {};         // of all weights
+  float* sums = nullptr;           // [heads][head_dim], in order, not packed
+};
+
+// Rows of V beside what their sketches say of them.
+struct SketchRowArgs {
+  const uint8_t* const* rows = nullptr;
+  const uint8_t* const* codes = nullptr;    // of each row; null where it has no sketch, which then says what it is
+  const uint16_t* const* ranges = nullptr;  // of each row's page: low[head_dim] and then step[head_dim], half precision
+  int bits = 0;                             // 4 or 8
+  int num_rows = 0;
+  int head_dim = 0;
+  float* sketched = nullptr;     // written: packed, [num_rows][padded_dim]
+  float* differences = nullptr;  // likewise: row - sketched
+};
+
+// Pairs of rows.
+struct PairArgs {
+  const uint8_t* const* first = nullptr;
+  const uint8_t* const* second = nullptr;
+  int num_pairs = 0;
+  int head_dim = 0;
+  float* out = nullptr;  // written, of each pair
+};
+
 // Draws on the rows of a block for the heads of a chunk.
 struct SystematicArgs {
   const uint32_t* masses = nullptr;  // [num_rows][pitch]
@@ -130,13 +165,23 @@ struct RowKernels {
   // sums[row][pitch]: masses of rows up to and with `row`; for rows from num_rows to kBlockRows the last sum.
   void (*cumulate)(const uint32_t* masses, int num_rows, int pitch, uint64_t* sums);
 
-  // For draws of a whole group. Squared norms of rows; squares[row] += the squares of a chunk's weights times their
+  // Of pairs of rows: x . y, and |x - y|^2.
+  void (*dots)(const PairArgs& args);
+  void (*distances)(const PairArgs& args);
+
+  // For draws of a whole group. squares[row] += the squares of a chunk's weights times their
   // heads' factors, a factor of 0 leaving its head out (arrays as ScoreArgs::scores have room); and sampling::Inclusion
   // of each row, with their sum.
-  void (*norms)(const uint8_t* const* rows, int num_rows, int head_dim, float* norms);
   void (*add_squares)(const float* weights, int num_rows, int pitch, const HeadVector& factors, float* squares);
   uint64_t (*inclusions)(const sampling::InclusionThreshold& threshold, const float* squares, int num_rows,
                          uint32_t* inclusions);
+
+  // sums += factor * weight * row as the sketch has it; returns the sums of factor * weight.
+  HeadVector (*sketch_sums)(const SketchSumArgs& args);
+  void (*sketch_rows)(const SketchRowArgs& args);
+  // `accumulate` and `dots` of rows that are packed vectors, with padded_dim as their head_dim.
+  void (*accumulate_packed)(const AccumulateArgs& args);
+  void (*dots_packed)(const PairArgs& args);
 
   // `count` a multiple of `lanes`, as in packed vectors.
   void (*scale)(float* values, float factor, int count);                           // values *= factor

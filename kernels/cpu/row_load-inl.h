@@ -33,6 +33,11 @@ struct LinearOrder {
   static void Unpack(const float* packed, int head_dim, float factor, float* vector) {
     for (int i = 0; i < head_dim; ++i) vector[i] = packed[i] * factor;
   }
+  // 2 * kLanes numbers in order, as the two vectors of a Load.
+  static HWY_INLINE void LoadFloats(const float* vector, Vector& first, Vector& second) {
+    first = hn::LoadU(FloatTag(), vector);
+    second = hn::LoadU(FloatTag(), vector + kLanes);
+  }
 };
 
 // Elements of even index, then those of odd index.
@@ -56,6 +61,9 @@ struct EvenOddOrder {
         vector[first + 2 * i + 1] = packed[kLanes + i] * factor;
       }
     }
+  }
+  static HWY_INLINE void LoadFloats(const float* vector, Vector& even, Vector& odd) {
+    hn::LoadInterleaved2(FloatTag(), vector, even, odd);
   }
 };
 

@@ -201,6 +201,45 @@ void Accumulate(const AccumulateArgs& args) {
   }
 }
 
+// out: the sum over features of add(x, y, sum), of each pair of rows.
+template <typename Row, typename AddTo>
+HWY_INLINE void SumPairs(const PairArgs& args, AddTo add) {
+  constexpr int kAhead = 8;
+  const FloatTag d;
+  for (int pair = 0; pair < args.num_pairs; ++pair) {
+    if (pair + kAhead < args.num_pairs) {
+      PrefetchBytes(args.second[pair + kAhead], int64_t{args.head_dim} * Row::kElementBytes);
+    }
+    Vector sums[2] = {hn::Zero(d), hn::Zero(d)};
+    for (int column = 0; column < args.head_dim; column += kPair) {
+      const int64_t at = column * int64_t{Row::kElementBytes};
+      Vector x[2], y[2];
+      if (column + kPair <= args.head_dim) {
+        Row::Load(args.first[pair] + at, x[0], x[1]);
+        Row::Load(args.second[pair] + at, y[0], y[1]);
+      } else {
+        Row::LoadTail(args.first[pair] + at, args.head_dim - column, x[0], x[1]);
+        Row::LoadTail(args.second[pair] + at, args.head_dim - column, y[0], y[1]);
+      }
+      for (int half = 0; half < 2; ++half) sums[half] = add(x[half], y[half], sums[half]);
+    }
+    args.out[pair] = hn::GetLane(hn::SumOfLanes(d, hn::Add(sums[0], sums[1])));
+  }
+}
+
+template <typename Row>
+void Dots(const PairArgs& args) {
+  SumPairs<Row>(args, [](Vector x, Vector y, Vector sum) HWY_ATTR { return hn::MulAdd(x, y, sum); });
+}
+
+template <typename Row>
+void Distances(const PairArgs& args) {
+  SumPairs<Row>(args, [](Vector x, Vector y, Vector sum) HWY_ATTR {
+    const Vector difference = hn::Sub(x, y);
+    return hn::MulAdd(difference, difference, sum);
+  });
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace santa::cpu
 HWY_AFTER_NAMESPACE();

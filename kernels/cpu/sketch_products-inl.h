@@ -28,26 +28,28 @@ struct FoldedQueries {
   float offset[kChunkHeads];
 };
 
+// A column's numbers in half precision as floats, [head_dim] rounded up to kPair.
+HWY_INLINE void FloatsOf(const uint16_t* halves, int head_dim, float* floats) {
+  const FloatTag df;
+  for (int d = 0; d < head_dim; d += kPair) {
+    // The rows' loads read whole pairs of vectors; head_dim is a multiple of 8 only.
+    const int count = std::min(kPair, head_dim - d);
+    Vector a, b;
+    if (count == kPair) {
+      Fp16Row::Load(reinterpret_cast<const uint8_t*>(halves + d), a, b);
+    } else {
+      Fp16Row::LoadTail(reinterpret_cast<const uint8_t*>(halves + d), count, a, b);
+    }
+    hn::StoreU(a, df, floats + d);
+    hn::StoreU(b, df, floats + d + kLanes);
+  }
+}
+
 HWY_INLINE void Fold(const SketchScoreArgs& args, FoldedQueries& out) {
   alignas(64) float low[kMaxHeadDim];
   alignas(64) float step[kMaxHeadDim];
-  for (int d = 0; d < args.head_dim; d += kPair) {
-    // The rows' loads read whole pairs of vectors; head_dim is a multiple of 8 only.
-    const int count = std::min(kPair, args.head_dim - d);
-    Vector a, b, c, e;
-    if (count == kPair) {
-      Fp16Row::Load(reinterpret_cast<const uint8_t*>(args.low + d), a, b);
-      Fp16Row::Load(reinterpret_cast<const uint8_t*>(args.step + d), c, e);
-    } else {
-      Fp16Row::LoadTail(reinterpret_cast<const uint8_t*>(args.low + d), count, a, b);
-      Fp16Row::LoadTail(reinterpret_cast<const uint8_t*>(args.step + d), count, c, e);
-    }
-    const FloatTag df;
-    hn::StoreU(a, df, low + d);
-    hn::StoreU(b, df, low + d + kLanes);
-    hn::StoreU(c, df, step + d);
-    hn::StoreU(e, df, step + d + kLanes);
-  }
+  FloatsOf(args.low, args.head_dim, low);
+  FloatsOf(args.step, args.head_dim, step);
   const hn::CappedTag<float, 8> d8;
   for (int h = 0; h < args.heads; ++h) {
     const float* query = args.queries + h * args.head_dim;
@@ -143,26 +145,6 @@ inline void ScoreSketch(const SketchScoreArgs& args) {
       ScoreSketchBits<8>(args, scores);
     }
   });
-}
-
-template <typename Row>
-void Norms(const uint8_t* const* rows, int num_rows, int head_dim, float* norms) {
-  const FloatTag d;
-  for (int r = 0; r < num_rows; ++r) {
-    Vector sum = hn::Zero(d);
-    int column = 0;
-    for (; column + kPair <= head_dim; column += kPair) {
-      Vector x, y;
-      Row::Load(rows[r] + column * int64_t{Row::kElementBytes}, x, y);
-      sum = hn::MulAdd(x, x, hn::MulAdd(y, y, sum));
-    }
-    if (column < head_dim) {
-      Vector x, y;
-      Row::LoadTail(rows[r] + column * int64_t{Row::kElementBytes}, head_dim - column, x, y);
-      sum = hn::MulAdd(x, x, hn::MulAdd(y, y, sum));
-    }
-    norms[r] = hn::GetLane(hn::SumOfLanes(d, sum));
-  }
 }
 
 template <int kPitch>

@@ -104,13 +104,19 @@ void RecordTile(const StoredUnit& stored, int64_t tile, const HeadVector* max, c
       const int head = chunk * kChunkHeads + lane;
       unit.partial.sum[head] += std::exp(max[chunk].lane[lane] - largest.lane[lane]) * sums[chunk].lane[lane];
       stored.tiles(head)[tile] = {MassOfTile(shape, stored.first, begin, end, head), max[chunk].lane[lane],
-                                  sums[chunk].lane[lane], 0};
+                                  sums[chunk].lane[lane], 0, 0};
     }
   }
 }
 
-void GatherBlock(const Unit& unit) {
-  *unit.partial.rows += unit.scratch.gatherer.Queue(unit.context, unit.scratch.factors.data(), unit.partial.output);
+void GatherBlock(const Unit& unit, const BlockArrays& arrays) {
+  DrawErrors errors = {.design = DrawErrors::Design::kSystematic,
+                       .draws_per_mass = unit.scratch.draws_per_mass.data(),
+                       .sums = unit.partial.errors};
+  if (unit.plan.method == Method::kStratified) errors.design = DrawErrors::Design::kStratified;
+  if (unit.plan.method == Method::kSanta) errors.design = DrawErrors::Design::kIndependent;
+  *unit.partial.rows += unit.scratch.gatherer.Queue(unit.context, unit.scratch.factors.data(), unit.partial.output,
+                                                    arrays, errors.sums == nullptr ? nullptr : &errors);
 }
 
 void GatherTiles(const StoredUnit& stored) {
@@ -119,6 +125,7 @@ void GatherTiles(const StoredUnit& stored) {
   const DecodeShape& shape = unit.context.shape;
   Gatherer& gatherer = unit.scratch.gatherer;
   SystematicDraws* draws = unit.scratch.draws.AtLeast(shape.group);
+  double* draws_per_mass = unit.scratch.draws_per_mass.AtLeast(shape.group);
   int64_t of_draws = -1;  // the tile that they belong to
   ForEachBlock(stored, [&](int64_t begin, int64_t end, const BlockArrays& arrays) {
     const int64_t tile = begin / plan.tiling.size - plan.tiling.first;
@@ -130,13 +137,14 @@ void GatherTiles(const StoredUnit& stored) {
         const uint64_t random =
             sampling::Random64(StreamOf(plan, unit.first_head() + head), sampling::Purpose::kTile, number);
         draws[head] = {record.masses, sampling::UniformBelow(random, record.masses), 0, record.budget};
+        draws_per_mass[head] = record.draws_per_mass;
       }
     }
     gatherer.StartBlock(unit.context, unit.Runs(begin, end));
     for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
       gatherer.DrawSystematically(unit.context, arrays, chunk, draws + chunk * kChunkHeads);
     }
-    GatherBlock(unit);
+    GatherBlock(unit, arrays);
   });
 }
 
@@ -145,12 +153,14 @@ void GatherLine(const StoredUnit& stored) {
   const DecodeShape& shape = unit.context.shape;
   Gatherer& gatherer = unit.scratch.gatherer;
   SystematicDraws* draws = unit.scratch.draws.AtLeast(shape.group);
+  double* draws_per_mass = unit.scratch.draws_per_mass.AtLeast(shape.group);
   for (int head = 0; head < shape.group; ++head) {
     const uint64_t total = stored.item.totals[unit.first_head() + head];
     const uint64_t random =
         sampling::Random64(StreamOf(unit.plan, unit.first_head() + head), sampling::Purpose::kDraw, 0);
     draws[head] = {total, sampling::UniformBelow(random, total), stored.masses()[head],
                    unit.plan.item->options.sample_count};
+    draws_per_mass[head] = unit.plan.item->options.sample_count / static_cast<double>(total);
   }
   ForEachBlock(stored, [&](int64_t begin, int64_t end, const BlockArrays& arrays) {
     gatherer.StartBlock(unit.context, unit.Runs(begin, end));
@@ -165,7 +175,7 @@ void GatherLine(const StoredUnit& stored) {
         DrawOneByOne(stored, head, &draws[head].below);
       }
     }
-    GatherBlock(unit);
+    GatherBlock(unit, arrays);
   });
 }
 
@@ -303,7 +313,11 @@ void ShareBudgets(const DecodeContext& context, const PlannedItem& plan, const S
       sampling::SystematicBudgets(masses, count, sampling::MakeDrawGrid(total, samples),
                                   sampling::UniformBelow(random, total), budgets);
     }
-    for (int64_t tile = 0; tile < count; ++tile) tiles[tile].budget = budgets[tile];
+    for (int64_t tile = 0; tile < count; ++tile) {
+      tiles[tile].budget = budgets[tile];
+      tiles[tile].draws_per_mass = static_cast<double>(samples) * static_cast<double>(masses[tile]) /
+                                   static_cast<double>(total) / static_cast<double>(tiles[tile].masses);
+    }
   }
 }
 
@@ -311,7 +325,8 @@ void GatherDraws(const StoredUnit& stored) {
   const Unit& unit = stored.unit;
   const DecodeShape& shape = unit.context.shape;
   std::fill_n(unit.scratch.factors.AtLeast(shape.num_chunks), shape.num_chunks, HeadVector{{1, 1, 1, 1}});
-  unit.scratch.gatherer.Begin(shape);
+  unit.scratch.gatherer.Begin(unit.context, /*independent=*/unit.plan.method == Method::kSanta);
+  if (unit.partial.errors != nullptr) std::fill_n(unit.partial.errors, shape.group, sampling::StepSums{});
   // Plain sums of drawn rows: the maxima of the partials play no part in them.
   if (unit.plan.method == Method::kS2antaProp) {
     GatherTiles(stored);

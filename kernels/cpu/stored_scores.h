@@ -18,7 +18,9 @@ struct TileRecord {
   uint64_t masses;  // sum of the rows' masses against the tile's own largest score
   float max;        // that score
   float sum;        // of exp(score - max)
-  uint32_t budget;  // its draws, once they are shared out
+  // Once draws are shared out: its own, and how many a mass of 1 has in the mean.
+  uint32_t budget;
+  double draws_per_mass;
 };
 
 // Arrays of one item that its units share.

@@ -23,6 +23,7 @@ void ClearPartial(const Unit& unit) {
   std::fill_n(unit.partial.sum, shape.group, 0.0f);
   std::fill_n(unit.partial.output, static_cast<int64_t>(shape.group) * shape.padded_dim, 0.0f);
   *unit.partial.rows = 0;
+  if (unit.partial.errors != nullptr) std::fill_n(unit.partial.errors, shape.group, sampling::StepSums{});
 }
 
 void RaiseMax(const Unit& unit, int chunk, const HeadVector& new_max) {
@@ -33,6 +34,7 @@ void RaiseMax(const Unit& unit, int chunk, const HeadVector& new_max) {
     if (new_max.lane[lane] == max) continue;
     const float factor = std::exp(max - new_max.lane[lane]);
     unit.partial.sum[head] *= factor;
+    if (unit.partial.errors != nullptr) unit.partial.errors[head].steps *= factor * factor;
     unit.context.kernels.scale(unit.output(head), factor, shape.padded_dim);
     max = new_max.lane[lane];
   }

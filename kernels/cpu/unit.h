@@ -14,6 +14,7 @@
 #include "kernels/cpu/grow_buffer.h"
 #include "kernels/cpu/key_fetcher.h"
 #include "kernels/cpu/row_kernels.h"
+#include "kernels/sampling/standard_error.h"
 #include "kernels/sampling/uniform.h"
 
 namespace santa::cpu {
@@ -24,19 +25,32 @@ struct Partial {
   float* max;     // [G]
   float* sum;     // [G]
   float* output;  // packed, [G][padded_dim]
-  int32_t* rows;  // distinct value rows read
+  int32_t* rows;  // distinct value rows read; or null
+  // [G], or null: what the standard error is made of, of methods that draw for each head: sums over the rows drawn, z
+  // the value row times what one draw of it adds to `output`. (S2ANTA_FLASH: steps is the squared error of `output`.)
+  sampling::StepSums* errors = nullptr;
+
+  // Of the unit that many further in memory.
+  Partial Next(const DecodeShape& shape, int64_t units) const {
+    return {max + units * shape.group, sum + units * shape.group, output + units * shape.group * shape.padded_dim,
+            rows == nullptr ? nullptr : rows + units, errors == nullptr ? nullptr : errors + units * shape.group};
+  }
 };
 
 // Scratch of one worker thread.
 struct WorkerScratch {
   GrowBuffer<float> scores;
   GrowBuffer<uint64_t> group_masses;
-  GrowBuffer<BlockArrays> arrays;     // [unit]
-  GrowBuffer<BlockArrays> first;      // [unit]
-  GrowBuffer<HeadVector> max;         // [unit][chunk]
-  GrowBuffer<HeadVector> sums;        // [unit][chunk]
-  GrowBuffer<HeadVector> factors;     // [chunk]
-  GrowBuffer<SystematicDraws> draws;  // [head of the group]
+  GrowBuffer<BlockArrays> arrays;              // [unit]
+  GrowBuffer<BlockArrays> first;               // [unit]
+  GrowBuffer<HeadVector> max;                  // [unit][chunk]
+  GrowBuffer<HeadVector> sums;                 // [unit][chunk]
+  GrowBuffer<HeadVector> factors;              // [chunk]
+  GrowBuffer<SystematicDraws> draws;           // [head of the group]
+  GrowBuffer<double> draws_per_mass;           // [head of the group]
+  GrowBuffer<sampling::StepSums> tile_errors;  // [unit][head of the group]
+  GrowBuffer<float> tile_factors;              // likewise
+  GrowBuffer<float> sketch_sums;               // [head of the group][D]
   Gatherer gatherer;
   KeyFetcher fetcher;
 };

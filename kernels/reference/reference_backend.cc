@@ -22,6 +22,7 @@
 #include "kernels/sampling/score.h"
 #include "kernels/sampling/sketch.h"
 #include "kernels/sampling/standard_error.h"
+#include "kernels/sampling/tiles.h"
 #include "kernels/sampling/uniform.h"
 
 namespace santa::reference {
@@ -41,26 +42,45 @@ void Store(DType dtype, void* data, size_t index, double value) {
 }
 
 // Sums of one head, or one run of it, for its standard error.
-struct ErrorTerms {
-  explicit ErrorTerms(size_t dims) : sum(dims, 0.0) {}
+class ErrorTerms {
+ public:
+  explicit ErrorTerms(size_t dims) : sum_(dims, 0.0) {}
 
+  // Of the next row in order.
   void Add(float t, const std::vector<double>& z) {
     if (t == 0) return;
-    sums.t += t;
-    sums.t_squared += t * t;
+    if (steps_.t > 0) {
+      const float tau = (t + last_t_) / 2;
+      double step = 0;
+      for (size_t d = 0; d < z.size(); ++d) step += (z[d] - last_[d]) * (z[d] - last_[d]);
+      steps_.pairs += tau;
+      steps_.steps += static_cast<float>(tau * step);
+    }
+    steps_.t += t;
+    last_t_ = t;
+    last_ = z;
+    all_.t += t;
+    all_.t_squared += t;  // of independent draws, of which a row's t are so many
     for (size_t d = 0; d < z.size(); ++d) {
-      sums.z_squared += static_cast<float>(t * z[d] * z[d]);
-      sum[d] += t * z[d];
+      all_.z_squared += static_cast<float>(t * z[d] * z[d]);
+      sum_[d] += t * z[d];
     }
   }
-  double SquaredError() const {
+
+  bool IsOneRow() const { return steps_.t > 0 && steps_.pairs == 0; }
+  double OfRowsInOrder() const { return sampling::SquaredError(steps_); }
+  double OfIndependentDraws() const {
     double squared = 0;
-    for (const double x : sum) squared += x * x;
-    return sampling::SquaredError(sums, static_cast<float>(squared));
+    for (const double x : sum_) squared += x * x;
+    return sampling::SquaredError(all_, static_cast<float>(squared));
   }
 
-  sampling::ErrorSums sums;
-  std::vector<double> sum;
+ private:
+  sampling::StepSums steps_;
+  float last_t_ = 0;
+  std::vector<double> last_;
+  sampling::ErrorSums all_;
+  std::vector<double> sum_;
 };
 
 class ReferenceBackend : public Backend {
@@ -276,15 +296,26 @@ class ReferenceBackend : public Backend {
       }
       if (!exact) errors.try_emplace(chance.run, o.size()).first->second.Add(chance.fluctuation, z);
     }
-    double error = 0;
-    for (auto& [run, terms] : errors) {
-      // One draw's count is no fluctuation, but so many draws.
-      if (item.options.method == Method::kSanta) terms.sums.t_squared = terms.sums.t;
-      error += terms.SquaredError();
-    }
+    Finish(item, kv_head, h, o, lse, exact ? 0 : SquaredErrorOf(item, first, errors));
+  }
+
+  // Of one head, by the runs of rows that it was drawn from.
+  static double SquaredErrorOf(const DecodeItem& item, int64_t first, const std::map<int64_t, ErrorTerms>& runs) {
+    const Method method = item.options.method;
+    const uint32_t draws = item.options.sample_count;
     // A single independent draw says nothing of its error.
-    if (item.options.method == Method::kSanta && item.options.sample_count == 1 && !exact) error = std::nan("");
-    Finish(item, kv_head, h, o, lse, error);
+    if (method == Method::kSanta && draws == 1) return std::nan("");
+    if (method == Method::kS2antaFlash) {
+      const sampling::Tiling tiling = sampling::MakeTiling(first, item.num_tokens, draws);
+      if (draws / tiling.count < sampling::kLeastToldBudget) return std::nan("");
+    }
+    double error = 0;
+    for (const auto& [run, terms] : runs) {
+      // A tile in which one row alone is left to chance is a tile in which little is.
+      if (method == Method::kS2antaFlash && terms.IsOneRow()) continue;
+      error += method == Method::kSanta ? terms.OfIndependentDraws() : terms.OfRowsInOrder();
+    }
+    return error;
   }
 
   // A row that was read, for one head: o and the mass are sums of these.
@@ -389,7 +420,8 @@ class ReferenceBackend : public Backend {
       }
       errors.Add(static_cast<float>(1 - term.pi), z);
     }
-    Finish(item, kv_head, h, sum, lse, errors.SquaredError());
+    // Without a row there is no telling.
+    Finish(item, kv_head, h, sum, lse, terms.empty() ? std::nan("") : errors.OfRowsInOrder());
   }
 
   const KvLayout layout_;

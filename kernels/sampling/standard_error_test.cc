@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <vector>
 
 namespace santa::sampling {
 namespace {
@@ -59,7 +60,54 @@ TEST(StandardErrorTest, IsTheTextbookVarianceForEqualChances) {
   EXPECT_NEAR(SquaredError(sums, static_cast<float>(sum * sum)), (1 - kChance) * sample_variance / kRows, 1e-3);
 }
 
+// A systematic draw from a slope with noise on it: the slope is no part of its error, and not of what the steps tell.
+TEST(StandardErrorTest, StepsTellTheErrorOfASystematicDrawFromRowsInOrder) {
+  constexpr int kRows = 6000;
+  constexpr int kEvery = 20;
+  std::mt19937_64 random(2);
+  std::normal_distribution<double> normal;
+  std::vector<double> values;
+  double mean = 0;
+  for (int i = 0; i < kRows; ++i) {
+    values.push_back(10.0 * i / kRows + normal(random));
+    mean += values.back() / kRows;
+  }
+  double found = 0;
+  double by_steps = 0;
+  double by_mean = 0;
+  for (int offset = 0; offset < kEvery; ++offset) {
+    const float t = 1 - 1.0f / kEvery;
+    StepSums steps;
+    ErrorSums all;
+    double sum = 0;
+    double estimate = 0;
+    for (int i = offset; i < kRows; i += kEvery) {
+      const auto z = static_cast<float>(values[i] * kEvery / kRows);
+      estimate += z;
+      steps.t += t;
+      if (i > offset) {
+        steps.pairs += t;
+        steps.steps += t * std::pow(z - static_cast<float>(values[i - kEvery] * kEvery / kRows), 2.0f);
+      }
+      all.t += t;
+      all.t_squared += t * t;
+      all.z_squared += t * z * z;
+      sum += t * z;
+    }
+    found += std::pow(estimate - mean, 2);
+    by_steps += SquaredError(steps);
+    by_mean += SquaredError(all, static_cast<float>(sum * sum));
+  }
+  // 20 offsets tell a variance to a third of it.
+  EXPECT_GT(by_steps / found, 0.5);
+  EXPECT_LT(by_steps / found, 2);
+  EXPECT_GT(by_mean / by_steps, 5);
+}
+
 TEST(StandardErrorTest, NothingLeftToChanceIsNoErrorAndNanIsNan) {
+  EXPECT_EQ(SquaredError(StepSums{}), 0);
+  EXPECT_TRUE(std::isnan(SquaredError(StepSums{.t = 0.5f, .pairs = 0, .steps = 0})));
+  EXPECT_TRUE(std::isnan(SquaredError(StepSums{.t = 1, .pairs = 1, .steps = std::numeric_limits<float>::quiet_NaN()})));
   EXPECT_EQ(SquaredError({}, 0), 0);
   EXPECT_EQ(SquaredError({.t = 1, .t_squared = 1, .z_squared = 1}, 1.0001f), 0);
   const float nan = std::numeric_limits<float>::quiet_NaN();

@@ -47,6 +47,8 @@ struct BackendUnderTest {
   Sketch sketch = Sketch::kNone;
   // Of which of them it tells standard errors.
   std::vector<Method> tells_errors_of = {kAllMethods.begin(), kAllMethods.end()};
+  // Whether they leave out what rows differ by over a whole sequence (sampling::StepSums).
+  bool tells_errors_by_steps = false;
 
   // Why it cannot run on this machine; empty: it can. The tests then skip themselves.
   std::string missing = "";

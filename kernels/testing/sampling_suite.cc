@@ -237,19 +237,37 @@ TEST_P(BackendSuite, TilesDrawIndependently) {
   }
 }
 
-// Root mean squares over heads and 256 seeds: what the answers say of their own error, and the error that they have.
+// Root mean square over heads and seeds of what the answers say of their own error, over that of the error they have.
+double ToldOverFound(Cache& cache, const Query& query, int seeds) {
+  const size_t dims = cache.layout().head_dim;
+  const std::vector<double> exact = reference::Exact(cache.StepOf(query)).o;
+  double told = 0;
+  double found = 0;
+  for (const Answer& answer : DecodeManySeeds(cache, query, seeds)) {
+    for (size_t h = 0; h < answer.lse.size(); ++h) {
+      double norm = 0;
+      for (size_t i = h * dims; i < (h + 1) * dims; ++i) {
+        norm += exact[i] * exact[i];
+        found += std::pow(answer.o[i] - exact[i], 2);
+      }
+      told += std::pow(answer.relative_standard_error[h], 2) * norm;
+    }
+  }
+  return std::sqrt(told / found);
+}
+
+constexpr KvLayout kErrorsLayout = {
+    .num_layers = 1, .num_query_heads = 8, .num_kv_heads = 2, .head_dim = 64, .dtype = DType::kFloat32};
+
 TEST_P(BackendSuite, StandardErrorsAreTheErrors) {
-  constexpr int kSeeds = 256;
   std::mt19937_64 random(26);
-  const KvLayout layout = GetParam().Nearest(
-      {.num_layers = 1, .num_query_heads = 8, .num_kv_heads = 2, .head_dim = 64, .dtype = DType::kFloat32});
+  const KvLayout layout = GetParam().Nearest(kErrorsLayout);
   const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 40);
   ASSERT_NE(cache, nullptr);
   // Values around 1, so that errors are small beside what they are relative to.
   Tokens tokens = RandomTokens(layout, 1500, random);
   for (double& v : tokens.v) v += 1;
   const Sequence sequence = cache->Add(tokens);
-  const size_t dims = layout.head_dim;
   for (const int options : {0, 1 | 4}) {
     for (const double size : {1.0, 2.5}) {
       for (const AttentionOptions& method : SampledMethods(GetParam(), 200)) {
@@ -257,21 +275,55 @@ TEST_P(BackendSuite, StandardErrorsAreTheErrors) {
         if (!GetParam().TellsErrorsOf(method.method)) continue;
         query.io_dtype = DType::kFloat32;
         for (double& x : query.q) x *= size / 1.5;
-        const std::vector<double> exact = reference::Exact(cache->StepOf(query)).o;
-        double told = 0;
-        double found = 0;
-        for (const Answer& answer : DecodeManySeeds(*cache, query, kSeeds)) {
-          for (size_t h = 0; h < answer.lse.size(); ++h) {
-            double norm = 0;
-            for (size_t i = h * dims; i < (h + 1) * dims; ++i) {
-              norm += exact[i] * exact[i];
-              found += std::pow(answer.o[i] - exact[i], 2);
-            }
-            told += std::pow(answer.relative_standard_error[h], 2) * norm;
-          }
-        }
-        EXPECT_NEAR(std::sqrt(told / found), 1, 0.15) << Describe(query) << " scores " << size;
+        EXPECT_NEAR(ToldOverFound(*cache, query, 256), 1, 0.15) << Describe(query) << " scores " << size;
       }
+    }
+  }
+}
+
+// Values that change slowly along the sequence: a draw that takes a row from every stretch of it does not err by that.
+TEST_P(BackendSuite, StandardErrorsAreTheErrorsWhereNeighboursAreAlike) {
+  if (!GetParam().tells_errors_by_steps) GTEST_SKIP() << "tells them by the differences from the mean";
+  std::mt19937_64 random(27);
+  const KvLayout layout = GetParam().Nearest(kErrorsLayout);
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 40);
+  ASSERT_NE(cache, nullptr);
+  Tokens tokens = RandomTokens(layout, 1500, random);
+  const auto row = static_cast<size_t>(layout.num_kv_heads) * layout.head_dim;
+  for (size_t at = 0; at < tokens.v.size(); ++at) {
+    const size_t token = at / row;
+    tokens.v[at] += 3 + 2 * std::sin(static_cast<double>(token) / 200 + static_cast<double>(at % row));
+  }
+  const Sequence sequence = cache->Add(tokens);
+  for (const AttentionOptions& method : SampledMethods(GetParam(), 200)) {
+    Query query = WithOptions(layout, sequence, method, 0, random);
+    query.io_dtype = DType::kFloat32;
+    for (double& x : query.q) x /= 1.5;
+    EXPECT_NEAR(ToldOverFound(*cache, query, 256), 1, 0.15) << Describe(query);
+  }
+}
+
+// Where an answer cannot tell, it says so.
+TEST_P(BackendSuite, TooFewDrawsTellNoError) {
+  std::mt19937_64 random(28);
+  const KvLayout layout = GetParam().Nearest(kErrorsLayout);
+  const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 40);
+  ASSERT_NE(cache, nullptr);
+  const Sequence sequence = cache->Add(RandomTokens(layout, 1500, random));  // six tiles
+  struct Case {
+    Method method;
+    uint32_t draws;
+    bool tells;
+  };
+  for (const Case& c : {Case{Method::kSanta, 1, false}, Case{Method::kSanta, 2, true},
+                        Case{Method::kS2antaFlash, 47, false}, Case{Method::kS2antaFlash, 48, true}}) {
+    const std::vector<Method>& methods = GetParam().methods;
+    if (std::find(methods.begin(), methods.end(), c.method) == methods.end()) continue;
+    if (!GetParam().TellsErrorsOf(c.method)) continue;
+    const Query query = WithOptions(layout, sequence, {.method = c.method, .sample_count = c.draws}, 0, random);
+    const Answer answer = cache->Decode({query})[0];
+    for (const float error : answer.relative_standard_error) {
+      EXPECT_EQ(std::isfinite(error), c.tells) << Describe(query) << ": " << error;
     }
   }
 }

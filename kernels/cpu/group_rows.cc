@@ -1,0 +1,469 @@
+#include "kernels/cpu/group_rows.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/sampling/inclusion.h"
+
+namespace santa::cpu {
+namespace {
+
+constexpr int kBatchRows = 64;  // rows that are gathered, scored and added up together: they stay in the L2 cache
+
+// Of [chunk][row][pitch] with room for `rows` rows.
+int64_t FirstOf(int chunk, int64_t rows) { return DecodeShape::first_lane(chunk) * rows; }
+
+// The rows that a unit reads, in order.
+class RowList {
+ public:
+  RowList(const GroupUnit& group, ReadScratch& scratch) : group_(group) {
+    const auto most = static_cast<size_t>(group.unit.end() - group.unit.begin());
+    keys_ = scratch.keys.AtLeast(most);
+    values_ = scratch.values.AtLeast(most);
+    chances_ = scratch.chances.AtLeast(most);
+    // As ScoreArgs::scores have room.
+    capacity_ = static_cast<int64_t>(most + kRowGroup - 1) / kRowGroup * kRowGroup + kRowGroup;
+    const auto weights = static_cast<size_t>(capacity_ * group.unit.context.shape.pitch_sum);
+    weights_ = scratch.weights.AtLeast(weights);
+    if (!group.item.corrects()) return;
+    codes_ = scratch.codes.AtLeast(most);
+    ranges_ = scratch.ranges.AtLeast(most);
+    sketched_weights_ = scratch.sketched_weights.AtLeast(weights);
+  }
+
+  // Walks the line of inclusions. What scores chose with is known already, and copied: COORDINATED's weights, as
+  // probabilities, and SKETCHED's by the sketch, in units of the unit's.
+  void Draw() {
+    const Unit& unit = group_.unit;
+    const sampling::RandomStream stream = StreamOf(unit.plan, unit.kv_head);
+    uint64_t line = sampling::InclusionOffset(stream, group_.solution().pilot ? 1 : 0);
+    for (int64_t before = unit.kv_head * unit.plan.num_splits; before < group_.index(); ++before) {
+      line += group_.item.totals[before];
+    }
+    group_.ForEachBlock([&](int64_t begin, int64_t end, int64_t number, const BlockArrays& arrays) {
+      const int count = num_rows_;
+      const int candidates = group_.Candidates(begin, end);
+      const uint32_t* inclusions = group_.inclusions + number * kScoreRows;
+      int rows[kBlockRows];
+      for (int row = 0; row < candidates; ++row) {
+        const uint64_t next = line + inclusions[row];
+        // Whether the row is read is a matter of chance: no branch is asked to guess it.
+        rows[num_rows_ - count] = row;
+        chances_[num_rows_] = static_cast<float>(inclusions[row]) * 0x1p-20f;
+        num_rows_ += static_cast<int>((next >> sampling::kInclusionBits) != (line >> sampling::kInclusionBits));
+        line = next;
+      }
+      const int drawn = num_rows_;
+      for (int row = candidates; row < end - begin; ++row) {
+        rows[num_rows_ - count] = row;
+        chances_[num_rows_++] = 1;
+      }
+      Locate(begin, rows, count);
+      const HeadVector* max = group_.block_max + number * unit.context.shape.num_chunks;
+      if (group_.item.corrects()) {
+        LocateSketches(begin, rows, count, drawn);
+        CopySketchedWeights(arrays, max, rows, count, drawn);
+      } else if (unit.plan.method == Method::kCoordinated) {
+        CopyWeights(arrays, max, rows, count);
+      }
+    });
+  }
+
+  int num_rows() const { return num_rows_; }
+  const uint8_t* const* keys() const { return keys_; }
+  const uint8_t* const* values() const { return values_; }
+  // Of the values, by their sketch; a row that has none: null.
+  const uint8_t* const* codes() const { return codes_; }
+  const uint16_t* const* ranges() const { return ranges_; }
+  float chance(int row) const { return chances_[row]; }
+  // [row][pitch]
+  float* weights(int chunk) const { return weights_ + FirstOf(chunk, capacity_); }
+  float* sketched_weights(int chunk) const { return sketched_weights_ + FirstOf(chunk, capacity_); }
+
+ private:
+  // Rows [from, num_rows_) of the list are tokens begin + rows[0], ...
+  void Locate(int64_t begin, const int* rows, int from) {
+    const KvLayout& layout = group_.unit.context.cache.layout();
+    const DecodeItem& item = *group_.unit.plan.item;
+    const int64_t value_offset = group_.unit.context.cache.value_offset();
+    for (int i = from; i < num_rows_; ++i) {
+      const int64_t token = begin + rows[i - from];
+      const uint8_t* page =
+          group_.unit.context.cache.KeyRows(item.layer, item.page_table[token / layout.page_size], group_.unit.kv_head);
+      keys_[i] = page + token % layout.page_size * layout.row_bytes();
+      values_[i] = keys_[i] + value_offset;
+    }
+  }
+
+  // Rows from `drawn` on have no sketch.
+  void LocateSketches(int64_t begin, const int* rows, int from, int drawn) {
+    const KvLayout& layout = group_.unit.context.cache.layout();
+    const DecodeItem& item = *group_.unit.plan.item;
+    const int64_t row_bytes = static_cast<int64_t>(layout.head_dim) * ValueBits(layout.sketch) / 8;
+    for (int i = from; i < drawn; ++i) {
+      const int64_t token = begin + rows[i - from];
+      const SketchView page = group_.unit.context.cache.sketches().Values(
+          item.layer, item.page_table[token / layout.page_size], group_.unit.kv_head);
+      codes_[i] = page.codes + token % layout.page_size * row_bytes;
+      ranges_[i] = page.low;
+    }
+    std::fill(codes_ + drawn, codes_ + num_rows_, nullptr);
+    std::fill(ranges_ + drawn, ranges_ + num_rows_, nullptr);
+  }
+
+  void CopyWeights(const BlockArrays& arrays, const HeadVector* max, const int* rows, int from) {
+    const DecodeShape& shape = group_.unit.context.shape;
+    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+      const HeadVector factors = group_.FactorsOf(max[chunk], chunk);
+      CopyRows(arrays.chunk_scores(chunk), shape.pitch(chunk), factors, rows, from, num_rows_, weights(chunk));
+    }
+  }
+
+  void CopySketchedWeights(const BlockArrays& arrays, const HeadVector* max, const int* rows, int from, int drawn) {
+    const DecodeShape& shape = group_.unit.context.shape;
+    const Partial sketch = group_.sketch();
+    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+      const int pitch = shape.pitch(chunk);
+      HeadVector factors = {};
+      for (int lane = 0; lane < shape.heads(chunk); ++lane) {
+        factors.lane[lane] = std::exp(max[chunk].lane[lane] - sketch.max[chunk * kChunkHeads + lane]);
+      }
+      CopyRows(arrays.chunk_scores(chunk), pitch, factors, rows, from, drawn, sketched_weights(chunk));
+      std::fill(sketched_weights(chunk) + drawn * pitch, sketched_weights(chunk) + num_rows_ * pitch, 0.0f);
+    }
+  }
+
+  static void CopyRows(const float* from_block, int pitch, const HeadVector& factors, const int* rows, int begin,
+                       int end, float* weights) {
+    for (int i = begin; i < end; ++i) {
+      const float* of_row = from_block + rows[i - begin] * pitch;
+      for (int lane = 0; lane < pitch; ++lane) weights[i * pitch + lane] = of_row[lane] * factors.lane[lane];
+    }
+  }
+
+  const GroupUnit& group_;
+  const uint8_t** keys_;
+  const uint8_t** values_;
+  const uint8_t** codes_ = nullptr;
+  const uint16_t** ranges_ = nullptr;
+  float* chances_;
+  float* weights_;
+  float* sketched_weights_ = nullptr;
+  int64_t capacity_;
+  int num_rows_ = 0;
+};
+
+// Exact scores of the rows read, as weights against the largest, which becomes the partial's.
+void ScoreRows(const GroupUnit& group, const RowList& rows, ReadScratch& scratch) {
+  const Unit& unit = group.unit;
+  const DecodeContext& context = unit.context;
+  const DecodeShape& shape = context.shape;
+  const auto row_bytes = static_cast<int64_t>(context.cache.layout().row_bytes());
+  constexpr int kAhead = 16;
+  uint8_t* gathered = scratch.gathered.AtLeast(kBatchRows * row_bytes + PageMemory::kReadableTail);
+  HeadVector* max = unit.scratch.max.AtLeast(shape.num_chunks);
+  std::fill_n(max, shape.num_chunks, kNoScore);
+  for (int begin = 0; begin < rows.num_rows(); begin += kBatchRows) {
+    const int count = std::min(kBatchRows, rows.num_rows() - begin);
+    for (int i = 0; i < count; ++i) {
+      if (begin + i + kAhead < rows.num_rows()) {
+        for (int64_t at = 0; at < row_bytes; at += 64) {
+          __builtin_prefetch(rows.keys()[begin + i + kAhead] + at);
+          __builtin_prefetch(rows.values()[begin + i + kAhead] + at, 0, 2);
+        }
+      }
+      std::memcpy(gathered + i * row_bytes, rows.keys()[begin + i], row_bytes);
+    }
+    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+      const int64_t query = static_cast<int64_t>(chunk) * kChunkHeads * shape.padded_dim;
+      float* scores = rows.weights(chunk) + begin * shape.pitch(chunk);
+      context.kernels.score({.rows = gathered,
+                             .num_rows = count,
+                             .head_dim = shape.head_dim,
+                             .heads = shape.heads(chunk),
+                             .queries = unit.queries + query,
+                             .bf16_queries = unit.bf16_queries == nullptr ? nullptr : unit.bf16_queries + query,
+                             .scores = scores});
+      context.kernels.finish_scores(scores, count, shape.pitch(chunk), unit.plan.scale,
+                                    unit.plan.item->options.soft_cap, &max[chunk]);
+    }
+  }
+  for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+    float* weights = rows.weights(chunk);
+    context.kernels.exponentials(weights, rows.num_rows(), shape.pitch(chunk), max[chunk], weights, {});
+    for (int lane = 0; lane < shape.heads(chunk); ++lane) {
+      unit.partial.max[chunk * kChunkHeads + lane] = max[chunk].lane[lane];
+    }
+  }
+}
+
+// Raises the partial's maximum to the sketch's, where a head goes by that.
+WeightUnits UnitsOf(const GroupUnit& group, int chunk) {
+  WeightUnits units;
+  if (!group.item.corrects()) return units;
+  const Unit& unit = group.unit;
+  const Partial sketch = group.sketch();
+  for (int lane = 0; lane < unit.context.shape.heads(chunk); ++lane) {
+    const int head = chunk * kChunkHeads + lane;
+    if (!group.item.corrected[unit.first_head() + head]) continue;
+    float& max = unit.partial.max[head];
+    const float raised = std::max(max, sketch.max[head]);
+    units.exact.lane[lane] = std::exp(max - raised);
+    units.sketched.lane[lane] = std::exp(sketch.max[head] - raised);
+    max = raised;
+  }
+  return units;
+}
+
+// The sums over rows: of a row's value v, or with a value sketch of v~ and of the difference d = v - v~, so that
+// nothing small is left of large numbers: with weights w = e / pi, w~ = e~ / pi and b = w - w~ (without a sketch w~ = 0
+// and v~ = v) a row adds b to the mass, and a = w v - w~ v~ = b v~ + w d to the sum.
+class RowSums {
+ public:
+  RowSums(const GroupUnit& group, const RowList& rows, ReadScratch& scratch)
+      : group_(group),
+        rows_(rows),
+        shape_(group.unit.context.shape),
+        kernels_(group.unit.context.kernels),
+        scratch_(scratch),
+        corrects_(group.item.corrects()) {}
+
+  void Add() {
+    if (corrects_) ReadSketches();
+    for (int chunk = 0; chunk < shape_.num_chunks; ++chunk) Weigh(chunk);
+    // In batches, so that rows are in the L1 cache for all but the first of the sums that they go into.
+    for (int begin = 0; begin < rows_.num_rows(); begin += kBatchRows) {
+      for (int chunk = 0; chunk < shape_.num_chunks; ++chunk) {
+        AddValues(begin, std::min(kBatchRows, rows_.num_rows() - begin), chunk);
+      }
+    }
+    if (group_.errors().numbers != nullptr) AddErrors();
+  }
+
+ private:
+  // Products of the rows of the chain: of a row's v~ and d with themselves and with those of the row before.
+  enum Product {
+    kMain,
+    kBefore,
+    kMainDifference,
+    kDifference,
+    kMainBefore,
+    kDifferenceBefore,
+    kDifferences,
+    kProducts
+  };
+
+  void ReadSketches() {
+    const auto size = static_cast<size_t>(rows_.num_rows()) * shape_.padded_dim;
+    sketched_values_ = scratch_.sketched_values.AtLeast(size);
+    differences_ = scratch_.differences.AtLeast(size);
+    kernels_.sketch_rows({.rows = rows_.values(),
+                          .codes = rows_.codes(),
+                          .ranges = rows_.ranges(),
+                          .bits = ValueBits(group_.unit.context.cache.layout().sketch),
+                          .num_rows = rows_.num_rows(),
+                          .head_dim = shape_.head_dim,
+                          .sketched = sketched_values_,
+                          .differences = differences_});
+  }
+
+  // b of a chunk's heads; w is rows_.weights.
+  float* main_weights(int chunk) const { return corrects_ ? rows_.sketched_weights(chunk) : rows_.weights(chunk); }
+
+  // Weights become w and b.
+  void Weigh(int chunk) {
+    const int pitch = shape_.pitch(chunk);
+    const WeightUnits units = UnitsOf(group_, chunk);
+    HeadVector mass = {};
+    float* exact = rows_.weights(chunk);
+    float* sketched = corrects_ ? rows_.sketched_weights(chunk) : nullptr;
+    for (int row = 0; row < rows_.num_rows(); ++row) {
+      const float inverse = 1 / rows_.chance(row);
+      for (int lane = 0; lane < pitch; ++lane) {
+        const int at = row * pitch + lane;
+        const float w = exact[at] * units.exact.lane[lane] * inverse;
+        const float b = corrects_ ? w - sketched[at] * units.sketched.lane[lane] * inverse : w;
+        exact[at] = w;
+        if (corrects_) sketched[at] = b;
+        mass.lane[lane] += b;
+      }
+    }
+    for (int lane = 0; lane < shape_.heads(chunk); ++lane) {
+      group_.unit.partial.sum[chunk * kChunkHeads + lane] = mass.lane[lane];
+    }
+  }
+
+  void AddValues(int begin, int count, int chunk) {
+    AccumulateArgs args = {.num_rows = count,
+                           .head_dim = shape_.head_dim,
+                           .heads = shape_.heads(chunk),
+                           .weights = main_weights(chunk) + begin * shape_.pitch(chunk),
+                           .sums = group_.unit.output(chunk * kChunkHeads)};
+    if (!corrects_) {
+      args.row_pointers = rows_.values() + begin;
+      return kernels_.accumulate(args);
+    }
+    args.head_dim = shape_.padded_dim;
+    args.rows = reinterpret_cast<const uint8_t*>(sketched_values_ + int64_t{begin} * shape_.padded_dim);
+    kernels_.accumulate_packed(args);
+    args.rows = reinterpret_cast<const uint8_t*>(differences_ + int64_t{begin} * shape_.padded_dim);
+    args.weights = rows_.weights(chunk) + begin * shape_.pitch(chunk);
+    kernels_.accumulate_packed(args);
+  }
+
+  void AddErrors() {
+    const GroupErrors errors = group_.errors();
+    std::fill_n(errors.numbers, GroupErrors::NumbersSize(shape_), 0.0f);
+    std::fill_n(errors.vectors, GroupErrors::VectorsSize(shape_), 0.0f);
+    LinkChain();
+    if (length_ == 0) return;
+    FindProducts();
+    for (int i = 0; i < length_; ++i) {
+      errors.numbers[0] += 1 - rows_.chance(chain_[i]);
+      if (i > 0) errors.numbers[1] += Tau(i);
+    }
+    for (int chunk = 0; chunk < shape_.num_chunks; ++chunk) {
+      AddSteps(errors, chunk);
+      if (group_.unit.plan.method == Method::kSketched) AddStepVectors(errors, chunk);
+    }
+  }
+
+  // The rows left to chance, in order.
+  void LinkChain() {
+    const auto most = static_cast<size_t>(rows_.num_rows());
+    chain_ = scratch_.chain.AtLeast(most);
+    mains_ = scratch_.chain_rows.AtLeast(2 * most);
+    chain_differences_ = mains_ + most;
+    length_ = 0;
+    for (int row = 0; row < rows_.num_rows(); ++row) {
+      if (rows_.chance(row) >= 1) continue;
+      const int64_t packed = int64_t{row} * shape_.padded_dim;
+      mains_[length_] = corrects_ ? reinterpret_cast<const uint8_t*>(sketched_values_ + packed) : rows_.values()[row];
+      if (corrects_) chain_differences_[length_] = reinterpret_cast<const uint8_t*>(differences_ + packed);
+      chain_[length_++] = row;
+    }
+  }
+
+  float Tau(int i) const { return 1 - (rows_.chance(chain_[i]) + rows_.chance(chain_[i - 1])) / 2; }
+
+  float* products(Product product) const { return products_ + int64_t{product} * length_; }
+
+  // Product i of kBefore and its like is that of row i + 1 with row i.
+  void FindProducts() {
+    products_ = scratch_.products.AtLeast(static_cast<size_t>(kProducts) * length_);
+    const auto find = [this](Product product, const uint8_t* const* first, const uint8_t* const* second, int count) {
+      const PairArgs args = {.first = first,
+                             .second = second,
+                             .num_pairs = count,
+                             .head_dim = corrects_ ? shape_.padded_dim : shape_.head_dim,
+                             .out = products(product)};
+      (corrects_ ? kernels_.dots_packed : kernels_.dots)(args);
+    };
+    find(kMain, mains_, mains_, length_);
+    find(kBefore, mains_ + 1, mains_, length_ - 1);
+    if (!corrects_) return;
+    find(kMainDifference, mains_, chain_differences_, length_);
+    find(kDifference, chain_differences_, chain_differences_, length_);
+    find(kMainBefore, mains_ + 1, chain_differences_, length_ - 1);
+    find(kDifferenceBefore, chain_differences_ + 1, mains_, length_ - 1);
+    find(kDifferences, chain_differences_ + 1, chain_differences_, length_ - 1);
+  }
+
+  // |a|^2 of row i of the chain, and a . a of rows i and i + 1.
+  float Square(int i, float b, float w) const {
+    const float square = b * b * products(kMain)[i];
+    return corrects_ ? square + 2 * b * w * products(kMainDifference)[i] + w * w * products(kDifference)[i] : square;
+  }
+  float Cross(int i, float b, float w, float next_b, float next_w) const {
+    const float cross = b * next_b * products(kBefore)[i];
+    return corrects_ ? cross + next_b * w * products(kMainBefore)[i] + next_w * b * products(kDifferenceBefore)[i] +
+                           next_w * w * products(kDifferences)[i]
+                     : cross;
+  }
+
+  void AddSteps(const GroupErrors& errors, int chunk) {
+    const int pitch = shape_.pitch(chunk);
+    for (int lane = 0; lane < shape_.heads(chunk); ++lane) {
+      float steps = 0;
+      float mass_steps = 0;
+      float last_b = 0;
+      float last_w = 0;
+      float last_square = 0;
+      for (int i = 0; i < length_; ++i) {
+        const float b = main_weights(chunk)[chain_[i] * pitch + lane];
+        const float w = rows_.weights(chunk)[chain_[i] * pitch + lane];
+        const float square = Square(i, b, w);
+        if (i > 0) {
+          steps += Tau(i) * (square + last_square - 2 * Cross(i - 1, last_b, last_w, b, w));
+          mass_steps += Tau(i) * (b - last_b) * (b - last_b);
+        }
+        last_b = b;
+        last_w = w;
+        last_square = square;
+      }
+      const int head = chunk * kChunkHeads + lane;
+      errors.numbers[2 + 2 * head] = steps;
+      errors.numbers[2 + 2 * head + 1] = mass_steps;
+    }
+  }
+
+  // The sum over steps of tau (step of b) (step of a), as one over rows of a.
+  void AddStepVectors(const GroupErrors& errors, int chunk) {
+    const int pitch = shape_.pitch(chunk);
+    float* of_mains = scratch_.step_weights.AtLeast(size_t{2} * length_ * kChunkHeads);
+    float* of_differences = of_mains + int64_t{length_} * pitch;
+    for (int lane = 0; lane < pitch; ++lane) {
+      const auto step = [&](int i) {  // into row i
+        const float* b = main_weights(chunk) + lane;
+        return i == 0 || i == length_ ? 0 : Tau(i) * (b[chain_[i] * pitch] - b[chain_[i - 1] * pitch]);
+      };
+      float last = step(0);
+      for (int i = 0; i < length_; ++i) {
+        const float next = step(i + 1);
+        of_mains[i * pitch + lane] = (last - next) * main_weights(chunk)[chain_[i] * pitch + lane];
+        of_differences[i * pitch + lane] = (last - next) * rows_.weights(chunk)[chain_[i] * pitch + lane];
+        last = next;
+      }
+    }
+    AccumulateArgs args = {.row_pointers = mains_,
+                           .num_rows = length_,
+                           .head_dim = corrects_ ? shape_.padded_dim : shape_.head_dim,
+                           .heads = shape_.heads(chunk),
+                           .weights = of_mains,
+                           .sums = errors.vectors + int64_t{chunk} * kChunkHeads * shape_.padded_dim};
+    if (!corrects_) return kernels_.accumulate(args);
+    kernels_.accumulate_packed(args);
+    args.row_pointers = chain_differences_;
+    args.weights = of_differences;
+    kernels_.accumulate_packed(args);
+  }
+
+  const GroupUnit& group_;
+  const RowList& rows_;
+  const DecodeShape& shape_;
+  const RowKernels& kernels_;
+  ReadScratch& scratch_;
+  const bool corrects_;
+  float* sketched_values_ = nullptr;
+  float* differences_ = nullptr;
+  int length_ = 0;  // of the chain
+  int32_t* chain_ = nullptr;
+  const uint8_t** mains_ = nullptr;
+  const uint8_t** chain_differences_ = nullptr;
+  float* products_ = nullptr;
+};
+
+}  // namespace
+
+void ReadRows(const GroupUnit& group, ReadScratch& scratch) {
+  ClearPartial(group.unit);
+  RowList rows(group, scratch);
+  rows.Draw();
+  *group.unit.partial.rows = rows.num_rows();
+  if (group.unit.plan.method == Method::kSketched) ScoreRows(group, rows, scratch);
+  RowSums(group, rows, scratch).Add();
+}
+
+}  // namespace santa::cpu
