@@ -13,7 +13,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "server/engine/adaptive_watch.h"
+#include "ring/adaptive_watch.h"
 #include "server/engine/batch_former.h"
 #include "server/engine/batch_runner.h"
 #include "server/engine/fair_share.h"

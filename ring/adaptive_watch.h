@@ -1,6 +1,6 @@
 // Waiting without sleeping, where that pays.
-#ifndef SANTA_SERVER_ENGINE_ADAPTIVE_WATCH_H_
-#define SANTA_SERVER_ENGINE_ADAPTIVE_WATCH_H_
+#ifndef SANTA_RING_ADAPTIVE_WATCH_H_
+#define SANTA_RING_ADAPTIVE_WATCH_H_
 
 #include <algorithm>
 #include <chrono>
@@ -49,4 +49,4 @@ class AdaptiveWatch {
 
 }  // namespace santa
 
-#endif  // SANTA_SERVER_ENGINE_ADAPTIVE_WATCH_H_
+#endif  // SANTA_RING_ADAPTIVE_WATCH_H_

@@ -1,4 +1,4 @@
-#include "server/engine/adaptive_watch.h"
+#include "ring/adaptive_watch.h"
 
 #include <gtest/gtest.h>
 
