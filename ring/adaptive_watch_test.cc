@@ -33,5 +33,19 @@ TEST(AdaptiveWatchTest, TellsWhetherItCame) {
   EXPECT_TRUE(watch.For([&looks] { return ++looks == 1000; }, [] { return true; }));  // busy: however long it takes
 }
 
+TEST(AdaptiveWaitTest, SleepsUntilWorkComesSoonThenWatches) {
+  AdaptiveWait wait;
+  const auto idle = [] { return false; };
+  int sleeps = 0;
+  const auto sleep = [&sleeps] { ++sleeps; };
+  wait.Until(idle, idle, sleep);  // at first nothing is known
+  EXPECT_EQ(sleeps, 1);
+  for (int i = 0; i < 20; ++i) wait.Until([] { return true; }, idle, sleep);
+  EXPECT_EQ(sleeps, 1);
+  int looks = 0;
+  wait.Until([&looks] { return ++looks == 1000; }, [] { return true; }, sleep);  // busy all the time
+  EXPECT_EQ(sleeps, 1);
+}
+
 }  // namespace
 }  // namespace santa

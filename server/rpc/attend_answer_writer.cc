@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "server/rpc/convert.h"
 
 namespace santa {
@@ -104,6 +105,27 @@ void AttendAnswerWriter::SetStatistics(size_t index, const v1::AttendStatistics&
 }
 
 grpc::ByteBuffer AttendAnswerWriter::Take() {
+  Assemble();
+  grpc::ByteBuffer bytes(slices_.data(), slices_.size());
+  slices_.clear();
+  return bytes;
+}
+
+absl::StatusOr<size_t> AttendAnswerWriter::Copy(std::span<char> room) {
+  Assemble();
+  size_t length = 0;
+  for (const grpc::Slice& slice : slices_) length += slice.size();
+  if (length > room.size()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the answer has ", length, " bytes; its slot has room for ", room.size()));
+  }
+  char* to = room.data();
+  for (const grpc::Slice& slice : slices_) to = std::copy_n(slice.begin(), slice.size(), to);
+  slices_.clear();
+  return length;
+}
+
+void AttendAnswerWriter::Assemble() {
   slices_.clear();
   if (request_id_ != 0) {
     std::array<char, 11> id;
@@ -113,17 +135,14 @@ grpc::ByteBuffer AttendAnswerWriter::Take() {
   }
   for (size_t i = 0; i < items_.size(); ++i) {
     if (items_[i].status.ok()) {
-      TakeAnswered(i);
+      AssembleAnswered(i);
     } else {
-      TakeFailed(items_[i]);
+      AssembleFailed(items_[i]);
     }
   }
-  grpc::ByteBuffer bytes(slices_.data(), slices_.size());
-  slices_.clear();
-  return bytes;
 }
 
-void AttendAnswerWriter::TakeFailed(const Item& item) {
+void AttendAnswerWriter::AssembleFailed(const Item& item) {
   v1::AttendResponse response;
   v1::ItemStatus* const status = response.add_results()->mutable_status();
   status->set_code(static_cast<int>(item.status.code()));
@@ -131,7 +150,7 @@ void AttendAnswerWriter::TakeFailed(const Item& item) {
   slices_.emplace_back(response.SerializeAsString());  // a part of a message: parts that follow each other merge
 }
 
-void AttendAnswerWriter::TakeAnswered(size_t index) {
+void AttendAnswerWriter::AssembleAnswered(size_t index) {
   const Item& item = items_[index];
   const size_t data_bytes = o_bytes(item);
   const size_t lse_bytes = sizeof(float) * layout_.num_query_heads;

@@ -8,9 +8,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kernels/attention.h"
 #include "proto/santa/attention/v1/attention.pb.h"
 
@@ -45,7 +47,10 @@ class AttendAnswerWriter {
   void SetFailed(size_t item, const absl::Status& status) { items_[item].status = status; }
   void SetStatistics(size_t item, const v1::AttendStatistics& statistics);  // at most StatisticsRoom, encoded
 
+  // The answer, either way.
   grpc::ByteBuffer Take();
+  // Its length in `room`; RESOURCE_EXHAUSTED, naming both, where there is less than that.
+  absl::StatusOr<size_t> Copy(std::span<char> room);
 
  private:
   struct Item {
@@ -61,8 +66,9 @@ class AttendAnswerWriter {
   }
   size_t statistics_at(const Item& item) const;
   void Release();
-  void TakeFailed(const Item& item);
-  void TakeAnswered(size_t index);
+  void Assemble();  // slices_
+  void AssembleFailed(const Item& item);
+  void AssembleAnswered(size_t index);
 
   KvLayout layout_;
   uint64_t request_id_ = 0;

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -277,6 +278,13 @@ TEST(AttendAnswerWriterTest, ProtobufReadsWhatItWrites) {
     ASSERT_TRUE(read.ParseFromString(Joined(bytes)));
     EXPECT_TRUE(MessageDifferencer::Equals(read, expected)) << read.DebugString() << expected.DebugString();
     EXPECT_EQ(Joined(bytes).size(), expected.ByteSizeLong());  // nothing is said at greater length
+    std::string copy(expected.ByteSizeLong(), 0);
+    if (!copy.empty()) {
+      EXPECT_EQ(writer.Copy(std::span(copy).last(copy.size() - 1)).status().code(),
+                absl::StatusCode::kResourceExhausted);
+    }
+    EXPECT_EQ(*writer.Copy(copy), copy.size());
+    EXPECT_EQ(copy, Joined(bytes));
   }
 }
 
