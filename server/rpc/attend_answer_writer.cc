@@ -120,7 +120,10 @@ absl::StatusOr<size_t> AttendAnswerWriter::Copy(std::span<char> room) {
         absl::StrCat("the answer has ", length, " bytes; its slot has room for ", room.size()));
   }
   char* to = room.data();
-  for (const grpc::Slice& slice : slices_) to = std::copy_n(slice.begin(), slice.size(), to);
+  for (const grpc::Slice& slice : slices_) {
+    std::memcpy(to, slice.begin(), slice.size());
+    to += slice.size();
+  }
   slices_.clear();
   return length;
 }
