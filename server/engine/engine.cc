@@ -36,10 +36,11 @@ struct Engine::State {
   const int max_in_flight;
 
   mutable std::mutex mutex;
-  std::condition_variable work_arrived;         // or room for another batch, or the end
-  std::condition_variable batch_began;          // or no other will
-  std::deque<BatchRunner::Run*> in_flight;      // begun; the first is being finished
-  Clock::time_point idle_since = Clock::now();  // in_flight became empty
+  std::condition_variable work_arrived;                       // or room for another batch, or the end
+  std::condition_variable batch_began;                        // or no other will
+  std::vector<std::unique_ptr<BatchRunner::Run>> in_flight;   // begun; the first is being finished
+  std::vector<std::unique_ptr<BatchRunner::Run>> spare_runs;  // kept for their memory
+  Clock::time_point idle_since = Clock::now();                // in_flight became empty
   bool no_more_batches = false;
   bool device_thread_sleeps = false;
   std::vector<Step*> arrived;  // in order; the device thread takes all of it at once
@@ -82,6 +83,7 @@ struct Engine::State {
   bool TakeBackground();
   void FormBatch();
   void RunBatch();
+  std::unique_ptr<BatchRunner::Run> TakeRun();
   void FinishInOrder();
   void FinishBatch(BatchRunner::Run* run);
   void HandBack(std::vector<Step*>* steps);
@@ -272,15 +274,24 @@ void Engine::State::FormBatch() {
 }
 
 void Engine::State::RunBatch() {
-  auto run = std::make_unique<BatchRunner::Run>();
+  std::unique_ptr<BatchRunner::Run> run = TakeRun();
   run->steps.swap(batch);
   runner.Begin(absl::Now(), run.get());
-  if (max_in_flight == 1) return FinishBatch(run.get());
+  if (max_in_flight == 1) FinishBatch(run.get());
   std::lock_guard<std::mutex> lock(mutex);
-  in_flight.push_back(run.release());
+  if (max_in_flight == 1) return spare_runs.push_back(std::move(run));
+  in_flight.push_back(std::move(run));
   batches_in_flight.store(static_cast<int>(in_flight.size()), std::memory_order_relaxed);
   batches_begun.fetch_add(1, std::memory_order_release);
   batch_began.notify_one();
+}
+
+std::unique_ptr<BatchRunner::Run> Engine::State::TakeRun() {
+  std::lock_guard<std::mutex> lock(mutex);
+  if (spare_runs.empty()) return std::make_unique<BatchRunner::Run>();
+  std::unique_ptr<BatchRunner::Run> run = std::move(spare_runs.back());
+  spare_runs.pop_back();
+  return run;
 }
 
 // The finisher thread.
@@ -297,9 +308,9 @@ void Engine::State::FinishInOrder() {
       finisher_watch.Learn(Clock::now() - entered);
     }
     if (in_flight.empty()) return;
-    const std::unique_ptr<BatchRunner::Run> run(in_flight.front());
+    BatchRunner::Run* const run = in_flight.front().get();
     lock.unlock();
-    FinishBatch(run.get());
+    FinishBatch(run);
     lock.lock();
   }
 }
@@ -307,6 +318,7 @@ void Engine::State::FinishInOrder() {
 void Engine::State::FinishBatch(BatchRunner::Run* run) {
   const absl::Status status = runner.Finish(run);
   const bool background_step = run->steps.front()->background;
+  std::unique_ptr<BatchRunner::Run> finished;
   {
     std::lock_guard<std::mutex> lock(mutex);
     if (!background_step) {
@@ -317,18 +329,20 @@ void Engine::State::FinishBatch(BatchRunner::Run* run) {
       device_failed = true;
     }
     if (max_in_flight > 1) {
-      in_flight.pop_front();
+      finished = std::move(in_flight.front());
+      in_flight.erase(in_flight.begin());
       batches_in_flight.store(static_cast<int>(in_flight.size()), std::memory_order_relaxed);
       if (in_flight.empty()) idle_since = Clock::now();
       WakeDeviceThread();
     }
   }
   if (on_batch) {
-    on_batch({.background = background_step,
-              .device_time = run->device_time,
-              .steps = {run->steps.begin(), run->steps.end()}});
+    on_batch({.background = background_step, .device_time = run->device_time, .steps = run->steps});
   }
   HandBack(&run->steps);
+  if (finished == nullptr) return;
+  std::lock_guard<std::mutex> lock(mutex);
+  spare_runs.push_back(std::move(finished));
 }
 
 // From its `done` on, a step may be gone.

@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <vector>
+#include <span>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -36,7 +36,7 @@ struct EngineOptions {
 struct BatchReport {
   bool background = false;  // the one step of SubmitBackground
   absl::Duration device_time;
-  std::vector<const Step*> steps;
+  std::span<const Step* const> steps;
 };
 
 class Engine {

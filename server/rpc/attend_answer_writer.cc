@@ -56,7 +56,7 @@ char* PutTensorHead(const KvLayout& layout, DType dtype, size_t data_bytes, char
 }  // namespace
 
 void AttendAnswerWriter::Reset(uint64_t request_id, const KvLayout& layout) {
-  Release();
+  if (given_away_) Release();
   request_id_ = request_id;
   layout_ = layout;
   items_.clear();
@@ -64,7 +64,7 @@ void AttendAnswerWriter::Reset(uint64_t request_id, const KvLayout& layout) {
 
 void AttendAnswerWriter::Release() {
   if (allocated_) grpc_slice_unref(slice_);
-  allocated_ = false;
+  allocated_ = given_away_ = false;
 }
 
 void AttendAnswerWriter::AddRefused(const absl::Status& status) { items_.push_back({.status = status}); }
@@ -80,8 +80,11 @@ void AttendAnswerWriter::Allocate() {
     size = item.o + o_bytes(item) + kLengthRoom + lse_bytes + kLengthRoom + StatisticsRoom(layout_.num_query_heads);
   }
   if (size == 0) return;
-  slice_ = grpc_slice_malloc(size + kAlignment);
-  allocated_ = true;
+  if (memory() < size + kAlignment) {
+    Release();
+    slice_ = grpc_slice_malloc(size + kAlignment);
+    allocated_ = true;
+  }
   const size_t misaligned = reinterpret_cast<uintptr_t>(base()) % kAlignment;
   if (misaligned != 0) {
     for (Item& item : items_) item.o += kAlignment - misaligned;
@@ -108,6 +111,7 @@ grpc::ByteBuffer AttendAnswerWriter::Take() {
   Assemble();
   grpc::ByteBuffer bytes(slices_.data(), slices_.size());
   slices_.clear();
+  given_away_ = true;
   return bytes;
 }
 

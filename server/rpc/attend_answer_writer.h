@@ -20,8 +20,8 @@ namespace santa {
 
 namespace v1 = ::santa::attention::v1;
 
-// For one answer after another: Reset; an Add for each item, in the request's order; Allocate; then the outputs are
-// written, and failures and statistics noted; Take. Not thread safe.
+// For one answer after another, without allocating but for what Take gives away: Reset; an Add for each item, in the
+// request's order; Allocate; then the outputs are written, and failures and statistics noted; Take. Not thread safe.
 class AttendAnswerWriter {
  public:
   // What any AttendStatistics takes at most, as encoded: a number for each query head, and others.
@@ -43,6 +43,8 @@ class AttendAnswerWriter {
   // [H][D] and [H], of an item that was added as answered. Aligned; nothing is in them yet.
   void* o(size_t item) { return base() + items_[item].o; }
   float* lse(size_t item) { return lse_.data() + item * layout_.num_query_heads; }
+
+  size_t memory() const { return allocated_ ? GRPC_SLICE_LENGTH(slice_) : 0; }  // bytes that it keeps
 
   void SetFailed(size_t item, const absl::Status& status) { items_[item].status = status; }
   void SetStatistics(size_t item, const v1::AttendStatistics& statistics);  // at most StatisticsRoom, encoded
@@ -76,6 +78,7 @@ class AttendAnswerWriter {
   std::vector<float> lse_;
   grpc_slice slice_ = {};  // all answered items, with room before and behind each output
   bool allocated_ = false;
+  bool given_away_ = false;  // some of the slice is gRPC's
   std::vector<grpc::Slice> slices_;
 };
 
