@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "ring/adaptive_watch.h"
+#include "server/engine/batch_forecast.h"
 #include "server/engine/batch_former.h"
 #include "server/engine/batch_runner.h"
 #include "server/engine/fair_share.h"
@@ -41,6 +42,8 @@ struct Engine::State {
   std::vector<std::unique_ptr<BatchRunner::Run>> in_flight;   // begun; the first is being finished
   std::vector<std::unique_ptr<BatchRunner::Run>> spare_runs;  // kept for their memory
   Clock::time_point idle_since = Clock::now();                // in_flight became empty
+  BatchForecast forecast;
+  Clock::time_point next_batch_at;  // not before, while one is in flight
   bool no_more_batches = false;
   bool device_thread_sleeps = false;
   std::vector<Step*> arrived;  // in order; the device thread takes all of it at once
@@ -84,6 +87,7 @@ struct Engine::State {
   void FormBatch();
   void RunBatch();
   std::unique_ptr<BatchRunner::Run> TakeRun();
+  void DeviceBegins(const BatchRunner::Run& run);
   void FinishInOrder();
   void FinishBatch(BatchRunner::Run* run);
   void HandBack(std::vector<Step*>* steps);
@@ -186,7 +190,15 @@ void Engine::State::WakeDeviceThread() {
 // With the mutex held: what TakeWork waits for.
 bool Engine::State::Ready() const {
   const bool work = !arrived.empty() || !waiting.empty() || !background.empty();
-  return work ? static_cast<int>(in_flight.size()) < max_in_flight : stopping;
+  if (!work) return stopping;
+  if (static_cast<int>(in_flight.size()) >= max_in_flight) return false;
+  const bool full = queued_items >= options.max_batch_items;
+  return in_flight.empty() || full || stopping || Clock::now() >= next_batch_at;
+}
+
+// With the mutex held: it works on this batch from now on.
+void Engine::State::DeviceBegins(const BatchRunner::Run& run) {
+  next_batch_at = Clock::now() + forecast.Patience(BatchForecast::TokensOf(run.steps));
 }
 
 // Waits until there is work, and room for it on the device; false when there is none left and none will come.
@@ -197,9 +209,14 @@ bool Engine::State::TakeWork() {
   while (!Ready()) {
     waited = true;
     const uint64_t seen = arrivals.load(std::memory_order_acquire);
+    const Clock::time_point later = next_batch_at;
+    const bool waits = later > Clock::now();
     lock.unlock();
-    const bool came = watch.For([&] { return arrivals.load(std::memory_order_acquire) != seen; },
-                                [this] { return batches_in_flight.load(std::memory_order_relaxed) > 0; });
+    const auto something_changed = [&] {
+      return arrivals.load(std::memory_order_acquire) != seen || (waits && Clock::now() >= later);
+    };
+    const bool came =
+        watch.For(something_changed, [this] { return batches_in_flight.load(std::memory_order_relaxed) > 0; });
     lock.lock();
     if (came || Ready()) continue;
     device_thread_sleeps = true;
@@ -280,6 +297,7 @@ void Engine::State::RunBatch() {
   if (max_in_flight == 1) FinishBatch(run.get());
   std::lock_guard<std::mutex> lock(mutex);
   if (max_in_flight == 1) return spare_runs.push_back(std::move(run));
+  if (in_flight.empty()) DeviceBegins(*run);
   in_flight.push_back(std::move(run));
   batches_in_flight.store(static_cast<int>(in_flight.size()), std::memory_order_relaxed);
   batches_begun.fetch_add(1, std::memory_order_release);
@@ -324,6 +342,7 @@ void Engine::State::FinishBatch(BatchRunner::Run* run) {
     if (!background_step) {
       for (const Step* step : run->steps) running_items -= static_cast<int64_t>(step->items.size());
     }
+    forecast.Learn(BatchForecast::TokensOf(run->steps), absl::ToChronoNanoseconds(run->device_time));
     if (!status.ok() && !device_failed) {
       device_error = std::string(status.message());
       device_failed = true;
@@ -332,7 +351,11 @@ void Engine::State::FinishBatch(BatchRunner::Run* run) {
       finished = std::move(in_flight.front());
       in_flight.erase(in_flight.begin());
       batches_in_flight.store(static_cast<int>(in_flight.size()), std::memory_order_relaxed);
-      if (in_flight.empty()) idle_since = Clock::now();
+      if (in_flight.empty()) {
+        idle_since = Clock::now();
+      } else {
+        DeviceBegins(*in_flight.front());
+      }
       WakeDeviceThread();
     }
   }

@@ -6,7 +6,8 @@
 // caller's items fail alone.
 //
 // A device that takes several batches at a time (Backend::max_decodes_in_flight) gets the next one while it works on
-// the last: then a second thread waits for answers and hands them back, in the order in which the batches began.
+// the last, once it is well on with that (batch_forecast.h): then a second thread waits for answers and hands them
+// back, in the order in which the batches began.
 #ifndef SANTA_SERVER_ENGINE_ENGINE_H_
 #define SANTA_SERVER_ENGINE_ENGINE_H_
 
