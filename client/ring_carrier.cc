@@ -1,5 +1,6 @@
 #include <grpcpp/support/client_callback.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "client/attend_carrier.h"
+#include "client/encode.h"
 #include "ring/adaptive_watch.h"
 #include "ring/doorbell.h"
 #include "ring/shared_memory.h"
@@ -27,6 +29,26 @@ RingShape ShapeOf(const v1::AttendSharedResponse& told) {
           .answer_bytes = told.answer_bytes(),
           .generation = told.generation()};
 }
+
+// Threads of this process that watch without sleeping: as many as leave most CPUs to others. What is a gain for a few
+// streams would be a loss for a hundred, whose threads keep each other from the CPUs.
+class Watchers {
+ public:
+  // Whether one more may watch; if so, End() is due.
+  static bool Begin() {
+    if (count_.fetch_add(1, std::memory_order_relaxed) < Most()) return true;
+    End();
+    return false;
+  }
+  static void End() { count_.fetch_sub(1, std::memory_order_relaxed); }
+
+ private:
+  static int Most() {
+    static const int most = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 2);
+    return most;
+  }
+  static inline std::atomic<int> count_ = 0;
+};
 
 // The stream opens the memory, keeps it and ends it. A thread of the carrier's own waits for answers; owner and gRPC's
 // threads publish requests.
@@ -123,15 +145,13 @@ class RingCarrier final : public AttendCarrier,
   // With the mutex held. False: not now.
   bool Publish(const v1::AttendRequest& request) {
     if (free_.empty()) return false;
-    const size_t bytes = request.ByteSizeLong();
-    const std::span<char> room = ring_->Room(free_.back());
-    if (bytes > room.size()) {
-      outgrown_by_ = bytes;
+    const size_t bytes = EncodeInto(request, ring_->Room(free_.back()));
+    if (bytes == 0) {
+      outgrown_by_ = request.ByteSizeLong();
       free_.clear();  // nothing may pass it
       context_.TryCancel();
       return false;
     }
-    request.SerializeWithCachedSizesToArray(reinterpret_cast<uint8_t*>(room.data()));
     in_flight_.fetch_add(1, std::memory_order_relaxed);
     const int32_t slot = free_.back();
     free_.pop_back();  // slots that were used last are in the caches
@@ -152,14 +172,20 @@ class RingCarrier final : public AttendCarrier,
   void Run() {
     AdaptiveWait wait;
     while (true) {
+      bool watches = false;
       wait.Until([this] { return ring_->Waits() || ended_; },
-                 [this] { return told_.watch() && in_flight_.load(std::memory_order_relaxed) > 0; },
+                 [&] {
+                   if (!told_.watch() || in_flight_.load(std::memory_order_relaxed) == 0) return false;
+                   watches = watches || Watchers::Begin();
+                   return watches;
+                 },
                  [this] {
                    ring_->BeginSleep();
                    constexpr int64_t kLongest = 1'000'000'000;
                    if (!ring_->Waits() && !ended_) ring_->SleepFor(kLongest);
                    ring_->EndSleep();
                  });
+      if (watches) Watchers::End();
       if (ring_->Waits()) {
         if (!TakeAnswer()) return;
       } else if (ended_) {

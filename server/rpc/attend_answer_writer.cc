@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "ring/streaming_writer.h"
 #include "server/rpc/convert.h"
 
 namespace santa {
@@ -117,19 +118,12 @@ grpc::ByteBuffer AttendAnswerWriter::Take() {
 
 absl::StatusOr<size_t> AttendAnswerWriter::Copy(std::span<char> room) {
   Assemble();
-  size_t length = 0;
-  for (const grpc::Slice& slice : slices_) length += slice.size();
-  if (length > room.size()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the answer has ", length, " bytes; its slot has room for ", room.size()));
-  }
-  char* to = room.data();
-  for (const grpc::Slice& slice : slices_) {
-    std::memcpy(to, slice.begin(), slice.size());
-    to += slice.size();
-  }
+  StreamingWriter writer(room);
+  bool fits = true;
+  for (const grpc::Slice& slice : slices_) fits = fits && writer.Append(slice.begin(), slice.size());
   slices_.clear();
-  return length;
+  if (fits) return writer.Finish();
+  return absl::ResourceExhaustedError(absl::StrCat("the answer is larger than its room of ", room.size(), " bytes"));
 }
 
 void AttendAnswerWriter::Assemble() {

@@ -51,7 +51,8 @@ class AttendAnswerWriter {
 
   // The answer, either way.
   grpc::ByteBuffer Take();
-  // Its length in `room`; RESOURCE_EXHAUSTED, naming both, where there is less than that.
+  // Its length in `room`, which begins at a multiple of 64 bytes; RESOURCE_EXHAUSTED, naming the room, where it is
+  // larger.
   absl::StatusOr<size_t> Copy(std::span<char> room);
 
  private:
