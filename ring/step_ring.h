@@ -75,6 +75,7 @@ class StepRing {
   // something waits after the first.
   void BeginSleep();
   void EndSleep();
+  // Whether it does.
   bool Sleeps() const { return mine_->sleeps.load(std::memory_order_relaxed) != 0; }
 
   // The client's reader sleeps in the memory itself: after BeginSleep, until it is woken, or for this long, or not at
