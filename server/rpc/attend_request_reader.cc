@@ -226,7 +226,7 @@ void AttendRequestReader::MakeRoom(size_t bytes) {
 absl::Status AttendRequestReader::Read(const grpc::ByteBuffer& bytes, int32_t max_items) {
   slices_.clear();
   if (!bytes.Dump(&slices_).ok()) return Unreadable();
-  const absl::Status status = ReadParts(slices_, max_items);
+  absl::Status status = ReadParts(slices_, max_items);
   slices_.clear();  // gRPC's memory
   return status;
 }
