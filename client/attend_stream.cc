@@ -1,13 +1,10 @@
 #include "client/attend_stream.h"
 
-#include <grpcpp/support/client_callback.h>
-
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
-#include "client/encode.h"
+#include "ring/step_ring.h"
 
 namespace santa {
 namespace {
@@ -15,84 +12,21 @@ namespace {
 // How long a stream that nobody waits for may take to end by itself before it is cancelled.
 constexpr std::chrono::seconds kGracefulEnd(1);
 
-constexpr char kMethod[] = "/santa.attention.v1.AttentionService/Attend";
+// Of shared memory.
+constexpr size_t kLeastSlotBytes = 64 << 10;
+constexpr size_t kMostSlots = 32;
 
-// Callbacks run on gRPC's threads and must not wait there for answers that those threads bring.
+// Callbacks run on the carrier's threads and must not wait there for answers that those threads bring.
 thread_local bool running_callbacks = false;
 
 }  // namespace
 
-// One stream. Owns its context and messages; one read and at most one write in flight. Its hold keeps it alive for
-// writes that start outside a reaction; it ends with the reads, and Impl::writable_ with it.
-//
-// Impl outlives it, and its context, which refers to the channel, goes before Impl does: the last reference to a
-// channel must not go on one of gRPC's own threads, which would have to join itself.
-class AttendStream::Impl::Reactor final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
- public:
-  explicit Reactor(Impl& impl) : impl_(impl) {}
-
-  void Start() {
-    handoff_.fetch_add(1, std::memory_order_acq_rel);
-    impl_.connection_->Authorize(context_);
-    impl_.connection_->raw_stub->PrepareBidiStreamingCall(&context_, kMethod, {}, this);
-    AddHold();
-    StartRead(&answer_);
-    StartCall();
-  }
-
-  void Write(const RequestPointer& request) {
-    request_ = client_internal::EncodeByReference(request);
-    handoff_.fetch_add(1, std::memory_order_acq_rel);
-    StartWrite(&request_);
-  }
-
-  void EndWrites() { StartWritesDone(); }
-  void Cancel() { context_.TryCancel(); }
-
-  void OnReadDone(bool ok) override {
-    handoff_.load(std::memory_order_acquire);
-    if (!ok) {
-      impl_.OnReadsEnd();
-      RemoveHold();
-      return;
-    }
-    v1::AttendResponse response;
-    if (client_internal::Decode(answer_, &response)) {
-      impl_.OnResponse(std::move(response));
-    } else {
-      unreadable_ = true;
-      context_.TryCancel();
-    }
-    handoff_.fetch_add(1, std::memory_order_acq_rel);
-    StartRead(&answer_);
-  }
-
-  void OnWriteDone(bool ok) override {
-    handoff_.load(std::memory_order_acquire);
-    request_.Clear();
-    if (ok) impl_.OnWritten(*this);  // otherwise the stream is over, and OnDone says why
-  }
-
-  void OnDone(const grpc::Status& status) override {
-    handoff_.load(std::memory_order_acquire);
-    const grpc::Status unreadable(grpc::StatusCode::INTERNAL, "the server's answer is no AttendResponse");
-    impl_.OnStreamEnd(std::unique_ptr<Reactor>(this), unreadable_ ? unreadable : status);
-  }
-
- private:
-  Impl& impl_;
-  // Operations started. gRPC orders a reaction after the operation that caused it, but ThreadSanitizer cannot see into
-  // the packaged library: a count before each operation and a look at it in each reaction say it again.
-  std::atomic<int64_t> handoff_ = 0;
-  grpc::ClientContext context_;
-  grpc::ByteBuffer request_;  // being written
-  grpc::ByteBuffer answer_;   // being read
-  bool unreadable_ = false;
-};
-
 AttendStream::Impl::Impl(std::shared_ptr<const client_internal::Connection> connection,
                          const AttendStreamOptions& options)
-    : connection_(std::move(connection)), options_(options), backoff_(connection_->retry) {}
+    : connection_(std::move(connection)),
+      options_(options),
+      shares_memory_(options.share_memory),
+      backoff_(connection_->retry) {}
 
 void AttendStream::Impl::Start() {
   timer_ = std::thread([this] { RunTimer(); });
@@ -102,12 +36,12 @@ void AttendStream::Impl::Close() {
   std::unique_lock lock(mutex_);
   closed_ = true;
   std::vector<Completion> completions = RemoveAll(absl::CancelledError("the stream was closed"));
-  if (reactor_ != nullptr) {
+  if (carrier_ != nullptr) {
     if (!completions.empty()) {
-      reactor_->Cancel();
+      carrier_->Cancel();
     } else if (writable_ && !writing_) {
-      reactor_->EndWrites();
-    }  // While a write is in flight OnWritten does it; without writable_ the stream is ending.
+      carrier_->EndWrites();
+    }  // While a write is in flight or the stream is being opened, GoOn does it.
   }
   room_.notify_all();
   timer_wakeup_.notify_all();
@@ -116,9 +50,9 @@ void AttendStream::Impl::Close() {
   timer_.join();
 
   lock.lock();
-  const auto ended = [this] { return reactor_ == nullptr && ends_running_ == 0; };
+  const auto ended = [this] { return carrier_ == nullptr && ends_running_ == 0; };
   if (!stream_ended_.wait_until(lock, std::chrono::system_clock::now() + kGracefulEnd, ended)) {
-    if (reactor_ != nullptr) reactor_->Cancel();
+    if (carrier_ != nullptr) carrier_->Cancel();
     stream_ended_.wait(lock, ended);
   }
 }
@@ -140,10 +74,10 @@ void AttendStream::Impl::Submit(v1::AttendRequest request, absl::Time deadline, 
     deadlines_.emplace(deadline, id);
     WakeTimerBy(deadline);
   }
-  if (reactor_ == nullptr) {
-    if (!reconnect_at_) OpenStream();
-  } else if (writable_ && !writing_) {
-    if (RequestPointer next = TakeNextToWrite()) reactor_->Write(next);
+  if (carrier_ != nullptr) {
+    WriteNext();
+  } else if (!reconnect_at_) {
+    OpenStream();
   }
 }
 
@@ -158,6 +92,7 @@ absl::Status AttendStream::Impl::Admit(std::unique_lock<std::mutex>& lock, v1::A
     return absl::InvalidArgumentError(
         absl::StrCat("the request has ", size, " bytes; the server takes up to ", limit, " (max_message_bytes)"));
   }
+  largest_request_ = std::max(largest_request_, size);
   const auto has_room = [this] { return closed_ || running_callbacks || pending_.size() < options_.max_in_flight; };
   if (deadline == absl::InfiniteFuture()) {
     room_.wait(lock, has_room);
@@ -173,15 +108,31 @@ AttendStreamStatistics AttendStream::Impl::statistics() const {
 }
 
 void AttendStream::Impl::OpenStream() {
-  ++statistics_.streams_opened;
   reconnect_at_.reset();
   next_to_write_ = 1;
-  reactor_ = new Reactor(*this);
-  writable_ = true;
+  std::unique_ptr<AttendCarrier> carrier;
+  if (shares_memory_) {
+    const size_t slot_bytes = std::max(kLeastSlotBytes, 2 * largest_request_);  // requests may grow
+    carrier = client_internal::MakeRingCarrier(*connection_, *this, std::min(slot_bytes, MostSlotBytes()),
+                                               std::min(options_.max_in_flight, kMostSlots));
+  } else {
+    carrier = client_internal::MakeStreamCarrier(*connection_, *this);
+    ++statistics_.streams_opened;
+  }
+  carrier_ = carrier.release();
+  writable_ = !shares_memory_;
   writing_ = false;
-  // gRPC runs no reaction inside these calls, so holding the mutex is safe.
-  reactor_->Start();
-  if (RequestPointer next = TakeNextToWrite()) reactor_->Write(next);
+  // A carrier runs nothing of ours inside these calls, so holding the mutex is safe.
+  carrier_->Start();
+  WriteNext();
+}
+
+void AttendStream::Impl::WriteNext() {
+  while (writable_ && !writing_) {
+    const RequestPointer next = TakeNextToWrite();
+    if (next == nullptr) return;
+    writing_ = !carrier_->Write(next);
+  }
 }
 
 AttendStream::Impl::RequestPointer AttendStream::Impl::TakeNextToWrite() {
@@ -197,20 +148,23 @@ AttendStream::Impl::RequestPointer AttendStream::Impl::TakeNextToWrite() {
   return next->second.request;
 }
 
-void AttendStream::Impl::OnWritten(Reactor& reactor) {
-  RequestPointer next;
-  bool end = false;
-  {
-    const std::lock_guard lock(mutex_);
-    next = TakeNextToWrite();
-    end = closed_;
-  }
-  // Safe without the mutex: a reaction is running, so the reactor lives, and writing_ keeps other writers away.
-  if (next != nullptr) {
-    reactor.Write(next);
-  } else if (end) {
-    reactor.EndWrites();
-  }
+void AttendStream::Impl::OnOpened() {
+  const std::lock_guard lock(mutex_);
+  ++statistics_.streams_opened;
+  statistics_.shares_memory = true;
+  writable_ = true;
+  GoOn();
+}
+
+void AttendStream::Impl::OnWritten() {
+  const std::lock_guard lock(mutex_);
+  writing_ = false;
+  GoOn();
+}
+
+void AttendStream::Impl::GoOn() {
+  WriteNext();
+  if (closed_ && writable_ && !writing_) carrier_->EndWrites();
 }
 
 void AttendStream::Impl::OnResponse(v1::AttendResponse response) {
@@ -242,14 +196,38 @@ void AttendStream::Impl::OnReadsEnd() {
   writable_ = false;
 }
 
-void AttendStream::Impl::OnStreamEnd(std::unique_ptr<Reactor> reactor, const grpc::Status& status) {
+// Whether the next stream is to be of another kind, or memory, than the one that ended so; that breaks nothing, and no
+// attempt has failed.
+bool AttendStream::Impl::ChooseAnother(const AttendCarrier& carrier, const grpc::Status& status) {
+  if (!shares_memory_) return false;
+  if (carrier.outgrown_by() > 0 && carrier.outgrown_by() <= MostSlotBytes()) {
+    largest_request_ = carrier.outgrown_by();
+    return true;
+  }
+  if (status.ok() || (client_internal::IsRetryable(status.error_code()) && carrier.outgrown_by() == 0)) return false;
+  shares_memory_ = false;
+  return true;
+}
+
+size_t AttendStream::Impl::MostSlotBytes() const {
+  const int64_t limit = connection_->info.limits().max_message_bytes();
+  return static_cast<size_t>(limit > 0 ? std::min(limit, kMaxRingSlotBytes) : kMaxRingSlotBytes);
+}
+
+void AttendStream::Impl::OnEnd(std::unique_ptr<AttendCarrier> carrier, const grpc::Status& status) {
   std::vector<Completion> completions;
   {
     const std::lock_guard lock(mutex_);
-    reactor.reset();
-    reactor_ = nullptr;
+    const bool other_carrier = ChooseAnother(*carrier, status);
+    carrier.reset();
+    carrier_ = nullptr;
+    statistics_.shares_memory = false;
     ++ends_running_;
-    if (!closed_ && !pending_.empty()) {
+    if (closed_ || pending_.empty()) {
+      // Nobody waits for another stream.
+    } else if (other_carrier) {
+      OpenStream();
+    } else {
       absl::Status error = status.ok() ? absl::UnavailableError("the server ended the stream before it answered")
                                        : client_internal::ToAbseil(status);
       const bool retryable = status.ok() || client_internal::IsRetryable(status.error_code());

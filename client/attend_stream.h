@@ -1,4 +1,4 @@
-// AttendStream's inside: the table of unanswered requests, and the gRPC stream that carries them.
+// AttendStream's inside: the table of unanswered requests, and what carries them.
 #ifndef SANTA_CLIENT_ATTEND_STREAM_H_
 #define SANTA_CLIENT_ATTEND_STREAM_H_
 
@@ -13,15 +13,16 @@
 #include <utility>
 #include <vector>
 
+#include "client/attend_carrier.h"
 #include "client/attention_client.h"
 #include "client/backoff.h"
 #include "client/connection.h"
 
 namespace santa {
 
-// Threads: users call Submit; gRPC's threads call the On... functions; a thread of its own keeps the time of deadlines
-// and of reconnection. One mutex guards all state; callbacks run without it.
-class AttendStream::Impl {
+// Threads: users call Submit; the carrier's threads call the On... functions; a thread of its own keeps the time of
+// deadlines and of reconnection. One mutex guards all state; callbacks run without it.
+class AttendStream::Impl : public client_internal::CarrierOwner {
  public:
   Impl(std::shared_ptr<const client_internal::Connection> connection, const AttendStreamOptions& options);
 
@@ -31,8 +32,8 @@ class AttendStream::Impl {
   AttendStreamStatistics statistics() const;
 
  private:
-  class Reactor;
-  using RequestPointer = std::shared_ptr<const v1::AttendRequest>;
+  using AttendCarrier = client_internal::AttendCarrier;
+  using RequestPointer = client_internal::RequestPointer;
 
   struct Pending {
     RequestPointer request;
@@ -44,16 +45,20 @@ class AttendStream::Impl {
     Result result;
   };
 
-  // Called by the reactor.
-  void OnWritten(Reactor& reactor);
-  void OnResponse(v1::AttendResponse response);
-  void OnReadsEnd();
-  void OnStreamEnd(std::unique_ptr<Reactor> reactor, const grpc::Status& status);
+  void OnOpened() override;
+  void OnWritten() override;
+  void OnResponse(v1::AttendResponse response) override;
+  void OnReadsEnd() override;
+  void OnEnd(std::unique_ptr<AttendCarrier> carrier, const grpc::Status& status) override;
 
   // With the mutex held.
   absl::Status Admit(std::unique_lock<std::mutex>& lock, v1::AttendRequest& request, absl::Time deadline);
   void OpenStream();
+  void WriteNext();                  // as much as may be written now
+  void GoOn();                       // that, or ends the writes
   RequestPointer TakeNextToWrite();  // null: nothing to write
+  bool ChooseAnother(const AttendCarrier& carrier, const grpc::Status& status);
+  size_t MostSlotBytes() const;
   Completion Remove(std::map<uint64_t, Pending>::iterator pending, Result result);
   std::vector<Completion> RemoveAll(const absl::Status& status);
   std::vector<Completion> RemoveExpired(absl::Time now);
@@ -75,12 +80,14 @@ class AttendStream::Impl {
   std::map<uint64_t, Pending> pending_;  // unanswered requests by id, that is in the order of submission
   std::set<std::pair<absl::Time, uint64_t>> deadlines_;
 
-  Reactor* reactor_ = nullptr;  // the open stream; owned by gRPC until OnStreamEnd
-  int ends_running_ = 0;        // calls of OnStreamEnd
-  bool writable_ = false;       // it has not ended as far as we know: a write may start
-  bool writing_ = false;        // one is in flight
-  uint64_t next_to_write_ = 1;  // ids below were written on the open stream
-  uint64_t never_written_ = 1;  // ids below were written on some stream
+  AttendCarrier* carrier_ = nullptr;  // the open stream; owned by itself until OnEnd
+  int ends_running_ = 0;              // calls of OnEnd
+  bool shares_memory_;                // the next stream is to
+  size_t largest_request_ = 0;        // bytes
+  bool writable_ = false;             // it is open and has not ended as far as we know: a write may start
+  bool writing_ = false;              // one is in flight
+  uint64_t next_to_write_ = 1;        // ids below were written on the open stream
+  uint64_t never_written_ = 1;        // ids below were written on some stream
   client_internal::Backoff backoff_;
   std::optional<absl::Time> reconnect_at_;
   absl::Time timer_wakes_at_ = absl::InfiniteFuture();

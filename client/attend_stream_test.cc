@@ -1,6 +1,7 @@
 // AttendStream against a server that breaks, delays, reorders and repeats: every token is stored exactly once, every
 // request is answered exactly once, with the bytes that an undisturbed server gives.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <future>
@@ -11,6 +12,9 @@
 #include "absl/time/clock.h"
 #include "client/attention_client.h"
 #include "client/testing/fake_attention_server.h"
+#include "ring/doorbell.h"
+#include "ring/shared_memory.h"
+#include "ring/step_ring.h"
 
 namespace santa {
 namespace {
@@ -329,6 +333,52 @@ TEST(AttendStreamTest, OutlivesItsClientAndMayStayUnused) {
   const auto unused = client->OpenAttendStream();
   client.reset();
   EXPECT_TRUE(stream->Attend(Request(handle, 0)).ok());
+}
+
+// What a server tells of its memory is checked, and where it does not hold, steps go over gRPC.
+TEST(AttendStreamTest, MemoryThatIsNotAsToldIsNotUsed) {
+  const RingShape shape = {.slots = 4, .request_bytes = 4096, .answer_bytes = 4096, .generation = 5};
+  const SharedMemory memory = *SharedMemory::Create(shape.memory_bytes());
+  const StepRing ring(memory.bytes(), shape, StepRing::End::kServer);
+  const Doorbell doorbell = *Doorbell::Open();
+  v1::AttendSharedResponse truth;
+  truth.set_version(kRingVersion);
+  truth.set_process(getpid());
+  truth.set_fd(memory.descriptor());
+  truth.set_bytes(shape.memory_bytes());
+  truth.set_generation(shape.generation);
+  truth.set_slots(shape.slots);
+  truth.set_request_bytes(shape.request_bytes);
+  truth.set_answer_bytes(shape.answer_bytes);
+  truth.set_doorbell(doorbell.name());
+  std::vector<v1::AttendSharedResponse> lies(8, truth);
+  lies[0].set_version(kRingVersion + 1);
+  lies[1].set_process(1);
+  lies[2].set_fd(0);
+  lies[3].set_bytes(shape.memory_bytes() + 4096);
+  lies[4].set_generation(6);
+  lies[5].set_slots(0);
+  lies[6].set_answer_bytes(8192);
+  lies[7].set_doorbell("nobody");
+  for (size_t lie = 0; lie < lies.size(); ++lie) {
+    const FakeAttentionServer server({.shared_memory = lies[lie]});
+    const auto client = MustConnect(server);
+    const auto stream = client->OpenAttendStream();
+    const v1::SequenceHandle handle = client->CreateSequence()->handle();
+    EXPECT_EQ(Decode(*stream, handle, 20, 4).size(), 20) << "lie " << lie;
+    ExpectStoredOnce(server, handle, 20);
+    EXPECT_FALSE(stream->statistics().shares_memory) << "lie " << lie;
+    EXPECT_EQ(stream->statistics().streams_opened, 1);
+    EXPECT_EQ(stream->statistics().requests_resent, 0);
+  }
+  // The truth is believed; here nobody answers.
+  const FakeAttentionServer server({.shared_memory = truth});
+  const auto client = MustConnect(server);
+  const auto stream = client->OpenAttendStream();
+  const v1::SequenceHandle handle = client->CreateSequence()->handle();
+  EXPECT_EQ(stream->Attend(Request(handle, 0), absl::Now() + absl::Milliseconds(100)).status().code(),
+            absl::StatusCode::kDeadlineExceeded);
+  EXPECT_TRUE(stream->statistics().shares_memory);
 }
 
 }  // namespace

@@ -61,6 +61,10 @@ struct KvChunk {
 
 struct AttendStreamOptions {
   size_t max_in_flight = 256;  // requests submitted and not answered; Submit waits at this bound. >= 1
+  // Where the server runs on this machine as this user, messages pass through memory that both have mapped: gRPC opens,
+  // keeps and ends it. Where it cannot be, they go over gRPC. A thread of the stream's waits for answers, on a server
+  // with a GPU without sleeping while there are steps in flight.
+  bool share_memory = true;
 };
 
 struct AttendStreamStatistics {
@@ -70,6 +74,7 @@ struct AttendStreamStatistics {
   int64_t streams_opened = 0;     // 1 when nothing ever broke
   int64_t requests_resent = 0;    // sent again on a new stream
   int64_t unknown_responses = 0;  // answers to requests no longer waited for: past their deadline, or duplicates
+  bool shares_memory = false;     // the open stream does, with the server
 };
 
 // Decode steps over one bidirectional stream, any number in flight, answered in the order in which they finish.

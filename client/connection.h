@@ -32,6 +32,14 @@ inline absl::Status ToAbseil(const grpc::Status& status) {
   return {static_cast<absl::StatusCode>(status.error_code()), status.error_message()};
 }
 
+inline grpc::Status ToGrpc(const absl::Status& status) {
+  return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message())};
+}
+
+inline grpc::Status UnreadableAnswer() {
+  return {grpc::StatusCode::INTERNAL, "the server's answer is no AttendResponse"};
+}
+
 // The call may succeed when it is made again. CANCELLED is what a proxy or a dying server makes of a call that we did
 // not cancel.
 inline bool IsRetryable(grpc::StatusCode code) {

@@ -5,12 +5,17 @@
 #include <google/protobuf/message_lite.h>
 #include <grpcpp/support/byte_buffer.h>
 
+#include <cstddef>
 #include <memory>
+#include <span>
 
 namespace santa::client_internal {
 
 // As protobuf encodes it. Long `bytes` fields are not copied: the buffer refers to the message, and keeps it alive.
 grpc::ByteBuffer EncodeByReference(const std::shared_ptr<const google::protobuf::MessageLite>& message);
+
+// The same into `room`, which is another process's to read. The bytes; 0 where there is less room than that.
+size_t EncodeInto(const google::protobuf::MessageLite& message, std::span<char> room);
 
 // False: the bytes are no such message.
 bool Decode(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message);

@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -65,6 +67,22 @@ TEST(EncodeTest, ALongTensorIsNotCopiedAndLivesAsLongAsTheBytes) {
     EXPECT_TRUE(found);
   }
   EXPECT_TRUE(alive.expired());
+}
+
+TEST(EncodeTest, IntoARoomTheyAreTheSame) {
+  struct alignas(64) Room {
+    char bytes[1 << 20];
+  };
+  const auto room = std::make_unique<Room>();
+  std::mt19937_64 random(2);
+  for (int i = 0; i < 300; ++i) {
+    const auto request = RandomRequest(random);
+    const std::string expected = request->SerializeAsString();
+    ASSERT_EQ(EncodeInto(*request, room->bytes), expected.size());
+    ASSERT_EQ(std::string(room->bytes, expected.size()), expected);
+    EXPECT_EQ(EncodeInto(*request, std::span(room->bytes, expected.size() - 1)), 0);
+    EXPECT_EQ(EncodeInto(*request, std::span(room->bytes, expected.size())), expected.size());
+  }
 }
 
 TEST(EncodeTest, BytesThatAreNoMessageAreTold) {

@@ -23,7 +23,7 @@ absl::Status OutOfRange(const std::string& field, T value, const std::string& al
 }
 
 // Zero stands for the default.
-absl::Status ValidateZeroOrPositive(const std::string& field, float value, const std::string& meaning_of_zero) {
+absl::Status ValidateZeroOrPositive(const char* field, float value, const char* meaning_of_zero) {
   if (std::isfinite(value) && value >= 0) return absl::OkStatus();
   return OutOfRange(field, value, absl::StrCat("0 (", meaning_of_zero, ") or finite and > 0"));
 }

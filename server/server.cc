@@ -76,6 +76,10 @@ absl::Status Validate(const ServerOptions& options) {
         positive("max_streams", options.rpc.max_streams)}) {
     if (!status.ok()) return status;
   }
+  if (options.rpc.max_shared_bytes < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_shared_bytes is ", options.rpc.max_shared_bytes, "; allowed is 0 (none) or more"));
+  }
   if (options.rpc.max_message_bytes < 1024 || options.rpc.max_message_bytes > std::numeric_limits<int32_t>::max()) {
     return absl::InvalidArgumentError(
         absl::StrCat("max_message_bytes is ", options.rpc.max_message_bytes, "; allowed is [1024, 2^31)"));
@@ -132,6 +136,7 @@ struct AttentionServer::State {
                 .streams = &streams,
                 .slow_steps = &slow_steps,
                 .authenticator = &options.authenticator,
+                .asynchronous_device = backend->max_decodes_in_flight() > 1,
                 .version = kServerVersion,
                 .backend = std::string(backend->name()),
                 .device = backend->device(),

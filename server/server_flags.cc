@@ -75,6 +75,10 @@ ABSL_FLAG(std::string, max_message_bytes, "64MiB", "Size of one message from a c
 ABSL_FLAG(int32_t, max_inflight_per_stream, 32,
           "Unanswered requests of one Attend stream; past it the server reads on only as it answers.");
 ABSL_FLAG(int32_t, max_streams, 4096, "Attend and AppendKv streams that may be open at once.");
+ABSL_FLAG(
+    std::string, max_shared_bytes, "1GiB",
+    "Memory for steps that pass through memory shared with callers of the same machine and user (AttendShared), all "
+    "together; 0: none is shared, and they come over gRPC.");
 ABSL_FLAG(std::string, auth_tokens_file, "",
           "File of lines \"<token> <tenant>\". Calls of the API must then carry \"authorization: Bearer <token>\", and "
           "see their tenant's sequences only. Health, reflection and channelz stay open. Empty: everyone is the tenant "
@@ -293,6 +297,10 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
     return BadFlag("max_message_bytes", "\"" + absl::GetFlag(FLAGS_max_message_bytes) + "\"", "a size, as 64MiB");
   }
   options.rpc.max_message_bytes = *message_bytes;
+  const std::string shared = absl::GetFlag(FLAGS_max_shared_bytes);
+  const absl::StatusOr<int64_t> shared_bytes = shared == "0" ? 0 : ParseByteSize(shared);
+  if (!shared_bytes.ok()) return BadFlag("max_shared_bytes", "\"" + shared + "\"", "0 (none) or a size, as 1GiB");
+  options.rpc.max_shared_bytes = *shared_bytes;
   options.drain_grace = absl::GetFlag(FLAGS_drain_grace);
   options.self_test = absl::GetFlag(FLAGS_self_test);
   options.slow_step_threshold = absl::GetFlag(FLAGS_slow_step_threshold);

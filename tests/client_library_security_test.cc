@@ -182,7 +182,9 @@ TEST_F(ClientLibraryTlsTest, TokensTravelOverTls) {
 }
 
 TEST_F(ClientLibraryTlsTest, SurvivesCutsInTheMiddleOfRecords) {
-  const TestServer server(WithTls(for_address_));
+  ServerOptions over_tls;
+  over_tls.rpc.max_shared_bytes = 0;
+  const TestServer server(WithTls(for_address_, over_tls));
   CuttingProxy proxy(server.server->port(),
                      {{.to_server = 300}, {.to_client = 500}, {.to_server = 5001}, {.to_client = 4003}});
   ClientOptions options = Trusting(for_address_);

@@ -43,7 +43,7 @@ absl::StatusOr<std::unique_ptr<LoadClient>> LoadClient::Connect(const LoadOption
 }
 
 std::unique_ptr<AttendStream> LoadClient::OpenStream() {
-  return client_->OpenAttendStream({.max_in_flight = kMaxInFlight});
+  return client_->OpenAttendStream({.max_in_flight = kMaxInFlight, .share_memory = options_.share_memory});
 }
 
 v1::CreateSequenceRequest LoadClient::NewSequence(int64_t sequence) const {
@@ -133,6 +133,7 @@ void LoadClient::Run(const LoadWindow& window) {
     const AttendStreamStatistics statistics = stream_->statistics();
     counts_.streams_opened = statistics.streams_opened;
     counts_.requests_resent = statistics.requests_resent;
+    counts_.shared_streams = statistics.shares_memory ? 1 : 0;
   }
   if (drained) return;
   stream_.reset();  // what is unanswered fails with CANCELLED

@@ -44,6 +44,7 @@ struct LoadCounts {
   // Of the stream, ever.
   int64_t streams_opened = 0;
   int64_t requests_resent = 0;
+  int64_t shared_streams = 0;  // at the end: of memory shared with the server
 
   void Merge(const LoadCounts& other) {
     steps_ever += other.steps_ever;
@@ -64,6 +65,7 @@ struct LoadCounts {
     failed_prompts += other.failed_prompts;
     streams_opened += other.streams_opened;
     requests_resent += other.requests_resent;
+    shared_streams += other.shared_streams;
   }
 };
 

@@ -57,6 +57,8 @@ struct BooleanFlag {
 
 constexpr BooleanFlag kBooleanFlags[] = {
     {"append", &LoadOptions::append, "every step also appends its token's k and v"},
+    {"share_memory", &LoadOptions::share_memory,
+     "steps pass through memory shared with the server, where it runs on this machine as this user; false: over gRPC"},
     {"json", &LoadOptions::json, "print one JSON object"},
     {"help", &LoadOptions::help, "print this"},
 };
@@ -279,7 +281,9 @@ std::string LoadUsage() {
     AppendHelp(flag.name, Concat(defaults.*flag.field), flag.help, text);
   }
   for (const NumberFlag& flag : kNumberFlags) AppendHelp(flag.name, Concat(defaults.*flag.field), flag.help, text);
-  for (const BooleanFlag& flag : kBooleanFlags) AppendHelp(flag.name, "false", flag.help, text);
+  for (const BooleanFlag& flag : kBooleanFlags) {
+    AppendHelp(flag.name, defaults.*flag.field ? "true" : "false", flag.help, text);
+  }
   text += "\nEnds with 0, 1 when it could not run or no step was answered, 2 for flags that cannot be.\n";
   return text;
 }

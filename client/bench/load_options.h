@@ -31,6 +31,7 @@ struct LoadOptions {
   int64_t samples = 0;  // value rows drawn for each query head, S; of a sampled method: 0 is a sixteenth of the tokens
   ElementType dtype = ElementType::kBFloat16;  // of q, and of the appended k and v
   bool append = false;                         // every step also appends its token's k and v
+  bool share_memory = true;                    // with a server on this machine, as AttendStreamOptions has it
 
   // Of the clients: these upload prompts, one after another, instead of decoding.
   int64_t prefill_clients = 0;

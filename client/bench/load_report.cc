@@ -139,6 +139,8 @@ std::string LoadTable(const LoadOptions& options, const LoadResult& result) {
                           Ratio(server.kv_bytes_read, server.device_seconds) / 1e9);
   }
   if (!result.metrics_error.empty()) absl::StrAppend(&text, "metrics      ", result.metrics_error, "\n");
+  absl::StrAppendFormat(&text, "carried by   shared memory: %d clients; gRPC: %d\n", counts.shared_streams,
+                        options.decode_clients() - counts.shared_streams);
   absl::StrAppendFormat(&text, "errors       %d steps failed, %d not sent, %d sent again on %d streams\n",
                         counts.failed_steps, counts.unsent_steps, counts.requests_resent, counts.streams_opened);
   for (const auto& [code, items] : counts.failed_items) {
@@ -218,6 +220,7 @@ std::string LoadJson(const LoadOptions& options, const LoadResult& result) {
   Json& errors = json["errors"] = Json::object();  // items, by code
   for (const auto& [code, items] : counts.failed_items) errors[absl::StatusCodeToString(code)] = items;
   json["streams_opened"] = counts.streams_opened;
+  json["shared_streams"] = counts.shared_streams;
   json["requests_resent"] = counts.requests_resent;
   return json.dump() + "\n";
 }

@@ -235,6 +235,8 @@ class FakeAttentionServer::Service final : public v1::AttentionService::Service 
 
   Status Attend(ServerContext* context,
                 grpc::ServerReaderWriter<v1::AttendResponse, v1::AttendRequest>* stream) override;
+  Status AttendShared(ServerContext* context,
+                      grpc::ServerReaderWriter<v1::AttendSharedResponse, v1::AttendSharedRequest>* stream) override;
 
   // Test inspection.
   template <typename Function>
@@ -440,6 +442,16 @@ Status FakeAttentionServer::Service::Attend(ServerContext* context,
   }
   sender.join();
   return status;
+}
+
+Status FakeAttentionServer::Service::AttendShared(
+    ServerContext* /*context*/, grpc::ServerReaderWriter<v1::AttendSharedResponse, v1::AttendSharedRequest>* stream) {
+  const std::optional<v1::AttendSharedResponse> told = faults().shared_memory;
+  if (!told) return {StatusCode::UNIMPLEMENTED, "no memory is shared"};
+  v1::AttendSharedRequest request;
+  if (stream->Read(&request)) stream->Write(*told);
+  while (stream->Read(&request)) continue;
+  return Status::OK;
 }
 
 FakeAttentionServer::FakeAttentionServer(const Faults& faults) : service_(std::make_unique<Service>(faults)) {

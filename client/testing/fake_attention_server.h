@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,8 @@ struct Faults {
   bool never_answer = false;               // Attend takes requests and stays silent
   bool drop_last_result = false;           // an Attend answer lacks its last item's result
   std::string required_bearer_token = {};  // others get UNAUTHENTICATED
+  // What AttendShared answers, with nobody who looks at that memory; without it, UNIMPLEMENTED.
+  std::optional<attention::v1::AttendSharedResponse> shared_memory = {};
 };
 
 // Thread safe.

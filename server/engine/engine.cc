@@ -13,7 +13,8 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "server/engine/adaptive_watch.h"
+#include "ring/adaptive_watch.h"
+#include "server/engine/batch_forecast.h"
 #include "server/engine/batch_former.h"
 #include "server/engine/batch_runner.h"
 #include "server/engine/fair_share.h"
@@ -36,10 +37,13 @@ struct Engine::State {
   const int max_in_flight;
 
   mutable std::mutex mutex;
-  std::condition_variable work_arrived;         // or room for another batch, or the end
-  std::condition_variable batch_began;          // or no other will
-  std::deque<BatchRunner::Run*> in_flight;      // begun; the first is being finished
-  Clock::time_point idle_since = Clock::now();  // in_flight became empty
+  std::condition_variable work_arrived;                       // or room for another batch, or the end
+  std::condition_variable batch_began;                        // or no other will
+  std::vector<std::unique_ptr<BatchRunner::Run>> in_flight;   // begun; the first is being finished
+  std::vector<std::unique_ptr<BatchRunner::Run>> spare_runs;  // kept for their memory
+  Clock::time_point idle_since = Clock::now();                // in_flight became empty
+  BatchForecast forecast;
+  Clock::time_point next_batch_at;  // not before, while one is in flight
   bool no_more_batches = false;
   bool device_thread_sleeps = false;
   std::vector<Step*> arrived;  // in order; the device thread takes all of it at once
@@ -82,6 +86,8 @@ struct Engine::State {
   bool TakeBackground();
   void FormBatch();
   void RunBatch();
+  std::unique_ptr<BatchRunner::Run> TakeRun();
+  void DeviceBegins(const BatchRunner::Run& run);
   void FinishInOrder();
   void FinishBatch(BatchRunner::Run* run);
   void HandBack(std::vector<Step*>* steps);
@@ -184,7 +190,15 @@ void Engine::State::WakeDeviceThread() {
 // With the mutex held: what TakeWork waits for.
 bool Engine::State::Ready() const {
   const bool work = !arrived.empty() || !waiting.empty() || !background.empty();
-  return work ? static_cast<int>(in_flight.size()) < max_in_flight : stopping;
+  if (!work) return stopping;
+  if (static_cast<int>(in_flight.size()) >= max_in_flight) return false;
+  const bool full = queued_items >= options.max_batch_items;
+  return in_flight.empty() || full || stopping || Clock::now() >= next_batch_at;
+}
+
+// With the mutex held: it works on this batch from now on.
+void Engine::State::DeviceBegins(const BatchRunner::Run& run) {
+  next_batch_at = Clock::now() + forecast.Patience(BatchForecast::TokensOf(run.steps));
 }
 
 // Waits until there is work, and room for it on the device; false when there is none left and none will come.
@@ -195,9 +209,14 @@ bool Engine::State::TakeWork() {
   while (!Ready()) {
     waited = true;
     const uint64_t seen = arrivals.load(std::memory_order_acquire);
+    const Clock::time_point later = next_batch_at;
+    const bool waits = later > Clock::now();
     lock.unlock();
-    const bool came = watch.For([&] { return arrivals.load(std::memory_order_acquire) != seen; },
-                                [this] { return batches_in_flight.load(std::memory_order_relaxed) > 0; });
+    const auto something_changed = [&] {
+      return arrivals.load(std::memory_order_acquire) != seen || (waits && Clock::now() >= later);
+    };
+    const bool came =
+        watch.For(something_changed, [this] { return batches_in_flight.load(std::memory_order_relaxed) > 0; });
     lock.lock();
     if (came || Ready()) continue;
     device_thread_sleeps = true;
@@ -272,15 +291,25 @@ void Engine::State::FormBatch() {
 }
 
 void Engine::State::RunBatch() {
-  auto run = std::make_unique<BatchRunner::Run>();
+  std::unique_ptr<BatchRunner::Run> run = TakeRun();
   run->steps.swap(batch);
   runner.Begin(absl::Now(), run.get());
-  if (max_in_flight == 1) return FinishBatch(run.get());
+  if (max_in_flight == 1) FinishBatch(run.get());
   std::lock_guard<std::mutex> lock(mutex);
-  in_flight.push_back(run.release());
+  if (max_in_flight == 1) return spare_runs.push_back(std::move(run));
+  if (in_flight.empty()) DeviceBegins(*run);
+  in_flight.push_back(std::move(run));
   batches_in_flight.store(static_cast<int>(in_flight.size()), std::memory_order_relaxed);
   batches_begun.fetch_add(1, std::memory_order_release);
   batch_began.notify_one();
+}
+
+std::unique_ptr<BatchRunner::Run> Engine::State::TakeRun() {
+  std::lock_guard<std::mutex> lock(mutex);
+  if (spare_runs.empty()) return std::make_unique<BatchRunner::Run>();
+  std::unique_ptr<BatchRunner::Run> run = std::move(spare_runs.back());
+  spare_runs.pop_back();
+  return run;
 }
 
 // The finisher thread.
@@ -297,9 +326,9 @@ void Engine::State::FinishInOrder() {
       finisher_watch.Learn(Clock::now() - entered);
     }
     if (in_flight.empty()) return;
-    const std::unique_ptr<BatchRunner::Run> run(in_flight.front());
+    BatchRunner::Run* const run = in_flight.front().get();
     lock.unlock();
-    FinishBatch(run.get());
+    FinishBatch(run);
     lock.lock();
   }
 }
@@ -307,28 +336,36 @@ void Engine::State::FinishInOrder() {
 void Engine::State::FinishBatch(BatchRunner::Run* run) {
   const absl::Status status = runner.Finish(run);
   const bool background_step = run->steps.front()->background;
+  std::unique_ptr<BatchRunner::Run> finished;
   {
     std::lock_guard<std::mutex> lock(mutex);
     if (!background_step) {
       for (const Step* step : run->steps) running_items -= static_cast<int64_t>(step->items.size());
     }
+    forecast.Learn(BatchForecast::TokensOf(run->steps), absl::ToChronoNanoseconds(run->device_time));
     if (!status.ok() && !device_failed) {
       device_error = std::string(status.message());
       device_failed = true;
     }
     if (max_in_flight > 1) {
-      in_flight.pop_front();
+      finished = std::move(in_flight.front());
+      in_flight.erase(in_flight.begin());
       batches_in_flight.store(static_cast<int>(in_flight.size()), std::memory_order_relaxed);
-      if (in_flight.empty()) idle_since = Clock::now();
+      if (in_flight.empty()) {
+        idle_since = Clock::now();
+      } else {
+        DeviceBegins(*in_flight.front());
+      }
       WakeDeviceThread();
     }
   }
   if (on_batch) {
-    on_batch({.background = background_step,
-              .device_time = run->device_time,
-              .steps = {run->steps.begin(), run->steps.end()}});
+    on_batch({.background = background_step, .device_time = run->device_time, .steps = run->steps});
   }
   HandBack(&run->steps);
+  if (finished == nullptr) return;
+  std::lock_guard<std::mutex> lock(mutex);
+  spare_runs.push_back(std::move(finished));
 }
 
 // From its `done` on, a step may be gone.

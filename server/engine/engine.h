@@ -6,14 +6,15 @@
 // caller's items fail alone.
 //
 // A device that takes several batches at a time (Backend::max_decodes_in_flight) gets the next one while it works on
-// the last: then a second thread waits for answers and hands them back, in the order in which the batches began.
+// the last, once it is well on with that (batch_forecast.h): then a second thread waits for answers and hands them
+// back, in the order in which the batches began.
 #ifndef SANTA_SERVER_ENGINE_ENGINE_H_
 #define SANTA_SERVER_ENGINE_ENGINE_H_
 
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <vector>
+#include <span>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -36,7 +37,7 @@ struct EngineOptions {
 struct BatchReport {
   bool background = false;  // the one step of SubmitBackground
   absl::Duration device_time;
-  std::vector<const Step*> steps;
+  std::span<const Step* const> steps;
 };
 
 class Engine {

@@ -26,7 +26,8 @@ TEST(MetricsTest, AStepCountsOnceInEachFamily) {
   step.items[1].status = absl::NotFoundError("gone");
   step.items[2].tokens_appended = 5;  // an upload: no attend item
   metrics.RecordStep(step);
-  metrics.RecordBatch({.device_time = absl::Seconds(2), .steps = {&step}});
+  const Step* const steps[] = {&step};
+  metrics.RecordBatch({.device_time = absl::Seconds(2), .steps = steps});
   metrics.RecordExpired(2);
   metrics.RecordRpc("Attend", absl::StatusCode::kUnavailable);
 

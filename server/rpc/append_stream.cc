@@ -5,42 +5,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/rpc/convert.h"
-#include "server/rpc/refused_stream.h"
 #include "server/rpc/validate.h"
 
 namespace santa {
-namespace {
-
-constexpr char kMethod[] = "AppendKv";
-
-}  // namespace
-
-AppendReactor* NewAppendStream(ServiceContext* context, const grpc::CallbackServerContext& call,
-                               grpc::ByteBuffer* response) {
-  absl::StatusOr<std::string> tenant = TenantOf(call, *context->authenticator);
-  absl::Status status = tenant.status();
-  if (status.ok()) {
-    auto stream = std::make_unique<AppendStream>(context, *std::move(tenant), ClientOf(call), DeadlineOf(call),
-                                                 TraceOf(call), response);
-    status = context->streams->Add(stream.get());
-    if (status.ok()) {
-      stream->Begin();
-      return stream.release();
-    }
-  }
-  RecordCall(context, kMethod, status, TraceOf(call));
-  return new RefusedStream<AppendReactor>(status);
-}
-
-AppendStream::AppendStream(ServiceContext* context, std::string tenant, uint64_t client, absl::Time deadline,
-                           TraceContext trace, grpc::ByteBuffer* response)
-    : context_(context),
-      tenant_(std::move(tenant)),
-      client_(client),
-      deadline_(deadline),
-      trace_(std::move(trace)),
-      response_(response) {}
-
 void AppendStream::Begin() {
   std::lock_guard<std::mutex> lock(mutex_);
   Proceed();
@@ -93,9 +60,9 @@ absl::StatusOr<std::unique_ptr<AppendStream::Chunk>> AppendStream::ReadChunk(con
   }
   if (!status.ok()) return status;
   chunk->step.layer = static_cast<int32_t>(chunk->message.layer());
-  chunk->step.tenant = tenant_;
-  chunk->step.client = client_;
-  chunk->step.deadline = deadline_;
+  chunk->step.tenant = caller_.tenant;
+  chunk->step.client = caller_.client;
+  chunk->step.deadline = caller_.deadline;
   chunk->step.done = [this] { StepDone(); };
   return chunk;
 }
@@ -142,9 +109,9 @@ void AppendStream::Proceed() {
   }
   if (!ending) return;
   finished_ = true;
-  absl::Status status = cancelled_ ? CancellationStatus(deadline_) : end_;
+  absl::Status status = cancelled_ ? CancellationStatus(caller_.deadline) : end_;
   if (status.ok()) status = Respond();
-  RecordCall(context_, kMethod, status, trace_);
+  RecordCall(context_, kMethod, status, caller_.trace);
   Finish(ToGrpc(status));
 }
 
@@ -152,7 +119,7 @@ absl::Status AppendStream::Respond() {
   if (!handle_.has_value()) {
     return absl::InvalidArgumentError("the stream is 0 messages long; allowed is 1 or more");
   }
-  const absl::StatusOr<SequenceInfo> info = context_->store->Get(tenant_, *handle_, absl::Now());
+  const absl::StatusOr<SequenceInfo> info = context_->store->Get(caller_.tenant, *handle_, absl::Now());
   if (!info.ok()) return info.status();
   v1::AppendKvResponse response;
   ToMessage(*info, response.mutable_sequence());

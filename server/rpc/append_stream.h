@@ -8,10 +8,9 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <string>
+#include <utility>
 
 #include "absl/status/status.h"
-#include "absl/time/time.h"
 #include "server/engine/step.h"
 #include "server/rpc/service_context.h"
 #include "server/rpc/stream_registry.h"
@@ -21,14 +20,14 @@ namespace santa {
 
 using AppendReactor = grpc::ServerReadReactor<grpc::ByteBuffer>;
 
-// The reactor for a call: an AppendStream, or one that only refuses. Deletes itself. `response` lives as long as it.
-AppendReactor* NewAppendStream(ServiceContext* context, const grpc::CallbackServerContext& call,
-                               grpc::ByteBuffer* response);
-
+// Deletes itself.
 class AppendStream final : public AppendReactor, public DrainableStream {
  public:
-  AppendStream(ServiceContext* context, std::string tenant, uint64_t client, absl::Time deadline, TraceContext trace,
-               grpc::ByteBuffer* response);
+  static constexpr char kMethod[] = "AppendKv";
+
+  // `response` lives as long as the stream.
+  AppendStream(ServiceContext* context, Caller caller, grpc::ByteBuffer* response)
+      : context_(context), caller_(std::move(caller)), response_(response) {}
   void Begin();
 
   void BeginDrain() override;
@@ -52,10 +51,7 @@ class AppendStream final : public AppendReactor, public DrainableStream {
   absl::Status Respond();
 
   ServiceContext* const context_;
-  const std::string tenant_;
-  const uint64_t client_;
-  const absl::Time deadline_;
-  const TraceContext trace_;
+  const Caller caller_;
   grpc::ByteBuffer* const response_;
 
   std::mutex mutex_;  // as in AttendCall

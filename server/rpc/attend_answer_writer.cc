@@ -6,6 +6,8 @@
 #include <cstring>
 #include <string>
 
+#include "absl/strings/str_cat.h"
+#include "ring/streaming_writer.h"
 #include "server/rpc/convert.h"
 
 namespace santa {
@@ -55,7 +57,7 @@ char* PutTensorHead(const KvLayout& layout, DType dtype, size_t data_bytes, char
 }  // namespace
 
 void AttendAnswerWriter::Reset(uint64_t request_id, const KvLayout& layout) {
-  Release();
+  if (given_away_) Release();
   request_id_ = request_id;
   layout_ = layout;
   items_.clear();
@@ -63,7 +65,7 @@ void AttendAnswerWriter::Reset(uint64_t request_id, const KvLayout& layout) {
 
 void AttendAnswerWriter::Release() {
   if (allocated_) grpc_slice_unref(slice_);
-  allocated_ = false;
+  allocated_ = given_away_ = false;
 }
 
 void AttendAnswerWriter::AddRefused(const absl::Status& status) { items_.push_back({.status = status}); }
@@ -79,8 +81,11 @@ void AttendAnswerWriter::Allocate() {
     size = item.o + o_bytes(item) + kLengthRoom + lse_bytes + kLengthRoom + StatisticsRoom(layout_.num_query_heads);
   }
   if (size == 0) return;
-  slice_ = grpc_slice_malloc(size + kAlignment);
-  allocated_ = true;
+  if (memory() < size + kAlignment) {
+    Release();
+    slice_ = grpc_slice_malloc(size + kAlignment);
+    allocated_ = true;
+  }
   const size_t misaligned = reinterpret_cast<uintptr_t>(base()) % kAlignment;
   if (misaligned != 0) {
     for (Item& item : items_) item.o += kAlignment - misaligned;
@@ -104,6 +109,24 @@ void AttendAnswerWriter::SetStatistics(size_t index, const v1::AttendStatistics&
 }
 
 grpc::ByteBuffer AttendAnswerWriter::Take() {
+  Assemble();
+  grpc::ByteBuffer bytes(slices_.data(), slices_.size());
+  slices_.clear();
+  given_away_ = true;
+  return bytes;
+}
+
+absl::StatusOr<size_t> AttendAnswerWriter::Copy(std::span<char> room) {
+  Assemble();
+  StreamingWriter writer(room);
+  bool fits = true;
+  for (const grpc::Slice& slice : slices_) fits = fits && writer.Append(slice.begin(), slice.size());
+  slices_.clear();
+  if (fits) return writer.Finish();
+  return absl::ResourceExhaustedError(absl::StrCat("the answer is larger than its room of ", room.size(), " bytes"));
+}
+
+void AttendAnswerWriter::Assemble() {
   slices_.clear();
   if (request_id_ != 0) {
     std::array<char, 11> id;
@@ -113,17 +136,14 @@ grpc::ByteBuffer AttendAnswerWriter::Take() {
   }
   for (size_t i = 0; i < items_.size(); ++i) {
     if (items_[i].status.ok()) {
-      TakeAnswered(i);
+      AssembleAnswered(i);
     } else {
-      TakeFailed(items_[i]);
+      AssembleFailed(items_[i]);
     }
   }
-  grpc::ByteBuffer bytes(slices_.data(), slices_.size());
-  slices_.clear();
-  return bytes;
 }
 
-void AttendAnswerWriter::TakeFailed(const Item& item) {
+void AttendAnswerWriter::AssembleFailed(const Item& item) {
   v1::AttendResponse response;
   v1::ItemStatus* const status = response.add_results()->mutable_status();
   status->set_code(static_cast<int>(item.status.code()));
@@ -131,7 +151,7 @@ void AttendAnswerWriter::TakeFailed(const Item& item) {
   slices_.emplace_back(response.SerializeAsString());  // a part of a message: parts that follow each other merge
 }
 
-void AttendAnswerWriter::TakeAnswered(size_t index) {
+void AttendAnswerWriter::AssembleAnswered(size_t index) {
   const Item& item = items_[index];
   const size_t data_bytes = o_bytes(item);
   const size_t lse_bytes = sizeof(float) * layout_.num_query_heads;

@@ -8,9 +8,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kernels/attention.h"
 #include "proto/santa/attention/v1/attention.pb.h"
 
@@ -18,8 +20,8 @@ namespace santa {
 
 namespace v1 = ::santa::attention::v1;
 
-// For one answer after another: Reset; an Add for each item, in the request's order; Allocate; then the outputs are
-// written, and failures and statistics noted; Take. Not thread safe.
+// For one answer after another, without allocating but for what Take gives away: Reset; an Add for each item, in the
+// request's order; Allocate; then the outputs are written, and failures and statistics noted; Take. Not thread safe.
 class AttendAnswerWriter {
  public:
   // What any AttendStatistics takes at most, as encoded: a number for each query head, and others.
@@ -42,10 +44,16 @@ class AttendAnswerWriter {
   void* o(size_t item) { return base() + items_[item].o; }
   float* lse(size_t item) { return lse_.data() + item * layout_.num_query_heads; }
 
+  size_t memory() const { return allocated_ ? GRPC_SLICE_LENGTH(slice_) : 0; }  // bytes that it keeps
+
   void SetFailed(size_t item, const absl::Status& status) { items_[item].status = status; }
   void SetStatistics(size_t item, const v1::AttendStatistics& statistics);  // at most StatisticsRoom, encoded
 
+  // The answer, either way.
   grpc::ByteBuffer Take();
+  // Its length in `room`, which begins at a multiple of 64 bytes; RESOURCE_EXHAUSTED, naming the room, where it is
+  // larger.
+  absl::StatusOr<size_t> Copy(std::span<char> room);
 
  private:
   struct Item {
@@ -61,8 +69,9 @@ class AttendAnswerWriter {
   }
   size_t statistics_at(const Item& item) const;
   void Release();
-  void TakeFailed(const Item& item);
-  void TakeAnswered(size_t index);
+  void Assemble();  // slices_
+  void AssembleFailed(const Item& item);
+  void AssembleAnswered(size_t index);
 
   KvLayout layout_;
   uint64_t request_id_ = 0;
@@ -70,6 +79,7 @@ class AttendAnswerWriter {
   std::vector<float> lse_;
   grpc_slice slice_ = {};  // all answered items, with room before and behind each output
   bool allocated_ = false;
+  bool given_away_ = false;  // some of the slice is gRPC's
   std::vector<grpc::Slice> slices_;
 };
 

@@ -6,7 +6,9 @@
 
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -231,7 +233,13 @@ v1::AttendStatistics RandomStatistics(std::mt19937_64& random) {
   return statistics;
 }
 
+struct alignas(64) Room {
+  char bytes[1 << 16];
+};
+
 TEST(AttendAnswerWriterTest, ProtobufReadsWhatItWrites) {
+  const auto memory = std::make_unique<Room>();
+  Room& room = *memory;
   std::mt19937_64 random(6);
   AttendAnswerWriter writer;
   for (int round = 0; round < 500; ++round) {
@@ -277,6 +285,13 @@ TEST(AttendAnswerWriterTest, ProtobufReadsWhatItWrites) {
     ASSERT_TRUE(read.ParseFromString(Joined(bytes)));
     EXPECT_TRUE(MessageDifferencer::Equals(read, expected)) << read.DebugString() << expected.DebugString();
     EXPECT_EQ(Joined(bytes).size(), expected.ByteSizeLong());  // nothing is said at greater length
+    const size_t size = expected.ByteSizeLong();
+    ASSERT_LE(size, sizeof(room.bytes));
+    if (size > 0) {
+      EXPECT_EQ(writer.Copy(std::span(room.bytes, size - 1)).status().code(), absl::StatusCode::kResourceExhausted);
+    }
+    EXPECT_EQ(*writer.Copy(room.bytes), size);
+    EXPECT_EQ(std::string(room.bytes, size), Joined(bytes));
   }
 }
 

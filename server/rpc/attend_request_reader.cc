@@ -2,7 +2,6 @@
 
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/wire_format_lite.h>
-#include <grpcpp/support/proto_buffer_reader.h>
 
 #include <algorithm>
 #include <limits>
@@ -29,12 +28,10 @@ absl::Status CheckCount(int64_t items, int32_t max_items) {
 }
 
 // How many items a request has, without making them: an empty item takes two bytes on the wire and a hundred in memory.
-absl::StatusOr<int64_t> CountItems(const grpc::ByteBuffer& bytes) {
+absl::StatusOr<int64_t> CountItems(const std::string& message) {
   using google::protobuf::internal::WireFormatLite;
-  grpc::ByteBuffer copy(bytes);  // of references, not of bytes
-  grpc::ProtoBufferReader reader(&copy);
-  if (!reader.status().ok()) return Unreadable();
-  google::protobuf::io::CodedInputStream input(&reader);
+  google::protobuf::io::CodedInputStream input(reinterpret_cast<const uint8_t*>(message.data()),
+                                               static_cast<int>(message.size()));
   int64_t items = 0;
   while (const uint32_t tag = input.ReadTag()) {
     if (WireFormatLite::GetTagFieldNumber(tag) == v1::AttendRequest::kItemsFieldNumber) ++items;
@@ -228,31 +225,42 @@ void AttendRequestReader::MakeRoom(size_t bytes) {
 
 absl::Status AttendRequestReader::Read(const grpc::ByteBuffer& bytes, int32_t max_items) {
   slices_.clear();
+  if (!bytes.Dump(&slices_).ok()) return Unreadable();
+  absl::Status status = ReadParts(slices_, max_items);
+  slices_.clear();  // gRPC's memory
+  return status;
+}
+
+absl::Status AttendRequestReader::Read(std::span<const char> bytes, int32_t max_items) {
+  const grpc::Slice whole(bytes.data(), bytes.size(), grpc::Slice::STATIC_SLICE);
+  return ReadParts({&whole, 1}, max_items);
+}
+
+absl::Status AttendRequestReader::ReadParts(std::span<const grpc::Slice> parts, int32_t max_items) {
   fields_.clear();
   tensors_.clear();
-  if (!bytes.Dump(&slices_).ok()) return Unreadable();
+  size_t length = 0;
+  for (const grpc::Slice& part : parts) length += part.size();
   // Alignment takes room too, a little beside tensors of any size; where it takes more, protobuf reads the message.
   constexpr size_t kSpare = 4096;
-  MakeRoom(bytes.Length() + bytes.Length() / 4 + kSpare);
-  Parts parts(slices_, max_items, {data_.get(), data_size_}, &fields_, &tensors_);
-  const bool read = parts.ReadRequest();
-  slices_.clear();
-  if (!read) return ReadByProtobuf(bytes, max_items);
-  if (absl::Status status = CheckCount(parts.items(), max_items); !status.ok()) return status;
+  MakeRoom(length + length / 4 + kSpare);
+  Parts reader(parts, max_items, {data_.get(), data_size_}, &fields_, &tensors_);
+  if (!reader.ReadRequest()) return ReadByProtobuf(parts, max_items);
+  if (absl::Status status = CheckCount(reader.items(), max_items); !status.ok()) return status;
   arena_.Reset();
   request_ = google::protobuf::Arena::CreateMessage<v1::AttendRequest>(&arena_);
   return request_->ParseFromString(fields_) ? absl::OkStatus() : Unreadable();
 }
 
-absl::Status AttendRequestReader::ReadByProtobuf(const grpc::ByteBuffer& bytes, int32_t max_items) {
-  const absl::StatusOr<int64_t> items = CountItems(bytes);
+absl::Status AttendRequestReader::ReadByProtobuf(std::span<const grpc::Slice> parts, int32_t max_items) {
+  std::string message;  // of our own: it is read twice
+  for (const grpc::Slice& part : parts) message.append(reinterpret_cast<const char*>(part.begin()), part.size());
+  const absl::StatusOr<int64_t> items = CountItems(message);
   if (!items.ok()) return items.status();
   if (absl::Status status = CheckCount(*items, max_items); !status.ok()) return status;
   arena_.Reset();
   request_ = google::protobuf::Arena::CreateMessage<v1::AttendRequest>(&arena_);
-  grpc::ByteBuffer copy(bytes);  // of references, not of bytes
-  grpc::ProtoBufferReader reader(&copy);
-  if (!reader.status().ok() || !request_->ParseFromZeroCopyStream(&reader)) return Unreadable();
+  if (!request_->ParseFromString(message)) return Unreadable();
   tensors_.clear();
   for (const v1::AttendItem& item : request_->items()) tensors_.push_back(TensorsOf(item));
   return absl::OkStatus();

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,8 @@ class AttendRequestReader {
   // INVALID_ARGUMENT: the bytes are no AttendRequest, or it has a number of items outside [1, max_items]. However many
   // items it claims, memory is taken for at most max_items.
   absl::Status Read(const grpc::ByteBuffer& bytes, int32_t max_items);
+  // The same of bytes that others may change meanwhile: each is read once.
+  absl::Status Read(std::span<const char> bytes, int32_t max_items);
 
   // The message that was read, until the next Read. Its tensors may lack their data, which tensors() has.
   const v1::AttendRequest& request() const { return *request_; }
@@ -42,7 +45,8 @@ class AttendRequestReader {
  private:
   class Parts;
 
-  absl::Status ReadByProtobuf(const grpc::ByteBuffer& bytes, int32_t max_items);
+  absl::Status ReadParts(std::span<const grpc::Slice> parts, int32_t max_items);
+  absl::Status ReadByProtobuf(std::span<const grpc::Slice> parts, int32_t max_items);
   void MakeRoom(size_t bytes);
 
   std::vector<grpc::Slice> slices_;

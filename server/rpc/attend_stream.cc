@@ -2,43 +2,9 @@
 
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "server/rpc/refused_stream.h"
 
 namespace santa {
-namespace {
-
-constexpr char kMethod[] = "Attend";
-
-}  // namespace
-
-AttendReactor* NewAttendStream(ServiceContext* context, ExchangePool* exchanges,
-                               const grpc::CallbackServerContext& call) {
-  absl::StatusOr<std::string> tenant = TenantOf(call, *context->authenticator);
-  absl::Status status = tenant.status();
-  if (status.ok()) {
-    auto stream = std::make_unique<AttendCall>(context, exchanges, *std::move(tenant), ClientOf(call), DeadlineOf(call),
-                                               TraceOf(call));
-    status = context->streams->Add(stream.get());
-    if (status.ok()) {
-      stream->Begin();
-      return stream.release();
-    }
-  }
-  RecordCall(context, kMethod, status, TraceOf(call));
-  return new RefusedStream<AttendReactor>(status);
-}
-
-AttendCall::AttendCall(ServiceContext* context, ExchangePool* exchanges, std::string tenant, uint64_t client,
-                       absl::Time deadline, TraceContext trace)
-    : context_(context),
-      exchanges_(exchanges),
-      tenant_(std::move(tenant)),
-      client_(client),
-      deadline_(deadline),
-      trace_(std::move(trace)) {}
-
 void AttendCall::Begin() {
   std::lock_guard<std::mutex> lock(mutex_);
   Proceed();
@@ -63,69 +29,33 @@ void AttendCall::OnReadDone(bool ok) {
   bytes.Swap(&incoming_);
   parsing_ = true;
   lock.unlock();
-  std::unique_ptr<AttendExchange> exchange = exchanges_->Take();
-  const absl::Status status =
-      exchange->Read(bytes, context_->layout, context_->limits.max_items_per_request, context_->metrics);
+  std::unique_ptr<AttendExchange> exchange = steps_.TakeExchange();
+  const absl::Status status = steps_.Read(bytes, read, exchange.get());
   bytes.Clear();
   lock.lock();
   parsing_ = false;
   if (!status.ok()) {
     if (end_.ok()) end_ = status;
   } else if (end_.ok() && !cancelled_) {
-    exchange->times = {.read = read, .submitted = absl::Now(), .done = {}, .answered = {}};
     Take(std::move(exchange));
   }
-  if (exchange != nullptr) exchanges_->Return(std::move(exchange));
+  if (exchange != nullptr) steps_.Return(std::move(exchange));
   Proceed();
 }
 
 void AttendCall::Take(std::unique_ptr<AttendExchange> exchange) {
   AttendExchange* const taken = exchange.get();
-  Step* const step = taken->step();
-  if (step->items.empty()) {  // nothing valid in it
-    answers_.push_back(taken->Answer());
-    exchanges_->Return(std::move(exchange));
-    return;
-  }
-  step->tenant = tenant_;
-  step->client = client_;
-  step->deadline = deadline_;
-  step->trace_id = trace_.trace_id;
-  step->done = [this, taken] { StepDone(taken); };
-  taken->place = computing_.size();
-  computing_.push_back(std::move(exchange));
-  context_->auditor->ApplyFallbacks(step);
-  const absl::Status status = context_->engine->Submit(step);
-  if (status.ok()) return;
-  FailStep(status, step);
-  for (const StepItem& item : step->items) {
-    context_->metrics->RecordRefusedItem(Name(item.options.method), status.code());
-  }
-  answers_.push_back(taken->Answer());
-  exchanges_->Return(Remove(taken));
-}
-
-std::unique_ptr<AttendExchange> AttendCall::Remove(AttendExchange* exchange) {
-  std::unique_ptr<AttendExchange>& place = computing_[exchange->place];
-  std::swap(place, computing_.back());
-  place->place = exchange->place;
-  std::unique_ptr<AttendExchange> removed = std::move(computing_.back());
-  computing_.pop_back();
-  return removed;
+  exchange = steps_.Submit(std::move(exchange), [this, taken] { StepDone(taken); });
+  if (exchange == nullptr) return;
+  answers_.push_back(exchange->Answer());
+  steps_.Return(std::move(exchange));
 }
 
 void AttendCall::StepDone(AttendExchange* exchange) {
-  const Step& step = *exchange->step();
-  StepTimes& times = exchange->times;
-  times.done = absl::Now();
-  context_->metrics->RecordStep(step);
-  grpc::ByteBuffer answer = exchange->Answer();
-  times.answered = absl::Now();
-  if (context_->slow_steps->IsSlow(times)) {
-    context_->slow_steps->Write(trace_, exchange->request_id(), step, times);
-  }
+  grpc::ByteBuffer answer;
+  steps_.Complete(exchange, [&] { answer = exchange->Answer(); });
   std::lock_guard<std::mutex> lock(mutex_);
-  exchanges_->Return(Remove(exchange));
+  steps_.Return(steps_.Remove(exchange));
   if (!cancelled_) answers_.push_back(std::move(answer));
   Proceed();
 }
@@ -147,7 +77,7 @@ void AttendCall::OnCancel() {
 void AttendCall::Cancel() {
   cancelled_ = true;
   answers_.clear();
-  for (const auto& exchange : computing_) exchange->step()->cancelled = true;
+  steps_.Cancel();
 }
 
 void AttendCall::Proceed() {
@@ -164,12 +94,13 @@ void AttendCall::Proceed() {
     reading_ = true;
     StartRead(&incoming_);
   }
-  if (ending && !parsing_ && unanswered() == 0) FinishWith(cancelled_ ? CancellationStatus(deadline_) : end_);
+  if (ending && !parsing_ && unanswered() == 0)
+    FinishWith(cancelled_ ? CancellationStatus(steps_.caller().deadline) : end_);
 }
 
 void AttendCall::FinishWith(const absl::Status& status) {
   finished_ = true;
-  RecordCall(context_, kMethod, status, trace_);
+  RecordCall(context_, kMethod, status, steps_.caller().trace);
   Finish(ToGrpc(status));
 }
 

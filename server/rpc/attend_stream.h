@@ -11,11 +11,10 @@
 #include <deque>
 #include <memory>
 #include <mutex>
-#include <string>
-#include <vector>
+#include <utility>
 
 #include "absl/status/status.h"
-#include "absl/time/time.h"
+#include "server/rpc/call_steps.h"
 #include "server/rpc/service_context.h"
 #include "server/rpc/stream_registry.h"
 #include "server/rpc/wire.h"
@@ -24,14 +23,13 @@ namespace santa {
 
 using AttendReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 
-// The reactor for a call: an AttendCall, or one that only refuses. Deletes itself.
-AttendReactor* NewAttendStream(ServiceContext* context, ExchangePool* exchanges,
-                               const grpc::CallbackServerContext& call);
-
+// Deletes itself.
 class AttendCall final : public AttendReactor, public DrainableStream {
  public:
-  AttendCall(ServiceContext* context, ExchangePool* exchanges, std::string tenant, uint64_t client, absl::Time deadline,
-             TraceContext trace);
+  static constexpr char kMethod[] = "Attend";
+
+  AttendCall(ServiceContext* context, Caller caller, ExchangePool* exchanges)
+      : context_(context), steps_(context, std::move(caller), exchanges) {}
   void Begin();  // starts reading; the stream is in the registry by then
 
   void BeginDrain() override;
@@ -44,23 +42,17 @@ class AttendCall final : public AttendReactor, public DrainableStream {
   // All but StepDone with mutex_ held.
   void Take(std::unique_ptr<AttendExchange> exchange);
   void StepDone(AttendExchange* exchange);  // device thread
-  std::unique_ptr<AttendExchange> Remove(AttendExchange* exchange);
   void Cancel();
   void Proceed();  // starts every operation that may start now
   void FinishWith(const absl::Status& status);
-  size_t unanswered() const { return computing_.size() + answers_.size() + (writing_ ? 1 : 0); }
+  size_t unanswered() const { return steps_.size() + answers_.size() + (writing_ ? 1 : 0); }
 
   ServiceContext* const context_;
-  ExchangePool* const exchanges_;
-  const std::string tenant_;
-  const uint64_t client_;
-  const absl::Time deadline_;
-  const TraceContext trace_;
 
   // Held across gRPC's Start* and Finish, none of which runs a reaction inline. OnDone takes it before it deletes, so
   // that whoever called Finish has left.
   std::mutex mutex_;
-  std::vector<std::unique_ptr<AttendExchange>> computing_;
+  CallSteps steps_;
   std::deque<grpc::ByteBuffer> answers_;  // wait for the write in flight
   grpc::ByteBuffer incoming_;
   grpc::ByteBuffer outgoing_;

@@ -9,7 +9,9 @@
 #include "absl/time/clock.h"
 #include "server/rpc/append_stream.h"
 #include "server/rpc/attend_stream.h"
+#include "server/rpc/begin_stream.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/shared_attend_call.h"
 #include "server/rpc/validate.h"
 
 namespace santa {
@@ -40,7 +42,9 @@ absl::Status CheckNotNegative(const char* field, int64_t value) {
 }  // namespace
 
 AttentionService::AttentionService(ServiceContext* context)
-    : context_(context), page_token_nonce_((uint64_t{std::random_device()()} << 32) | std::random_device()()) {}
+    : context_(context),
+      page_token_nonce_((uint64_t{std::random_device()()} << 32) | std::random_device()()),
+      poller_(context->asynchronous_device, context->limits.max_shared_bytes) {}
 
 grpc::ServerUnaryReactor* AttentionService::GetServerInfo(grpc::CallbackServerContext* call,
                                                           const v1::GetServerInfoRequest* /*request*/,
@@ -151,12 +155,17 @@ grpc::ServerUnaryReactor* AttentionService::ListSequences(grpc::CallbackServerCo
 
 grpc::ServerReadReactor<grpc::ByteBuffer>* AttentionService::AppendKv(grpc::CallbackServerContext* call,
                                                                       grpc::ByteBuffer* response) {
-  return NewAppendStream(context_, *call, response);
+  return BeginStream<AppendReactor, AppendStream>(context_, *call, response);
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttentionService::Attend(
     grpc::CallbackServerContext* call) {
-  return NewAttendStream(context_, &exchanges_, *call);
+  return BeginStream<AttendReactor, AttendCall>(context_, *call, &exchanges_);
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttentionService::AttendShared(
+    grpc::CallbackServerContext* call) {
+  return BeginStream<AttendReactor, SharedAttendCall>(context_, *call, &exchanges_, &poller_);
 }
 
 }  // namespace santa

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "proto/santa/attention/v1/attention.grpc.pb.h"
+#include "server/rpc/ring_poller.h"
 #include "server/rpc/service_context.h"
 #include "server/rpc/wire.h"
 
@@ -22,7 +23,9 @@ using AttentionServiceBase =
                 v1::AttentionService::WithCallbackMethod_GetSequence<
                     v1::AttentionService::WithCallbackMethod_ListSequences<
                         v1::AttentionService::WithRawCallbackMethod_AppendKv<
-                            v1::AttentionService::WithRawCallbackMethod_Attend<v1::AttentionService::Service>>>>>>>>>;
+                            v1::AttentionService::WithRawCallbackMethod_Attend<
+                                v1::AttentionService::WithRawCallbackMethod_AttendShared<
+                                    v1::AttentionService::Service>>>>>>>>>>;
 
 // Thread safe; no reaction waits for the device.
 class AttentionService final : public AttentionServiceBase {
@@ -48,11 +51,13 @@ class AttentionService final : public AttentionServiceBase {
   grpc::ServerReadReactor<grpc::ByteBuffer>* AppendKv(grpc::CallbackServerContext* call,
                                                       grpc::ByteBuffer* response) override;
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Attend(grpc::CallbackServerContext* call) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttendShared(grpc::CallbackServerContext* call) override;
 
  private:
   ServiceContext* const context_;
   const uint64_t page_token_nonce_;
   ExchangePool exchanges_;
+  RingPoller poller_;
 };
 
 }  // namespace santa

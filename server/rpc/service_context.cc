@@ -21,6 +21,13 @@ void RecordCall(ServiceContext* context, std::string_view method, const absl::St
        {"parent_id", trace.parent_id}});
 }
 
+absl::StatusOr<Caller> Caller::Of(const grpc::CallbackServerContext& call, const Authenticator& authenticator) {
+  absl::StatusOr<std::string> tenant = TenantOf(call, authenticator);
+  if (!tenant.ok()) return tenant.status();
+  return Caller{
+      .tenant = *std::move(tenant), .client = ClientOf(call), .deadline = DeadlineOf(call), .trace = TraceOf(call)};
+}
+
 absl::StatusOr<std::string> TenantOf(const grpc::ServerContextBase& call, const Authenticator& authenticator) {
   const auto& metadata = call.client_metadata();
   const auto header = metadata.find("authorization");

@@ -29,6 +29,7 @@ struct RpcLimits {
   int64_t max_message_bytes = 64 << 20;
   int32_t max_inflight_per_stream = 32;  // requests of one Attend stream read and not yet answered
   int32_t max_streams = 4096;
+  int64_t max_shared_bytes = int64_t{1} << 30;  // of memory shared with callers, all together; 0: none is shared
 };
 
 // Nothing is owned; all of it outlives the service.
@@ -42,6 +43,7 @@ struct ServiceContext {
   SlowStepLog* slow_steps = nullptr;
   const Authenticator* authenticator = nullptr;
 
+  bool asynchronous_device = false;  // it computes while the CPUs do as they like
   std::string version;
   std::string backend;
   std::string device;
@@ -54,6 +56,17 @@ struct ServiceContext {
 // Counts a call that ended, and logs it at the level debug.
 void RecordCall(ServiceContext* context, std::string_view method, const absl::Status& status,
                 const TraceContext& trace);
+
+// Who made a call, and until when.
+struct Caller {
+  std::string tenant;
+  uint64_t client = 0;  // its connection
+  absl::Time deadline = absl::InfiniteFuture();
+  TraceContext trace;
+
+  // UNAUTHENTICATED.
+  static absl::StatusOr<Caller> Of(const grpc::CallbackServerContext& call, const Authenticator& authenticator);
+};
 
 // The caller's tenant. UNAUTHENTICATED.
 absl::StatusOr<std::string> TenantOf(const grpc::ServerContextBase& call, const Authenticator& authenticator);

@@ -1,4 +1,5 @@
-// Reads protobuf's wire format out of the slices that gRPC received, without joining them first.
+// Reads protobuf's wire format out of the slices that a message came in, without joining them first. Reads every byte
+// once: in memory that the sender shares they may change meanwhile.
 #ifndef SANTA_SERVER_RPC_SLICE_CURSOR_H_
 #define SANTA_SERVER_RPC_SLICE_CURSOR_H_
 
@@ -12,7 +13,7 @@
 
 namespace santa {
 
-// Not thread safe. The slices outlive it and stay as they are.
+// Not thread safe. The slices outlive it.
 class SliceCursor {
  public:
   explicit SliceCursor(std::span<const grpc::Slice> slices) : slices_(slices) {
@@ -28,7 +29,7 @@ class SliceCursor {
     for (int shift = 0; shift < 70; shift += 7) {
       if (left_ == 0) return false;
       if (here_ == end_) NextSlice();
-      const uint8_t byte = *here_++;
+      const uint8_t byte = *static_cast<const volatile uint8_t*>(here_++);
       --left_;
       *value |= static_cast<uint64_t>(byte & 0x7f) << shift;
       if (byte < 0x80) return true;

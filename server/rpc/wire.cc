@@ -60,6 +60,13 @@ absl::Status AttendExchange::Read(const grpc::ByteBuffer& bytes, const KvLayout&
   return absl::OkStatus();
 }
 
+absl::Status AttendExchange::Read(std::span<const char> bytes, const KvLayout& layout, int32_t max_items,
+                                  Metrics* metrics) {
+  if (absl::Status status = reader_.Read(bytes, max_items); !status.ok()) return status;
+  ReadItems(layout, metrics);
+  return absl::OkStatus();
+}
+
 void AttendExchange::ReadItems(const KvLayout& layout, Metrics* metrics) {
   const v1::AttendRequest& request = reader_.request();
   writer_.Reset(request.request_id(), layout);
@@ -99,6 +106,16 @@ void AttendExchange::ReadItems(const KvLayout& layout, Metrics* metrics) {
 }
 
 grpc::ByteBuffer AttendExchange::Answer() {
+  Fill();
+  return writer_.Take();
+}
+
+absl::StatusOr<size_t> AttendExchange::AnswerInto(std::span<char> room) {
+  Fill();
+  return writer_.Copy(room);
+}
+
+void AttendExchange::Fill() {
   for (size_t i = 0; i < places_.size(); ++i) {
     const StepItem& item = step_.items[i];
     if (!item.status.ok()) {
@@ -108,7 +125,6 @@ grpc::ByteBuffer AttendExchange::Answer() {
       writer_.SetStatistics(places_[i], statistics_);
     }
   }
-  return writer_.Take();
 }
 
 std::unique_ptr<AttendExchange> ExchangePool::Take() {

@@ -8,10 +8,12 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kernels/attention.h"
 #include "proto/santa/attention/v1/attention.pb.h"
 #include "server/engine/step.h"
@@ -42,21 +44,27 @@ class AttendExchange {
   // An error ends the stream: bytes that are no request, or a number of items outside [1, max_items], which cannot be
   // answered item by item (each answer would be larger than what it answers).
   absl::Status Read(const grpc::ByteBuffer& bytes, const KvLayout& layout, int32_t max_items, Metrics* metrics);
+  // Bytes that the sender may change meanwhile.
+  absl::Status Read(std::span<const char> bytes, const KvLayout& layout, int32_t max_items, Metrics* metrics);
 
   // The items that are valid; the others have their answer already. Tenant, deadline and `done` are the caller's to
   // set.
   Step* step() { return &step_; }
 
-  // The answer, once every item of the step has its status.
+  // The answer, once every item of the step has its status; either way.
   grpc::ByteBuffer Answer();
+  // As AttendAnswerWriter::Copy has it.
+  absl::StatusOr<size_t> AnswerInto(std::span<char> room);
 
   uint64_t request_id() const { return reader_.request().request_id(); }
-  size_t memory() const { return reader_.memory(); }  // bytes that it keeps
+  size_t memory() const { return reader_.memory() + writer_.memory(); }  // bytes that it keeps
   size_t place = 0;                                   // in the caller's list of exchanges
-  StepTimes times;                                    // the caller's
+  int32_t slot = 0;                                   // the caller's, as the next one: where in a ring it came from
+  StepTimes times;
 
  private:
   void ReadItems(const KvLayout& layout, Metrics* metrics);
+  void Fill();  // what the answer has beside the outputs
 
   AttendRequestReader reader_;
   AttendAnswerWriter writer_;

@@ -1,6 +1,6 @@
 // Waiting without sleeping, where that pays.
-#ifndef SANTA_SERVER_ENGINE_ADAPTIVE_WATCH_H_
-#define SANTA_SERVER_ENGINE_ADAPTIVE_WATCH_H_
+#ifndef SANTA_RING_ADAPTIVE_WATCH_H_
+#define SANTA_RING_ADAPTIVE_WATCH_H_
 
 #include <algorithm>
 #include <chrono>
@@ -47,6 +47,31 @@ class AdaptiveWatch {
   Duration usual_gap_ = 2 * kLongest;
 };
 
+// A thread's whole wait for its next piece of work: it watches, then sleeps, and learns from how long it took. Not
+// thread safe.
+class AdaptiveWait {
+ public:
+  // Until `came()`, or `sleep()` returned, which is to wait for the same. A wait counts from the last moment at which
+  // it was `busy()`, and before that from the end of the last wait.
+  template <typename Came, typename Busy, typename Sleep>
+  void Until(const Came& came, const Busy& busy, const Sleep& sleep) {
+    using Clock = std::chrono::steady_clock;
+    const auto still_busy = [&] {
+      if (!busy()) return false;
+      since_ = Clock::now();
+      return true;
+    };
+    if (!watch_.For(came, still_busy)) sleep();
+    const auto now = Clock::now();
+    watch_.Learn(now - since_);
+    since_ = now;
+  }
+
+ private:
+  AdaptiveWatch watch_;
+  std::chrono::steady_clock::time_point since_ = std::chrono::steady_clock::now();
+};
+
 }  // namespace santa
 
-#endif  // SANTA_SERVER_ENGINE_ADAPTIVE_WATCH_H_
+#endif  // SANTA_RING_ADAPTIVE_WATCH_H_

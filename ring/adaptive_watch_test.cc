@@ -1,4 +1,4 @@
-#include "server/engine/adaptive_watch.h"
+#include "ring/adaptive_watch.h"
 
 #include <gtest/gtest.h>
 
@@ -31,6 +31,20 @@ TEST(AdaptiveWatchTest, TellsWhetherItCame) {
   EXPECT_FALSE(watch.For([] { return false; }, idle));
   int looks = 0;
   EXPECT_TRUE(watch.For([&looks] { return ++looks == 1000; }, [] { return true; }));  // busy: however long it takes
+}
+
+TEST(AdaptiveWaitTest, SleepsUntilWorkComesSoonThenWatches) {
+  AdaptiveWait wait;
+  const auto idle = [] { return false; };
+  int sleeps = 0;
+  const auto sleep = [&sleeps] { ++sleeps; };
+  wait.Until(idle, idle, sleep);  // at first nothing is known
+  EXPECT_EQ(sleeps, 1);
+  for (int i = 0; i < 20; ++i) wait.Until([] { return true; }, idle, sleep);
+  EXPECT_EQ(sleeps, 1);
+  int looks = 0;
+  wait.Until([&looks] { return ++looks == 1000; }, [] { return true; }, sleep);  // busy all the time
+  EXPECT_EQ(sleeps, 1);
 }
 
 }  // namespace

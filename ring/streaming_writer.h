@@ -1,0 +1,77 @@
+// Writes a message into memory that another core read last.
+//
+// An ordinary store has to fetch its line from the other core's cache first: 85 us for 192 KiB on two cores of a Zen 4.
+// A store that streams past the caches has not: 7 us, and the other core reads it as fast from there.
+#ifndef SANTA_RING_STREAMING_WRITER_H_
+#define SANTA_RING_STREAMING_WRITER_H_
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <span>
+
+namespace santa {
+
+// Part after part, one behind the other. Finish before anything is published. Not thread safe.
+class StreamingWriter {
+ public:
+  // `room` begins at a multiple of 64 bytes.
+  explicit StreamingWriter(std::span<char> room) : room_(room) {}
+
+  // False, and nothing is written, where there is no room for it.
+  bool Append(const void* data, size_t size) {
+    if (size > room_.size() - written_) return false;
+    const auto* from = static_cast<const char*>(data);
+    const size_t begun = written_ % kLine;
+    written_ += size;
+    if (begun > 0 || size < kLine) {
+      const size_t head = std::min(size, kLine - begun);
+      std::memcpy(line_.data() + begun, from, head);
+      if (begun + head < kLine) return true;
+      StoreLine(line_.data());
+      from += head;
+      size -= head;
+    }
+    for (; size >= kLine; size -= kLine, from += kLine) StoreLine(from);
+    std::memcpy(line_.data(), from, size);
+    return true;
+  }
+
+  // The bytes of all parts.
+  size_t Finish() {
+    std::memcpy(room_.data() + stored_, line_.data(), written_ - stored_);
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+    return written_;
+  }
+
+ private:
+  static constexpr size_t kLine = 64;
+
+  void StoreLine(const char* from) {
+    char* const to = room_.data() + stored_;
+    stored_ += kLine;
+#ifdef __SSE2__
+    for (size_t i = 0; i < kLine; i += sizeof(__m128i)) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+    }
+#else
+    std::memcpy(to, from, kLine);
+#endif
+  }
+
+  const std::span<char> room_;
+  size_t written_ = 0;
+  size_t stored_ = 0;             // whole lines of it, in the room
+  std::array<char, kLine> line_;  // the others
+};
+
+}  // namespace santa
+
+#endif  // SANTA_RING_STREAMING_WRITER_H_
