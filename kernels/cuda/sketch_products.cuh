@@ -19,7 +19,7 @@ namespace santa::cuda {
 // A lane's scores of a block: [slab][i] is token 16 slab + r + 8 i, head c.
 using QuadScores = float[kBlockSlabs][2];
 
-inline constexpr uint32_t kHalves1024 = 0x64006400;
+inline constexpr uint32_t kHalves1 = 0x3c003c00, kHalves1024 = 0x64006400, kHalvesMinus1024 = 0xe400e400;
 
 // Right operands of a quad for all pages, in shared memory, with what stands in their place in the other kind of lane.
 template <int D, int kQuads>
@@ -69,9 +69,8 @@ __device__ float LoadSketchQueries(SketchQueries<D, kQuads>& queries, const Deco
     queries.of[quad][pair][lane] = {words[0], words[1], words[2], words[3]};
   }
   for (int i = threadIdx.x; i < kPairs * 4; i += blockDim.x) {
-    constexpr uint32_t kOnes = 0x3c003c00, kMinus1024 = 0xe400e400;
-    queries.ones[i / 4][i % 4] = {kOnes, kOnes, kOnes, kOnes};
-    queries.minus1024[i / 4][i % 4] = {kMinus1024, kMinus1024, kMinus1024, kMinus1024};
+    queries.ones[i / 4][i % 4] = {kHalves1, kHalves1, kHalves1, kHalves1};
+    queries.minus1024[i / 4][i % 4] = {kHalvesMinus1024, kHalvesMinus1024, kHalvesMinus1024, kHalvesMinus1024};
   }
   return factor;
 }
