@@ -22,7 +22,7 @@ TEST(KernelBenchTest, ReadsEveryFlag) {
   const auto options =
       Parse({"--backend=cpu", "--batch=3", "--tokens=1000", "--query_heads=14", "--kv_heads=2", "--head_dim=64",
              "--page_size=16", "--dtype=fp16", "--methods=SANTA,EXACT", "--samples=77", "--window=500", "--sigma=1.5",
-             "--threads=2", "--repetitions=4", "--seed=9", "--pages_in_order", "--json"});
+             "--data=attention", "--threads=2", "--repetitions=4", "--seed=9", "--pages_in_order", "--json"});
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->backend, "cpu");
   EXPECT_EQ(options->batch, 3);
@@ -36,6 +36,7 @@ TEST(KernelBenchTest, ReadsEveryFlag) {
   EXPECT_EQ(options->attention(Method::kExact, 5).sample_count, 0u);
   EXPECT_EQ(options->attention(Method::kSanta, 5).window, 500u);
   EXPECT_EQ(options->sigma, 1.5);
+  EXPECT_EQ(options->data, Data::kAttention);
   EXPECT_EQ(options->threads, 2);
   EXPECT_EQ(options->repetitions, 4);
   EXPECT_EQ(options->seed, 9);
@@ -55,6 +56,7 @@ TEST(KernelBenchTest, RefusesBadFlagsWithASentence) {
       {"--methods=EXACT,FLASH",
        "--methods names 'FLASH'; the methods are EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH, S2ANTA_PROP, "
        "COORDINATED, SKETCHED, separated by commas"},
+      {"--data=gauss", "--data is 'gauss'; it must be normal or attention"},
       {"--sketch=k3", "--sketch is 'k3'; it must be none, k4, k4v4 or k8v8"},
       {"--ragged=3x",
        "--ragged is '3x'; it must be like 15x1024,131072: at most 4096 sequences of 1 to 16777216 tokens"},
@@ -95,6 +97,21 @@ TEST(KernelBenchTest, MeasuresARaggedBatch) {
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_EQ(report->results[0].dense_kv_bytes, int64_t{1200} * 2 * 64 * 2 * 2);
   EXPECT_LT(report->results[0].relative_error, 1e-5);
+}
+
+// Its mean output is not small, so errors are a few per cent; of independent normals they would be near 1.
+TEST(KernelBenchTest, MeasuresDataLikeAttention) {
+  const auto options =
+      Parse({"--data=attention", "--tokens=4096", "--query_heads=4", "--kv_heads=1", "--samples=256", "--sketch=k4",
+             "--methods=EXACT,S2ANTA_FLASH,COORDINATED,SKETCHED", "--repetitions=5", "--threads=1"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  const auto report = Measure(*options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_LT(report->results[0].relative_error, 1e-5);
+  for (size_t m = 1; m < 4; ++m) {
+    EXPECT_GT(report->results[m].relative_error, 0.02);
+    EXPECT_LT(report->results[m].relative_error, 0.2);
+  }
 }
 
 TEST(KernelBenchTest, SketchedIsThereWithASketchAlone) {

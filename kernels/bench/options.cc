@@ -116,6 +116,11 @@ absl::Status SetOther(std::string_view name, std::string_view value, Options& op
     }
     return Refuse(name, value, "none, k4, k4v4 or k8v8");
   }
+  if (name == "data") {
+    if (value != "normal" && value != "attention") return Refuse(name, value, "normal or attention");
+    options.data = value == "normal" ? Data::kNormal : Data::kAttention;
+    return absl::OkStatus();
+  }
   if (name == "input") {
     options.input = std::string(value);
     return absl::OkStatus();
@@ -204,6 +209,9 @@ std::string Usage() {
       "  --sketch=KIND       of full pages, for SKETCHED: none (default), k4, k4v4 or k8v8\n"
       "  --dtype=TYPE        of the cache: fp32, bf16 (default), fp16 or fp8_e4m3, as far as the backend has it\n"
       "  --ragged=AxN,BxM    a batch of A sequences of N tokens, B of M, ..., in place of --batch and --tokens\n"
+      "  --data=KIND         normal (default): independent normal numbers, whose mean output is small; attention: "
+      "keys\n"
+      "                      with outlier channels, correlated heads, a sink, a local window, values around a mean\n"
       "  --sigma=X           standard deviation of the logits (2)\n"
       "  --input=FILE        safetensors with q [sources, G, D], k and v [sources, tokens, D] in place of random\n"
       "                      numbers (//client/examples:capture writes one); sources are repeated for heads and\n"

@@ -13,6 +13,9 @@
 
 namespace santa::bench {
 
+// Of the random numbers: kernels/bench/random_rows.h.
+enum class Data : uint8_t { kNormal, kAttention };
+
 struct Options {
   std::string backend = "cpu";
   int64_t batch = 1;       // sequences in a Decode call, [1, 4096]
@@ -28,7 +31,8 @@ struct Options {
   std::vector<Method> methods;  // by default all, SKETCHED where there is a sketch
   int64_t samples = 2048;       // S of the sampled methods
   int64_t window = 0;           // tokens, 0: all
-  double sigma = 2;             // standard deviation of the logits, (0, 100]
+  Data data = Data::kNormal;
+  double sigma = 2;  // standard deviation of the logits, (0, 100]
   // A file of q [sources, G, D], k and v [sources, tokens, D] in place of random numbers; empty: random ones.
   std::string input;
   int64_t standard_errors = 1;  // whether answers are to tell theirs, 0 or 1

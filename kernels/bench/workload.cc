@@ -14,12 +14,10 @@
 #include "client/tensor.h"
 #include "kernels/reference/estimators.h"
 #include "kernels/reference/number_format.h"
-#include "kernels/sampling/uniform.h"
 
 namespace santa::bench {
 namespace {
 
-constexpr int64_t kNumbers = int64_t{1} << 20;
 // In all slots: larger than any last-level cache, a GPU's several times.
 constexpr int64_t kLeastBytes = int64_t{256} << 20;
 constexpr int64_t kLeastGpuBytes = int64_t{640} << 20;
@@ -48,7 +46,7 @@ Workload::Workload(const Options& options)
 absl::StatusOr<Workload> Workload::Make(const Options& options) {
   Workload workload(options);
   if (options.input.empty()) {
-    workload.MakeRandom();
+    workload.random_.emplace(options, workload.queries_);
   } else if (absl::Status status = workload.ReadInput(); !status.ok()) {
     return status;
   }
@@ -57,19 +55,6 @@ absl::StatusOr<Workload> Workload::Make(const Options& options) {
     workload.timed_queries_.push_back(static_cast<uint16_t>(reference::Encode(timed, reference::Round(timed, number))));
   }
   return workload;
-}
-
-void Workload::MakeRandom() {
-  std::mt19937_64 random(options_.seed + 1);
-  numbers_.resize(kNumbers + options_.head_dim);
-  std::normal_distribution<float> normal;
-  for (float& number : numbers_) number = normal(random);
-  // With k standard normal, dot(q, k) / sqrt(D) has the deviation |q| / sqrt(D): that of q's elements.
-  // Rounded to the cache's type (fp8: to fp16), as a model of that type has them.
-  const DType rounded = options_.dtype == DType::kFloat8E4M3 ? DType::kFloat16 : options_.dtype;
-  for (float& number : queries_) {
-    number = static_cast<float>(reference::Round(rounded, options_.sigma * normal(random)));
-  }
 }
 
 // Reads q, k and v, and repeats their features to D: queries are then smaller by as much as keeps the scores.
@@ -125,36 +110,31 @@ int64_t Workload::dense_bytes() const {
   return visible * options_.kv_heads * 2 * static_cast<int64_t>(options_.layout().row_bytes());
 }
 
-const float* Workload::Row(int64_t sequence, int64_t token, int64_t kv_head, bool value) const {
-  if (sources_ > 0) {
-    // The last tokens; before them, in a longer sequence, all of them again and again, each time begun at another
-    // place: a systematic draw with the period of the data would take the same rows every time.
-    const int64_t item = sequence % options_.batch;
-    const int64_t back = tokens_[item] - 1 - token;
-    const int64_t turned = back / source_tokens_ * (source_tokens_ * 382 / 1000 + 1);
-    const int64_t at = (source_tokens_ - 1 - back % source_tokens_ + turned) % source_tokens_;
-    const int64_t row = Source(item, kv_head) * source_tokens_ + at;
-    return (value ? values_ : keys_).data() + row * options_.head_dim;
-  }
-  const auto index = static_cast<uint64_t>(((sequence * options_.tokens + token) * options_.kv_heads + kv_head) * 2);
-  return numbers_.data() + sampling::SplitMix64(index + (value ? 1 : 0)) % kNumbers;
+void Workload::CopyRow(int64_t sequence, int64_t token, int64_t kv_head, bool value, float* row) const {
+  const int64_t item = sequence % options_.batch;
+  if (random_) return random_->Copy(sequence, tokens_[item], token, kv_head, value, row);
+  // The last tokens; before them, in a longer sequence, all of them again and again, each time begun at another
+  // place: a systematic draw with the period of the data would take the same rows every time.
+  const int64_t back = tokens_[item] - 1 - token;
+  const int64_t turned = back / source_tokens_ * (source_tokens_ * 382 / 1000 + 1);
+  const int64_t at = (source_tokens_ - 1 - back % source_tokens_ + turned) % source_tokens_;
+  const int64_t from = (Source(item, kv_head) * source_tokens_ + at) * options_.head_dim;
+  std::copy_n((value ? values_ : keys_).data() + from, options_.head_dim, row);
 }
 
 absl::Status Workload::Store(Backend& backend) const {
-  std::vector<float> k;
-  std::vector<float> v;
+  const int64_t dim = options_.head_dim;
+  std::vector<float> k(kChunkTokens * options_.kv_heads * dim);
+  std::vector<float> v(k.size());
   for (int64_t sequence = 0; sequence < num_slots_ * options_.batch; ++sequence) {
     const int64_t item = sequence % options_.batch;
     for (int64_t begin = 0; begin < tokens_[item]; begin += kChunkTokens) {
       const int64_t end = std::min(begin + kChunkTokens, tokens_[item]);
-      k.clear();
-      v.clear();
+      int64_t at = 0;
       for (int64_t token = begin; token < end; ++token) {
-        for (int64_t head = 0; head < options_.kv_heads; ++head) {
-          const float* row = Row(sequence, token, head, false);
-          k.insert(k.end(), row, row + options_.head_dim);
-          row = Row(sequence, token, head, true);
-          v.insert(v.end(), row, row + options_.head_dim);
+        for (int64_t head = 0; head < options_.kv_heads; ++head, at += dim) {
+          CopyRow(sequence, token, head, false, &k[at]);
+          CopyRow(sequence, token, head, true, &v[at]);
         }
       }
       const KvAppend append = {.page_table = PageTable(sequence / options_.batch, item),
@@ -229,9 +209,10 @@ std::vector<double> Workload::Reference(int64_t slot) const {
     step.options = options_.attention(Method::kExact, 0);
     const auto first = queries_.begin() + head * group * options_.head_dim;
     step.q.assign(first, first + group * options_.head_dim);
+    std::vector<float> row(options_.head_dim);
     for (int64_t token = 0; token < tokens_[0]; ++token) {
       for (const bool value : {false, true}) {
-        const float* row = Row(sequence, token, head, value);
+        CopyRow(sequence, token, head, value, row.data());
         std::vector<double>& rows = value ? step.v : step.k;
         for (int64_t d = 0; d < options_.head_dim; ++d) rows.push_back(reference::Round(options_.dtype, row[d]));
       }

@@ -3,16 +3,18 @@
 #define SANTA_KERNELS_BENCH_WORKLOAD_H_
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "kernels/attention.h"
 #include "kernels/bench/options.h"
+#include "kernels/bench/random_rows.h"
 
 namespace santa::bench {
 
 // Several batches of sequences in shuffled pages, more than the caches hold: successive calls decode different ones.
-// Keys, values and queries are normal, queries scaled so that the logits have standard deviation --sigma.
+// Keys, values and queries are random (kernels/bench/random_rows.h), or those of --input.
 class Workload {
  public:
   // INVALID_ARGUMENT for an --input that does not fit.
@@ -44,7 +46,6 @@ class Workload {
 
  private:
   explicit Workload(const Options& options);
-  void MakeRandom();
   absl::Status ReadInput();
   // Of --input.
   int64_t Source(int64_t item, int64_t kv_head) const { return (item * options_.kv_heads + kv_head) % sources_; }
@@ -52,17 +53,17 @@ class Workload {
   const int32_t* PageTable(int64_t slot, int64_t item) const {
     return page_table_.data() + slot * pages_per_slot_ + first_page_[item];
   }
-  // The row of one token and head of a sequence, [D]: a piece of `numbers_`, wherever its address hashes to.
-  const float* Row(int64_t sequence, int64_t token, int64_t kv_head, bool value) const;
+  // The row of one token and head of a sequence to `row`, [D].
+  void CopyRow(int64_t sequence, int64_t token, int64_t kv_head, bool value, float* row) const;
 
   Options options_;
   std::vector<int64_t> tokens_;      // [batch]
   std::vector<int64_t> first_page_;  // [batch], in a slot's tables
   int64_t pages_per_slot_ = 0;
   int64_t num_slots_;
-  std::vector<int32_t> page_table_;  // [slot][pages of its sequences]
-  std::vector<float> numbers_;
-  int64_t sources_ = 0;  // of --input; 0: random numbers
+  std::vector<int32_t> page_table_;   // [slot][pages of its sequences]
+  std::optional<RandomRows> random_;  // unless there is an --input
+  int64_t sources_ = 0;
   int64_t source_tokens_ = 0;
   std::vector<float> keys_;  // [source][token][D]
   std::vector<float> values_;

@@ -20,8 +20,10 @@ HWY_INLINE void PrefetchBytes(const uint8_t* bytes, int64_t count) {
   for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(bytes + i, 0, 2);
 }
 
-// Bytes to fetch in each of `steps` steps, so that memory is busy in all of them.
-HWY_INLINE int64_t FetchStep(const Ahead& ahead, int steps) { return (ahead.bytes + steps - 1) / steps; }
+// Bytes to fetch in each of `steps` steps, so that memory is busy in all of them; without steps, none.
+HWY_INLINE int64_t FetchStep(const Ahead& ahead, int steps) {
+  return steps == 0 ? 0 : (ahead.bytes + steps - 1) / steps;
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace santa::cpu

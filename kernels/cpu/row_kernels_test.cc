@@ -143,5 +143,14 @@ TEST_F(Bf16QueriesTest, WhatIsNotFiniteShows) {
   }
 }
 
+// A split of a group of which no row was drawn.
+TEST(RowKernelsTest, NoRowsSumToNothing) {
+  for (const int pitch : {1, 2, 4}) {
+    const HeadVector sum =
+        GetRowKernels(DType::kBFloat16).exponentials(nullptr, 0, pitch, {{0, 0, 0, 0}}, nullptr, {.begin = nullptr});
+    for (const float lane : sum.lane) EXPECT_EQ(lane, 0.0f);
+  }
+}
+
 }  // namespace
 }  // namespace santa::cpu

@@ -107,6 +107,7 @@ template <typename Code>
 __global__ void __launch_bounds__(kThreads) FindThresholdKernel(const __grid_constant__ GroupLaunch group) {
   const DecodeLaunch& launch = group.decode;
   __shared__ Shared shared;
+  LetLaterKernelStart();
   const int item_index = launch.work[blockIdx.y].item;
   const DeviceItem& item = launch.items[item_index];
   const int kv_head = blockIdx.x, lane = threadIdx.x % 32;
@@ -115,7 +116,6 @@ __global__ void __launch_bounds__(kThreads) FindThresholdKernel(const __grid_con
   const GroupArrays arrays = group.arrays[item_index];
   for (int i = threadIdx.x; i < sampling::kInclusionBins; i += kThreads) shared.histogram[i] = 0;
   WaitForEarlierKernel();
-  LetLaterKernelStart();
   for (int head = threadIdx.x / 32; head < launch.group_size; head += kThreads / 32) {
     const float lse = HeadLse(arrays, kv_head, head, launch.group_size, lane);
     if (lane == 0) shared.lse[head] = lse;
@@ -127,10 +127,11 @@ __global__ void __launch_bounds__(kThreads) FindThresholdKernel(const __grid_con
   const auto* codes =
       reinterpret_cast<const QuadCodes<Code>*>(arrays.codes(kv_head, splits.origin / sampling::kCodeBlock));
   const int quads = CodesOfToken(launch.group_size) / kQuad;
-  for (int place = kRunTokens * threadIdx.x; splits.origin + place < end; place += kRunTokens * kThreads) {
+  constexpr int kStep = kRunTokens * kThreads;
+  codes += static_cast<size_t>(kRunTokens * threadIdx.x) * quads;
+  for (int place = kRunTokens * threadIdx.x; splits.origin + place < end; place += kStep, codes += kStep * quads) {
     float a_squared[kRunTokens];
-    SumSquares(a_squared, codes + static_cast<size_t>(place) * quads,
-               shared.octaves + place / sampling::kCodeBlock * kQuad * quads, quads);
+    SumSquares(a_squared, codes, shared.octaves + place / sampling::kCodeBlock * kQuad * quads, quads);
 #pragma unroll
     for (int i = 0; i < kRunTokens; ++i) {
       const int token = splits.origin + place + i;

@@ -25,53 +25,79 @@ __device__ __forceinline__ void LoadOctaves(float* octaves, const GroupArrays& a
 // Codes of four heads of a token.
 template <typename Code>
 struct alignas(sizeof(Code) * kQuad) QuadCodes {
-  Code code[kQuad];
+  static constexpr int kWords = sizeof(Code);
+  uint32_t word[kWords];
 
   __device__ __forceinline__ float Weight(int i, float octaves) const {
-    // The code as the last bits of 2^23 + code.
-    const float number = __uint_as_float(0x4b000000u | code[i]) - 0x1p23f;
-    const float weight = Exp2(fmaf(number, -1.0f / sampling::kStepsPerOctave<Code>, octaves));
-    return code[i] == sampling::kNoWeight<Code> ? 0.0f : weight;
+    const float weight = Exp2(fmaf(Number(i), -1.0f / sampling::kStepsPerOctave<Code>, octaves));
+    return IsNoWeight(i) ? 0.0f : weight;
+  }
+
+  // Of the weights' squares; octaves: twice those of Weight.
+  __device__ __forceinline__ float SumSquares(const float (&octaves)[kQuad]) const {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kQuad; ++i) sum += Square(i, octaves[i]);
+    if (HasNoWeight()) {  // few have
+      sum = 0;
+#pragma unroll
+      for (int i = 0; i < kQuad; ++i) sum += IsNoWeight(i) ? 0.0f : Square(i, octaves[i]);
+    }
+    return sum;
+  }
+
+ private:
+  __device__ __forceinline__ float Square(int i, float octaves) const {
+    return Exp2(fmaf(Number(i), -2.0f / sampling::kStepsPerOctave<Code>, octaves));
+  }
+  // The code as the last bits of 2^23 + code, put there by one instruction.
+  __device__ __forceinline__ float Number(int i) const {
+    return __uint_as_float(sizeof(Code) == 1 ? __byte_perm(word[0], 0x4b000000, 0x7640 | i)
+                                             : __byte_perm(word[i / 2], 0x4b000000, i % 2 == 0 ? 0x7410 : 0x7432)) -
+           0x1p23f;
+  }
+  __device__ __forceinline__ bool IsNoWeight(int i) const { return Number(i) == sampling::kNoWeight<Code>; }
+  // Whether any code has all its bits set: then one more in its last place, without the first, comes to the first.
+  __device__ __forceinline__ bool HasNoWeight() const {
+    constexpr uint32_t kFirst = sizeof(Code) == 1 ? 0x80808080 : 0x80008000;
+    constexpr uint32_t kLast = kFirst >> (8 * sizeof(Code) - 1);
+    uint32_t all_set = 0;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) all_set |= word[i] & ((word[i] & ~kFirst) + kLast);
+    return (all_set & kFirst) != 0;
   }
 };
 
 // Tokens that a thread takes at a time, one after the other from a multiple of as many on.
 inline constexpr int kRunTokens = 4;
 
-// sum over the heads of p~^2 of a run's tokens. codes: of the run's first token, quads of a token after one another;
-// octaves: of its code block.
+// sum over the heads of p~^2 of a run's tokens. codes: of its first token, quads of a token after one another; octaves:
+// of its code block.
 template <typename Code>
 __device__ __forceinline__ void SumSquares(float (&sums)[kRunTokens], const QuadCodes<Code>* codes,
                                            const float* octaves, int quads) {
+  struct alignas(16) Run {
+    QuadCodes<Code> token[kRunTokens];
+  };
+  const auto twice = [octaves](int quad, float(&of_quad)[kQuad]) {
+    const float4 once = *reinterpret_cast<const float4*>(octaves + kQuad * quad);
+    of_quad[0] = 2 * once.x, of_quad[1] = 2 * once.y, of_quad[2] = 2 * once.z, of_quad[3] = 2 * once.w;
+  };
+  float of_quad[kQuad];
+  if (quads == 1) {
+    const Run run = *reinterpret_cast<const Run*>(codes);
+    twice(0, of_quad);
+#pragma unroll
+    for (int token = 0; token < kRunTokens; ++token) sums[token] = run.token[token].SumSquares(of_quad);
+    return;
+  }
 #pragma unroll
   for (int token = 0; token < kRunTokens; ++token) sums[token] = 0;
   for (int quad = 0; quad < quads; ++quad) {
-    const float4 of_quad = *reinterpret_cast<const float4*>(octaves + kQuad * quad);
-    const float each[kQuad] = {of_quad.x, of_quad.y, of_quad.z, of_quad.w};
-    QuadCodes<Code> mine[kRunTokens];
-    if (quads == 1) {
-      struct alignas(16) Run {
-        QuadCodes<Code> token[16 / sizeof(QuadCodes<Code>)];
-      };
-#pragma unroll
-      for (int i = 0; i < static_cast<int>(sizeof(mine) / sizeof(Run)); ++i) {
-        const Run run = reinterpret_cast<const Run*>(codes)[i];
-#pragma unroll
-        for (int j = 0; j < static_cast<int>(sizeof(Run) / sizeof(QuadCodes<Code>)); ++j) {
-          mine[i * static_cast<int>(sizeof(Run) / sizeof(QuadCodes<Code>)) + j] = run.token[j];
-        }
-      }
-    } else {
-#pragma unroll
-      for (int token = 0; token < kRunTokens; ++token) mine[token] = codes[token * quads + quad];
-    }
+    twice(quad, of_quad);
 #pragma unroll
     for (int token = 0; token < kRunTokens; ++token) {
-#pragma unroll
-      for (int i = 0; i < kQuad; ++i) {
-        const float p = mine[token].Weight(i, each[i]);
-        sums[token] = fmaf(p, p, sums[token]);
-      }
+      sums[token] += codes[token * quads + quad].SumSquares(of_quad);
     }
   }
 }

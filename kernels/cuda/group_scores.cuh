@@ -8,35 +8,12 @@
 
 namespace santa::cuda {
 
-// Slabs of 16 tokens in a block, and scores of theirs as a lane has them: [.][.][2 i + h] is token 16 slab + RowOf(i),
-// head 8 block + HeadOf() + h; -inf where invisible. With kRows = 2 as the products leave them; a group of up to 4
-// heads is one row a lane, or half of them would have none.
-inline constexpr int kBlockSlabs = sampling::kCodeBlock / kSlabRows;
-template <int kBlocks, int kRows>
-using BlockScores = float[kBlockSlabs][kBlocks][2 * kRows];
-template <int kRows>
-__device__ __forceinline__ int RowOf(int i, int lane) {
-  return lane / 4 + 8 * (kRows == 2 ? i : lane % 4 / 2);
-}
-template <int kRows>
-__device__ __forceinline__ int HeadOf(int lane) {
-  return kRows == 2 ? 2 * (lane % 4) : 2 * (lane % 2);
-}
-
-// Dot products as the products leave them, brought to that form.
-template <int kRows>
-__device__ __forceinline__ void Share(const float (&dots)[4], float (&mine)[2 * kRows], int lane) {
-  if constexpr (kRows == 2) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) mine[i] = dots[i];
-  } else {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float other = __shfl_xor_sync(~0u, dots[2 + h], 2);
-      mine[h] = lane % 4 < 2 ? dots[h] : other;
-    }
-  }
-}
+// A lane's scores of a block, as the products leave them: [slab][.][2 i + h] is token 16 slab + RowOf(i), head
+// 8 block + HeadOf() + h; -inf where invisible.
+template <int kBlocks>
+using BlockScores = float[kBlockSlabs][kBlocks][4];
+__device__ __forceinline__ int RowOf(int i, int lane) { return lane / 4 + 8 * i; }
+__device__ __forceinline__ int HeadOf(int lane) { return 2 * (lane % 4); }
 
 // A warp's running sums for heads 8 block + HeadOf(), + 1; every lane of a head has them.
 template <int kBlocks>
@@ -63,15 +40,14 @@ __device__ __forceinline__ uint32_t EncodePair(float max0, float score0, float m
 }
 
 // Writes a block's codes and largest scores, and adds it to the sums.
-template <typename Code, int kBlocks, int kRows>
-__device__ __forceinline__ void WriteBlock(const BlockScores<kBlocks, kRows>& s, Code* codes, float* block_max,
+template <typename Code, int kBlocks>
+__device__ __forceinline__ void WriteBlock(const BlockScores<kBlocks>& s, Code* codes, float* block_max,
                                            WarpSums<kBlocks>& sums, int group_size, int lane) {
   using Two = std::conditional_t<sizeof(Code) == 2, uint32_t, uint16_t>;
-  constexpr int kFirstStep = kRows == 2 ? 4 : 2;  // between lanes of the same head
   const int stride = CodesOfToken(group_size);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    const int head = 8 * block + HeadOf<kRows>(lane);
+    const int head = 8 * block + HeadOf(lane);
     float max[2], sum[2] = {0, 0};
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -79,16 +55,16 @@ __device__ __forceinline__ void WriteBlock(const BlockScores<kBlocks, kRows>& s,
 #pragma unroll
       for (int slab = 0; slab < kBlockSlabs; ++slab) {
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) max[h] = fmaxf(max[h], s[slab][block][2 * i + h]);
+        for (int i = 0; i < 2; ++i) max[h] = fmaxf(max[h], s[slab][block][2 * i + h]);
       }
 #pragma unroll
-      for (int step = kFirstStep; step < 32; step *= 2) max[h] = fmaxf(max[h], __shfl_xor_sync(~0u, max[h], step));
+      for (int step = 4; step < 32; step *= 2) max[h] = fmaxf(max[h], __shfl_xor_sync(~0u, max[h], step));
     }
-    Code* to = codes + RowOf<kRows>(0, lane) * stride + head;
+    Code* to = codes + RowOf(0, lane) * stride + head;
 #pragma unroll
     for (int slab = 0; slab < kBlockSlabs; ++slab) {
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
+      for (int i = 0; i < 2; ++i) {
         const float* pair = &s[slab][block][2 * i];
         sum[0] += Exp2(pair[0] - max[0]);
         sum[1] += Exp2(pair[1] - max[1]);
@@ -101,22 +77,22 @@ __device__ __forceinline__ void WriteBlock(const BlockScores<kBlocks, kRows>& s,
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int step = kFirstStep; step < 32; step *= 2) sum[h] += __shfl_xor_sync(~0u, sum[h], step);
+      for (int step = 4; step < 32; step *= 2) sum[h] += __shfl_xor_sync(~0u, sum[h], step);
       const float raised = fmaxf(sums.max[block][h], max[h]);
       sums.sum[block][h] = Rescale(sums.max[block][h], raised) * sums.sum[block][h] + Rescale(max[h], raised) * sum[h];
       sums.max[block][h] = raised;
-      if (lane < kFirstStep && head + h < group_size) block_max[head + h] = max[h];
+      if (lane < 4 && head + h < group_size) block_max[head + h] = max[h];
     }
   }
 }
 
 // Brings dot products to scores in log2 units: kernels/sampling/score.h, scale in these units. A block that is not
 // `whole` has tokens outside [begin, end).
-template <int kBlocks, int kRows>
-__device__ __forceinline__ void ScaleBlock(BlockScores<kBlocks, kRows>& s, float scale, float soft_cap, int first_token,
+template <int kBlocks>
+__device__ __forceinline__ void ScaleBlock(BlockScores<kBlocks>& s, float scale, float soft_cap, int first_token,
                                            int begin, int end, int lane) {
   float* all = &s[0][0][0];
-  constexpr int kCount = kBlockSlabs * kBlocks * 2 * kRows;
+  constexpr int kCount = kBlockSlabs * kBlocks * 4;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) all[i] *= scale;
   if (soft_cap > 0) {
@@ -132,8 +108,8 @@ __device__ __forceinline__ void ScaleBlock(BlockScores<kBlocks, kRows>& s, float
 #pragma unroll
   for (int slab = 0; slab < kBlockSlabs; ++slab) {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int token = first_token + slab * kSlabRows + RowOf<kRows>(i, lane);
+    for (int i = 0; i < 2; ++i) {
+      const int token = first_token + slab * kSlabRows + RowOf(i, lane);
       if (token >= begin && token < end) continue;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block)
@@ -149,16 +125,15 @@ struct SplitSums {
 };
 
 // Keeps the warp's sums as those of a split, and begins anew.
-template <int kRows, int kWarps, int kBlocks>
+template <int kWarps, int kBlocks>
 __device__ __forceinline__ void KeepSums(SplitSums<kWarps, 8 * kBlocks>& shared, WarpSums<kBlocks>& sums, int split,
                                          int warp, int lane) {
-  if (lane < 2 * kRows) {
+  if (lane < 4) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        shared.of[split][warp][8 * block + HeadOf<kRows>(lane) + h] =
-            make_float2(sums.max[block][h], sums.sum[block][h]);
+        shared.of[split][warp][8 * block + HeadOf(lane) + h] = make_float2(sums.max[block][h], sums.sum[block][h]);
       }
     }
   }

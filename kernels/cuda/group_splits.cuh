@@ -4,8 +4,12 @@
 #define SANTA_KERNELS_CUDA_GROUP_SPLITS_CUH_
 
 #include "kernels/cuda/group_draw.h"
+#include "kernels/cuda/slab.cuh"
 
 namespace santa::cuda {
+
+// Slabs of 16 tokens in a code block.
+inline constexpr int kBlockSlabs = sampling::kCodeBlock / kSlabRows;
 
 // The tokens [begin, end) of the splits that a block takes.
 struct BlockSplits {

@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(32 * kWarps, 2) ScoreKeysKernel(const __grid_c
   int slot = 0;
 #pragma unroll 1
   for (; !cursor.done(); cursor.Advance(splits, warp)) {
-    for (; split < cursor.split; ++split) KeepSums<2>(shared, sums, split, warp, lane);
-    BlockScores<kBlocks, 2> s;
+    for (; split < cursor.split; ++split) KeepSums(shared, sums, split, warp, lane);
+    BlockScores<kBlocks> s;
 #pragma unroll
     for (int slab = 0; slab < kBlockSlabs; ++slab) {
       WaitCopies<kSlabs<Kv, D> - 1>();
@@ -80,11 +80,11 @@ __global__ void __launch_bounds__(32 * kWarps, 2) ScoreKeysKernel(const __grid_c
       __syncwarp();
       loader.Next();
     }
-    ScaleBlock<kBlocks, 2>(s, scale, soft_cap, cursor.block * sampling::kCodeBlock, splits.begin, splits.end, lane);
-    WriteBlock<uint16_t, kBlocks, 2>(s, reinterpret_cast<uint16_t*>(arrays.codes(kv_head, cursor.block)),
-                                     arrays.block_max(kv_head, cursor.block), sums, launch.group_size, lane);
+    ScaleBlock<kBlocks>(s, scale, soft_cap, cursor.block * sampling::kCodeBlock, splits.begin, splits.end, lane);
+    WriteBlock<uint16_t, kBlocks>(s, reinterpret_cast<uint16_t*>(arrays.codes(kv_head, cursor.block)),
+                                  arrays.block_max(kv_head, cursor.block), sums, launch.group_size, lane);
   }
-  for (; split < splits.count; ++split) KeepSums<2>(shared, sums, split, warp, lane);
+  for (; split < splits.count; ++split) KeepSums(shared, sums, split, warp, lane);
   WaitCopies<0>();
   LetLaterKernelStart();
   FinishSplits(shared, arrays, kv_head, splits.work->split, splits.count, launch.group_size);

@@ -2,11 +2,7 @@
 // not full have no sketch: their scores are exact.
 //
 // Grid: (key/value head, work). A block takes some splits; each warp takes every kWarps-th block of 64 tokens of one
-// after the other, whose sketch asynchronous copies bring into a ring of its own, a few blocks ahead. Codes become
-// halves 1024 + code (or 1024
-// + 16 code) by one logic instruction and enter the product as they are; the columns' steps are multiplied into the
-// queries, and two more products of the queries bring what is to be added: the columns' smallest numbers, and what the
-// 1024 have added.
+// after the other, whose sketch asynchronous copies bring into a ring of its own, a few blocks ahead.
 #include <algorithm>
 
 #include "kernels/cuda/cache_view.cuh"
@@ -14,7 +10,7 @@
 #include "kernels/cuda/group_launch.cuh"
 #include "kernels/cuda/group_scores.cuh"
 #include "kernels/cuda/key_rows.cuh"
-#include "kernels/cuda/sketch_layout.h"
+#include "kernels/cuda/sketch_products.cuh"
 
 namespace santa::cuda {
 namespace {
@@ -23,7 +19,6 @@ namespace {
 template <int D>
 constexpr int kWarps = D <= 128 ? 8 : 4;
 constexpr int kStages = 3;
-constexpr uint32_t kHalves1024 = 0x64006400;
 
 // A block of 64 tokens of one head: parts of one page, or several whole ones, each with its codes and columns.
 template <int D>
@@ -37,130 +32,21 @@ struct Geometry {
   __host__ __device__ int stage_bytes() const { return parts * part_bytes(); }
 };
 
-__device__ __forceinline__ uint32_t Multiply(uint32_t a, uint32_t b) {
-  const __half2 product = __hmul2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
-  return *reinterpret_cast<const uint32_t*>(&product);
-}
-
-// The group's queries in half precision, the largest element in [16, 32), with the factor that this took.
-template <int D, int kBlocks>
-__device__ __forceinline__ float LoadScaledQueries(uint2 (&q)[kBlocks][D / 16], const DecodeLaunch& launch,
-                                                   const DeviceItem& item, int kv_head, int lane) {
-  const int r = lane / 4, c = lane % 4;
-  const bool bf16 = launch.dtype == DType::kBFloat16;
-  float largest = 0;
-  float2 pairs[2];
-  const auto load = [&](int block, int step) {
-    const int head = 8 * block + r;
-    const auto* row =
-        static_cast<const uint16_t*>(item.q) + static_cast<size_t>(kv_head * launch.group_size + head) * D;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint16_t* at = row + 16 * step + 2 * c + 8 * i;
-      const uint32_t two = head < launch.group_size ? *reinterpret_cast<const uint32_t*>(at) : 0;
-      pairs[i] = bf16 ? __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&two))
-                      : __half22float2(*reinterpret_cast<const __half2*>(&two));
-    }
-  };
-#pragma unroll
-  for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-    for (int step = 0; step < D / 16; ++step) {
-      load(block, step);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) largest = fmaxf(largest, fmaxf(fabsf(pairs[i].x), fabsf(pairs[i].y)));
-    }
-  }
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-  // A power of two, from the exponent alone; 1 for a query of zeros.
-  const int exponent = static_cast<int>(__float_as_uint(largest) >> 23);
-  const float factor =
-      exponent == 0 ? 1.0f : __uint_as_float(static_cast<uint32_t>(max(1, 127 + 4 - (exponent - 127))) << 23);
-#pragma unroll
-  for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-    for (int step = 0; step < D / 16; ++step) {
-      load(block, step);
-      q[block][step] = {Pack<__half>(pairs[0].x * factor, pairs[0].y * factor),
-                        Pack<__half>(pairs[1].x * factor, pairs[1].y * factor)};
-    }
-  }
-  return factor;
-}
-
-// One page's queries: multiplied by its columns' steps, and what is to be added to every score.
-template <int D, int kBlocks>
-struct PageQueries {
-  uint2 q[kBlocks][D / 16];
-  float add[kBlocks][2];  // of heads 8 block + 2c, + 1
-
-  __device__ __forceinline__ PageQueries(const uint2 (&plain)[kBlocks][D / 16], const unsigned char* columns,
-                                         int lane) {
-    float low[kBlocks][4] = {}, excess[kBlocks][4] = {};
-#pragma unroll
-    for (int step = 0; step < D / 16; ++step) {
-      const uint4 column = reinterpret_cast<const uint4*>(columns)[4 * step + lane % 4];
-      const uint32_t upper = Multiply(column.y, 0x2c002c00);  // 1 / 16: those codes are 16 times too large
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        const uint2 mine = plain[block][step];
-        q[block][step] = {Multiply(mine.x, column.x), Multiply(mine.y, upper)};
-        Mma<__half>(low[block], column.z, column.z, column.w, column.w, mine.x, mine.y);
-        Mma<__half>(excess[block], kHalves1024, kHalves1024, kHalves1024, kHalves1024, q[block][step].x,
-                    q[block][step].y);
-      }
-    }
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      add[block][0] = low[block][0] - excess[block][0];
-      add[block][1] = low[block][1] - excess[block][1];
-    }
-  }
-};
-
-// Dot products of a slab's sketch.
-template <int D, int kBlocks>
-__device__ __forceinline__ void ScoreSlab(float (&s)[kBlocks][4], const unsigned char* codes,
-                                          const PageQueries<D, kBlocks>& page, int lane) {
-  constexpr int kOfLoad = StepsOfLoad(D);
-  using Load = std::conditional_t<kOfLoad == 4, uint4, uint2>;
-  float even[kBlocks][4] = {}, odd[kBlocks][4] = {};
-#pragma unroll
-  for (int load = 0; load < D / 16 / kOfLoad; ++load) {
-    const Load words = reinterpret_cast<const Load*>(codes)[load * 32 + lane];
-#pragma unroll
-    for (int i = 0; i < kOfLoad; ++i) {
-      const uint32_t word = reinterpret_cast<const uint32_t*>(&words)[i], upper = word >> 8;
-      const uint32_t a0 = (word & 0x000f000f) | kHalves1024, a2 = (word & 0x00f000f0) | kHalves1024;
-      const uint32_t a1 = (upper & 0x000f000f) | kHalves1024, a3 = (upper & 0x00f000f0) | kHalves1024;
-      const int step = load * kOfLoad + i;
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        Mma<__half>(i % 2 ? odd[block] : even[block], a0, a1, a2, a3, page.q[block][step].x, page.q[block][step].y);
-      }
-    }
-  }
-#pragma unroll
-  for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) s[block][i] = even[block][i] + odd[block][i] + page.add[block][i & 1];
-  }
-}
-
 // Where the sketches of one head's pages lie.
 template <int D>
 struct SketchView {
   const uint8_t* sketch;
   const int32_t* page_table;
-  size_t page_bytes;    // of all heads
-  int page_shift, end;  // end: of full pages
+  size_t page_bytes;  // of all heads
+  int page_shift;
+  int begin, end;  // the first visible token; the end of full pages
 
   __device__ SketchView(const DecodeLaunch& launch, const DeviceItem& item, int kv_head)
       : sketch(static_cast<const uint8_t*>(item.sketch) + kv_head * SketchHeadBytes(D, 1 << launch.page_shift)),
         page_table(item.page_table),
         page_bytes(launch.num_kv_heads * SketchHeadBytes(D, 1 << launch.page_shift)),
         page_shift(launch.page_shift),
+        begin(item.begin),
         end(FullPagesEnd(item, launch.page_shift)) {}
 
   // Starts copying what there is of a block into a stage.
@@ -187,7 +73,8 @@ struct SketchView {
     for (int part = 0; part < geometry.parts; ++part) {
       const int token = block * sampling::kCodeBlock + part * geometry.part_tokens;
       if (token >= end) break;
-      const uint8_t* page = sketch + __ldg(page_table + (token >> page_shift)) * page_bytes;
+      // The table has no pages of invisible tokens alone: in their place, another.
+      const uint8_t* page = sketch + __ldg(page_table + (max(token, begin) >> page_shift)) * page_bytes;
       const int in_page = token & ((1 << page_shift) - 1);
       const uint8_t* codes = page + in_page / 16 * SketchSlabBytes(D);
       const uint8_t* columns = page + (1 << page_shift) / 16 * SketchSlabBytes(D);
@@ -201,43 +88,122 @@ struct SketchView {
   }
 };
 
-// Exact dot products of a slab whose tokens have no sketch.
-template <int kBlocks>
-struct SlabScores {
-  float s[kBlocks][4];
-};
-template <typename Kv, int D, int kBlocks>
-__device__ __noinline__ SlabScores<kBlocks> ScoreExactly(const DecodeLaunch& launch, const DeviceItem& item,
-                                                         const BlockSplits& splits, int kv_head, int token, int lane) {
+// Exact dot products of a slab whose tokens have no sketch, as ScoreSlab gives them.
+template <typename Kv, int D>
+__device__ __noinline__ float2 ScoreExactly(const DecodeLaunch& launch, const DeviceItem& item,
+                                            const BlockSplits& splits, int kv_head, int quad, int token, int lane) {
   const CacheView<Kv, D> view(launch, item, {.begin = splits.begin, .end = splits.end}, kv_head);
   KeyRows<Kv, D> rows;
   LoadSlabRows(rows, view, token, lane);
-  QueryFragment<D> q[kBlocks];
-  LoadRowQueries<Kv, D, kBlocks>(q, launch, item, kv_head, lane);
-  SlabScores<kBlocks> scores;
-  ScoreRows<Kv, D, kBlocks>(scores.s, rows, q);
-  return scores;
+  QueryFragment<D> q[1];
+  const int head = kQuad * quad + lane / 8;
+  const auto* row = static_cast<const uint16_t*>(item.q) + (kv_head * launch.group_size + head) * D;
+  LoadRowQuery<Kv, D>(q[0], lane / 4 % 2 == 0 && head < launch.group_size ? row : nullptr, lane);
+  float s[1][4];
+  ScoreRows<Kv, D, 1>(s, rows, q);
+  return {s[0][0], s[0][2]};
 }
-template <int D, int kBlocks>
-__device__ __forceinline__ SlabScores<kBlocks> ScoreExactly(const DecodeLaunch& launch, const DeviceItem& item,
-                                                            const BlockSplits& splits, int kv_head, int token,
-                                                            int lane) {
+template <int D>
+__device__ float2 ScoreExactly(const DecodeLaunch& launch, const DeviceItem& item, const BlockSplits& splits,
+                               int kv_head, int quad, int token, int lane) {
   switch (launch.dtype) {
     case DType::kBFloat16:
-      return ScoreExactly<__nv_bfloat16, D, kBlocks>(launch, item, splits, kv_head, token, lane);
+      return ScoreExactly<__nv_bfloat16, D>(launch, item, splits, kv_head, quad, token, lane);
     case DType::kFloat16:
-      return ScoreExactly<__half, D, kBlocks>(launch, item, splits, kv_head, token, lane);
+      return ScoreExactly<__half, D>(launch, item, splits, kv_head, quad, token, lane);
     default:
-      return ScoreExactly<__nv_fp8_e4m3, D, kBlocks>(launch, item, splits, kv_head, token, lane);
+      return ScoreExactly<__nv_fp8_e4m3, D>(launch, item, splits, kv_head, quad, token, lane);
   }
 }
 
-template <int D, int kBlocks, int kRows>
-__global__ void __launch_bounds__(32 * kWarps<D>, kBlocks == 1 && D <= 128 ? 2 : 1)
+// Holds an exact dot product, in units of a sketch's, to what a score has room for. NaN stays.
+__device__ __forceinline__ float Hold(float dot) {
+  constexpr float kMost = 0x1p36f;  // which no sketch's comes near
+  if (dot > kMost) dot = kMost;
+  if (dot < -kMost) dot = -kMost;
+  return dot;
+}
+
+// A lane's running softmax of its head: the largest score, which all lanes of the head know, and its share of the sum.
+struct LaneSum {
+  float max = kNegativeInfinity, sum = 0;
+};
+
+// From dot products to scores in log2 units, with no bound to them: scale > 0 is small enough.
+struct SketchScorer {
+  float scale, soft_cap;
+
+  // factor: that of the queries.
+  __device__ SketchScorer(const DeviceItem& item, int kv_head, float factor)
+      : scale(fminf(Scorer(item, kv_head).scale / factor, 0x1p90f)), soft_cap(item.soft_cap * kLog2E) {}
+};
+
+// Writes a block's codes and largest scores of a quad's heads, and adds it to the sums. s: dot products.
+__device__ __forceinline__ void WriteQuad(QuadScores& s, const SketchScorer& scorer, const BlockSplits& splits,
+                                          int first_token, uint8_t* codes, int stride, float* block_max, bool is_head,
+                                          LaneSum& sums, int lane) {
+  float scale = scorer.scale;
+  if (scorer.soft_cap > 0) {
+#pragma unroll
+    for (int i = 0; i < 2 * kBlockSlabs; ++i) {
+      float& x = s[i / 2][i % 2];
+      x = scorer.soft_cap * tanhf(x * scale / scorer.soft_cap);
+    }
+    scale = 1;
+  }
+  if (first_token < splits.begin || first_token + sampling::kCodeBlock > splits.end) {
+#pragma unroll
+    for (int i = 0; i < 2 * kBlockSlabs; ++i) {
+      const int token = first_token + 8 * i + lane / 4;
+      if (token < splits.begin || token >= splits.end) s[i / 2][i % 2] = kNegativeInfinity;
+    }
+  }
+  float largest = kNegativeInfinity;
+#pragma unroll
+  for (int i = 0; i < 2 * kBlockSlabs; ++i) largest = fmaxf(largest, s[i / 2][i % 2]);
+#pragma unroll
+  for (int step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+  const float max = fmaxf(largest * scale, -sampling::kMaxScore);
+  const float steps = scale * sampling::kStepsPerOctave<uint8_t>;
+  float sum = 0;
+  uint8_t* to = codes + lane / 4 * stride + lane % 4;
+#pragma unroll
+  for (int i = 0; i < 2 * kBlockSlabs; ++i) {
+    constexpr float kMost = sampling::kNoWeight<uint8_t>;
+    // 0 of the largest, however large it is: a product less the rounded `max` would not be.
+    const float below = s[i / 2][i % 2] - largest;
+    sum += Exp2(below * scale);
+    // As sampling::EncodeScore, without a conversion: 2^23 + x has x in its last bits.
+    to[8 * i * stride] = static_cast<uint8_t>(__float_as_uint(fminf(fmaf(below, -steps, 0x1p23f), 0x1p23f + kMost)));
+  }
+  const float raised = fmaxf(sums.max, max);
+  sums.sum = Exp2(sums.max - raised) * sums.sum + Exp2(max - raised) * sum;
+  sums.max = raised;
+  if (lane < kQuad && is_head) block_max[lane] = max;
+}
+
+// Keeps the warp's sums as those of a split, and begins anew.
+template <int kWarps, int kQuads>
+__device__ __forceinline__ void KeepQuads(SplitSums<kWarps, kQuad * kQuads>& shared, LaneSum (&sums)[kQuads], int split,
+                                          int warp, int lane) {
+#pragma unroll
+  for (int quad = 0; quad < kQuads; ++quad) {
+    float sum = sums[quad].sum;
+#pragma unroll
+    for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    if (lane < kQuad) shared.of[split][warp][kQuad * quad + lane] = make_float2(sums[quad].max, sum);
+    sums[quad] = LaneSum();
+  }
+}
+
+template <int D, int kQuads>
+__global__ void __launch_bounds__(32 * kWarps<D>, D <= 128 ? 2 : 1)
     ScoreSketchKernel(const __grid_constant__ GroupLaunch group) {
   extern __shared__ __align__(1024) unsigned char bytes[];
   const DecodeLaunch& launch = group.decode;
-  __shared__ SplitSums<kWarps<D>, 8 * kBlocks> shared;
+  __shared__ SketchQueries<D, kQuads> queries;
+  __shared__ SplitSums<kWarps<D>, kQuad * kQuads> shared;
+  LetLaterKernelStart();
   if (!BlockSplits::IsFirst(group)) return WaitForEarlierKernel();
   const int item_index = launch.work[blockIdx.y].item;
   const DeviceItem& item = launch.items[item_index];
@@ -246,7 +212,7 @@ __global__ void __launch_bounds__(32 * kWarps<D>, kBlocks == 1 && D <= 128 ? 2 :
   const SketchView<D> sketches(launch, item, kv_head);
   const GroupArrays arrays = group.arrays[item_index];
   const Geometry<D> geometry(launch.page_shift);
-  const int stage_bytes = geometry.stage_bytes();
+  const int stage_bytes = geometry.stage_bytes(), stride = CodesOfToken(launch.group_size);
   unsigned char* ring = bytes + warp * kStages * stage_bytes;
 
   BlockCursor<kWarps<D>> cursor(splits, warp), ahead = cursor;
@@ -265,63 +231,54 @@ __global__ void __launch_bounds__(32 * kWarps<D>, kBlocks == 1 && D <= 128 ? 2 :
   WaitForEarlierKernel();
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) copy_ahead();
-  uint2 q[kBlocks][D / 16];
-  const float factor = LoadScaledQueries<D, kBlocks>(q, launch, item, kv_head, lane);
-  const float soft_cap = item.soft_cap * kLog2E, scale = Scorer(item, kv_head).scale / factor;
-  WarpSums<kBlocks> sums;
+  const float factor = LoadSketchQueries(queries, launch, item, kv_head, Scorer(item, kv_head).scale);
+  const SketchScorer scorer(item, kv_head, factor);
+  __syncthreads();
+  LaneSum sums[kQuads];
   int split = 0;  // that the sums are of
 #pragma unroll 1
   for (; !cursor.done(); cursor.Advance(splits, warp), at = next(at)) {
-    for (; split < cursor.split; ++split) KeepSums<kRows>(shared, sums, split, warp, lane);
+    for (; split < cursor.split; ++split) KeepQuads(shared, sums, split, warp, lane);
     copy_ahead();
     WaitCopies<kStages - 1>();
     const unsigned char* stage = ring + at;
     const int block = cursor.block, first = block * sampling::kCodeBlock;
-    BlockScores<kBlocks, kRows> s;
-    const auto take = [&](int slab, const float(&dots)[kBlocks][4]) {
 #pragma unroll
-      for (int b = 0; b < kBlocks; ++b) Share<kRows>(dots[b], s[slab][b], lane);
-    };
-    const auto score = [&](const PageQueries<D, kBlocks>& page, int slab, const unsigned char* codes) {
-      float dots[kBlocks][4];
-      ScoreSlab<D, kBlocks>(dots, codes, page, lane);
-      take(slab, dots);
-    };
-    if (geometry.parts == 1 && first < sketches.end) {
-      const PageQueries<D, kBlocks> page(q, stage + kBlockSlabs * SketchSlabBytes(D), lane);
+    for (int quad = 0; quad < kQuads; ++quad) {
+      if (quad > 0 && kQuad * quad >= launch.group_size) break;
+      QuadScores s;
+      if (geometry.parts == 1 && first < sketches.end) {
+        const PageQueries<D> page(queries, quad, stage + kBlockSlabs * SketchSlabBytes(D), lane);
 #pragma unroll
-      for (int slab = 0; slab < kBlockSlabs; ++slab) score(page, slab, stage + slab * SketchSlabBytes(D));
-    } else {
+        for (int slab = 0; slab < kBlockSlabs; ++slab) {
+          ScoreSlab<D>(s[slab], stage + slab * SketchSlabBytes(D), page, lane);
+        }
+      } else {
 #pragma unroll
-      for (int slab = 0; slab < kBlockSlabs; ++slab) {
-        const int token = first + slab * kSlabRows;
-        if (token < sketches.end) {
-          const int part = slab * kSlabRows / geometry.part_tokens;
-          const unsigned char* codes = stage + part * geometry.part_bytes();
-          const PageQueries<D, kBlocks> page(q, codes + geometry.part_tokens / 16 * SketchSlabBytes(D), lane);
-          score(page, slab, codes + (slab - part * geometry.part_tokens / kSlabRows) * SketchSlabBytes(D));
-        } else {
-          float dots[kBlocks][4] = {};
-          if (token < splits.end) {
-            const SlabScores<kBlocks> exact = ScoreExactly<D, kBlocks>(launch, item, splits, kv_head, token, lane);
-#pragma unroll
-            for (int b = 0; b < kBlocks; ++b) {
-#pragma unroll
-              for (int i = 0; i < 4; ++i) dots[b][i] = exact.s[b][i] * factor;
-            }
+        for (int slab = 0; slab < kBlockSlabs; ++slab) {
+          const int token = first + slab * kSlabRows;
+          s[slab][0] = s[slab][1] = 0;
+          if (token < sketches.end) {
+            const int part = slab * kSlabRows / geometry.part_tokens;
+            const unsigned char* codes = stage + part * geometry.part_bytes();
+            const PageQueries<D> page(queries, quad, codes + geometry.part_tokens / 16 * SketchSlabBytes(D), lane);
+            const int in_part = slab - part * geometry.part_tokens / kSlabRows;
+            ScoreSlab<D>(s[slab], codes + in_part * SketchSlabBytes(D), page, lane);
+          } else if (token < splits.end) {
+            const float2 exact = ScoreExactly<D>(launch, item, splits, kv_head, quad, token, lane);
+            s[slab][0] = Hold(exact.x * factor);
+            s[slab][1] = Hold(exact.y * factor);
           }
-          take(slab, dots);
         }
       }
+      WriteQuad(s, scorer, splits, first, arrays.codes(kv_head, block) + kQuad * quad, stride,
+                arrays.block_max(kv_head, block) + kQuad * quad, kQuad * quad + lane < launch.group_size, sums[quad],
+                lane);
     }
     __syncwarp();  // the stage has been read
-    ScaleBlock<kBlocks, kRows>(s, scale, soft_cap, first, splits.begin, splits.end, lane);
-    WriteBlock<uint8_t, kBlocks, kRows>(s, arrays.codes(kv_head, block), arrays.block_max(kv_head, block), sums,
-                                        launch.group_size, lane);
   }
-  for (; split < splits.count; ++split) KeepSums<kRows>(shared, sums, split, warp, lane);
+  for (; split < splits.count; ++split) KeepQuads(shared, sums, split, warp, lane);
   WaitCopies<0>();
-  LetLaterKernelStart();
   FinishSplits(shared, arrays, kv_head, splits.work->split, splits.count, launch.group_size);
 }
 
@@ -332,8 +289,7 @@ struct Launcher {
   template <typename Kv, int D, int kBlocks>
   cudaError_t Run() const {  // one kernel for all types of cache
     const int shared_bytes = kWarps<D> * kStages * Geometry<D>(launch.decode.page_shift).stage_bytes();
-    const auto kernel = kBlocks == 1 && launch.decode.group_size <= 4 ? ScoreSketchKernel < D, kBlocks,
-               kBlocks == 1 ? 1 : 2 > : ScoreSketchKernel<D, kBlocks, 2>;
+    const auto kernel = launch.decode.group_size <= kQuad ? ScoreSketchKernel<D, 1> : ScoreSketchKernel<D, 2 * kBlocks>;
     return LaunchGroup(kernel, launch, 32 * kWarps<D>, shared_bytes, stream);
   }
 };

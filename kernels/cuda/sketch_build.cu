@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kThreads) SketchBuildKernel(const __grid_const
     const __half step_half = __float2half_rn(sampling::RangeOf(__half2float(low_half), largest, kSketchBits).step);
     low[column] = __half2float(low_half);
     inverse_step[column] = 1.0f / __half2float(step_half);
-    columns[SketchColumn(column)] = step_half;
-    columns[SketchColumn(column) + kLowAfterStep] = low_half;
+    columns[SketchStepAt(column)] = step_half;
+    columns[SketchLowAt(dim, column)] = low_half;
   }
   __syncthreads();
   auto* words = reinterpret_cast<uint32_t*>(sketch);
