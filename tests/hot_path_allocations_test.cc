@@ -5,20 +5,20 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
-#include <memory>
 #include <string>
+#include <vector>
 
 #include "tests/raw_ring_client.h"
 #include "tests/server_fixture.h"
+
+namespace {
+std::atomic<int64_t> allocations{0};
+}  // namespace
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr bool kCounts = false;  // the sanitizer has malloc
 #else
 constexpr bool kCounts = true;
-
-namespace {
-std::atomic<int64_t> allocations{0};
-}  // namespace
 
 // glibc's own, under the names that it keeps for whoever replaces them. operator new calls malloc.
 extern "C" {
@@ -100,6 +100,7 @@ TEST_P(HotPathTest, AStepThatReads) {
 TEST_P(HotPathTest, AStepThatAppends) {
   if (!kCounts) GTEST_SKIP() << "a sanitizer counts for itself";
   std::vector<std::string> steps;
+  steps.reserve(kWarmUp + kSteps);
   for (int i = 0; i < kWarmUp + kSteps; ++i) steps.push_back(Step(kTokens + i, true));
   EXPECT_LT(AllocationsOf(steps), kOfOthers + 4.0 * kItems / SmallLayout().page_size);
 }

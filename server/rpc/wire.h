@@ -58,8 +58,8 @@ class AttendExchange {
 
   uint64_t request_id() const { return reader_.request().request_id(); }
   size_t memory() const { return reader_.memory() + writer_.memory(); }  // bytes that it keeps
-  size_t place = 0;                                   // in the caller's list of exchanges
-  int32_t slot = 0;                                   // the caller's, as the next one: where in a ring it came from
+  size_t place = 0;                                                      // in the caller's list of exchanges
+  int32_t slot = 0;  // the caller's, as the next one: where in a ring it came from
   StepTimes times;
 
  private:
