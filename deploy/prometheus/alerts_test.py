@@ -154,7 +154,8 @@ class AlertsTest(unittest.TestCase):
 
     def hold_a_stream(self, name):
         """A client that reads no more: its stream cannot end, so a drain takes as long as it may."""
-        load = self.load(name, ["--tokens=16", "--sequences=192", "--in_flight=32"])
+        flags = ["--tokens=16", "--sequences=192", "--in_flight=32"]
+        load = self.load(name, [*flags, "--share_memory=false"])  # whose answers nobody has to read
         self.steps_are_answered(name)
         load.send(signal.SIGSTOP)
         self.addCleanup(load.send, signal.SIGCONT)
