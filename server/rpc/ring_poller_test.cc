@@ -60,8 +60,8 @@ TEST(RingPollerTest, TakesFromEveryCallAwakeOrAsleep) {
 TEST(RingPollerTest, ARemovedCallIsPolledNoMore) {
   RingPoller poller(true, 1000);
   FakeCall busy;
+  poller.StepBegins();  // it never sleeps, from its first call on
   ASSERT_TRUE(poller.Add(&busy, 1).ok());
-  poller.StepBegins();  // it never sleeps
   for (int i = 0; i < 200; ++i) {
     auto call = std::make_unique<FakeCall>();
     ASSERT_TRUE(poller.Add(call.get(), 1).ok());
