@@ -52,12 +52,6 @@ __device__ void CountSpreads(const GroupLaunch& group, const BlockSplits& splits
   }
 }
 
-__device__ __forceinline__ float WarpSum(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-  return x;
-}
-
 // sampling::RowsAt, ThresholdAt and Spread by a warp. spreads: [kBins], of one head.
 __device__ float RowsAt(const Shared& shared, const sampling::InclusionThreshold& threshold) {
   float rows = 0;

@@ -1,4 +1,5 @@
-// What every decode kernel is launched with. Plain data; all pointers name device memory.
+// What every decode kernel is launched with. Plain data; all pointers name device memory, answers
+// pinned memory where the host wants them.
 #ifndef SANTA_KERNELS_CUDA_DECODE_LAUNCH_H_
 #define SANTA_KERNELS_CUDA_DECODE_LAUNCH_H_
 

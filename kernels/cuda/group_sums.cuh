@@ -203,13 +203,6 @@ __device__ __forceinline__ void PackWeights(const GatherTask<Kv, D>& task, Gathe
   }
 }
 
-// Over the warp's lanes, which all get it.
-__device__ __forceinline__ float WarpSum(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-  return x;
-}
-
 // The value rows' weighted sums, of the warp's pairs of chunks.
 template <typename Kv, int D, int kBlocks>
 struct ValueSums {

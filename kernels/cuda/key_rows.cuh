@@ -90,18 +90,6 @@ __device__ __forceinline__ void ScoreRows(float (&s)[kBlocks][4], const KeyRows<
   }
 }
 
-// Queries of the group's heads, for ScoreRows; zeros past it.
-template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ void LoadRowQueries(QueryFragment<D> (&q)[kBlocks], const DecodeLaunch& launch,
-                                               const DeviceItem& item, int kv_head, int lane) {
-#pragma unroll
-  for (int block = 0; block < kBlocks; ++block) {
-    const int head = 8 * block + lane / 4;
-    const auto* row = static_cast<const uint16_t*>(item.q) + (kv_head * launch.group_size + head) * D;
-    LoadRowQuery<Kv, D>(q[block], head < launch.group_size ? row : nullptr, lane);
-  }
-}
-
 }  // namespace santa::cuda
 
 #endif  // SANTA_KERNELS_CUDA_KEY_ROWS_CUH_
