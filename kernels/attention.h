@@ -148,8 +148,8 @@ struct PageCopy {
 };
 
 // A device's KV cache and attention over it. Owns the memory of every page, all of it allocated at construction.
-// Not thread safe: one thread (the engine's device thread) makes every call, but for AwaitDecode. Arguments are
-// trusted; a status other than OK means that the device failed.
+// Not thread safe: one call is made at a time, but for AwaitDecode, and where max_decodes_in_flight() > 1 by one thread
+// (the engine's device thread). Arguments are trusted; a status other than OK means that the device failed.
 //
 // Calls take effect in the order in which they are made, whenever they return: a Decode sees what was appended before
 // it and nothing that was appended after. What the arguments of a call point to may change once it has returned.

@@ -39,8 +39,8 @@ std::string CpuName() {
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(std::unique_ptr<cpu::ThreadPool> pool, cpu::KvCache cache)
-      : pool_(std::move(pool)), cache_(std::move(cache)), decoder_(cache_, *pool_) {}
+  CpuBackend(std::unique_ptr<cpu::ThreadPool> pool, cpu::KvCache cache, int64_t min_shared_bytes)
+      : pool_(std::move(pool)), cache_(std::move(cache)), decoder_(cache_, *pool_, min_shared_bytes) {}
 
   std::string_view name() const override { return "cpu"; }
 
@@ -105,7 +105,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuBackendOptions&
   auto pool = std::make_unique<cpu::ThreadPool>(options.num_threads == 0 ? UsableCpus() : options.num_threads);
   absl::StatusOr<cpu::KvCache> cache = cpu::KvCache::Allocate(options.layout, options.num_pages, *pool);
   if (!cache.ok()) return cache.status();
-  return std::make_unique<CpuBackend>(std::move(pool), *std::move(cache));
+  return std::make_unique<CpuBackend>(std::move(pool), *std::move(cache), options.min_shared_bytes);
 }
 
 }  // namespace santa

@@ -19,7 +19,8 @@ namespace {
 
 BackendFactory WithThreads(int32_t num_threads) {
   return [num_threads](const KvLayout& layout, int32_t num_pages) {
-    return MakeCpuBackend({.layout = layout, .num_pages = num_pages, .num_threads = num_threads});
+    return MakeCpuBackend(
+        {.layout = layout, .num_pages = num_pages, .num_threads = num_threads, .min_shared_bytes = 0});
   };
 }
 
@@ -82,6 +83,26 @@ TEST(CpuBackendTest, BothWaysToMultiplyABf16CacheAgree) {
   // What the rounding cannot do is change an answer made in other company.
   ExpectIdentical("alone", cache->Decode({query})[0], answers[0]);
   ExpectIdentical("alone, the other way", cache->Decode({other})[0], answers[1]);
+}
+
+// Small work stays on the calling thread, large work does not; the answer is the same.
+TEST(CpuBackendTest, SharesWorkThatIsWorthIt) {
+  std::mt19937_64 random(2);
+  const KvLayout layout = {.num_layers = 1, .num_query_heads = 8, .num_kv_heads = 2, .head_dim = 128};
+  std::vector<Answer> answers;
+  for (const int64_t min_shared_bytes : {int64_t{0}, int64_t{1} << 40}) {
+    random.seed(2);
+    const std::unique_ptr<Cache> cache = Cache::Make(
+        [&](const KvLayout& wanted, int32_t num_pages) {
+          return MakeCpuBackend(
+              {.layout = wanted, .num_pages = num_pages, .num_threads = 3, .min_shared_bytes = min_shared_bytes});
+        },
+        layout, 20);
+    ASSERT_NE(cache, nullptr);
+    const Sequence sequence = cache->Add(RandomTokens(layout, 1000, random));
+    answers.push_back(cache->Decode({WithOptions(layout, sequence, {}, 0, random)})[0]);
+  }
+  ExpectIdentical("alone", answers[1], answers[0]);
 }
 
 TEST(CpuBackendTest, SaysWhatItRunsOn) {

@@ -9,9 +9,10 @@
 #include "kernels/sampling/standard_error.h"
 
 namespace santa::cpu {
-Decoder::Decoder(const KvCache& cache, ThreadPool& pool)
+Decoder::Decoder(const KvCache& cache, ThreadPool& pool, int64_t min_shared_bytes)
     : cache_(cache),
       pool_(pool),
+      min_shared_bytes_(min_shared_bytes),
       kernels_(GetRowKernels(cache.layout().dtype)),
       score_sketch_(GetSketchScorer()),
       shape_(DecodeShape::Of(cache.layout(), kernels_)),
@@ -29,6 +30,7 @@ Decoder::Decoder(const KvCache& cache, ThreadPool& pool)
 void Decoder::Decode(std::span<const DecodeItem> items) {
   while (!items.empty()) {
     items = items.subspan(PlanWave(items));
+    pool_.ShareLoops(WaveKvBytes() >= min_shared_bytes_);
     PackQueries();
     GroupUnits();
     RunGroups();
@@ -39,6 +41,13 @@ void Decoder::Decode(std::span<const DecodeItem> items) {
     });
     for (const PlannedItem& plan : plans_) WriteStatistics(plan);
   }
+  pool_.ShareLoops(true);
+}
+
+int64_t Decoder::WaveKvBytes() const {
+  int64_t rows = 0;
+  for (const PlannedItem& plan : plans_) rows += 2 * plan.visible() * shape_.num_kv_heads;
+  return rows * static_cast<int64_t>(cache_.layout().row_bytes());
 }
 
 bool Decoder::SketchesValues(const PlannedItem& plan) const {

@@ -26,8 +26,8 @@ class Decoder {
   // Items of a call are taken in waves whose partials and stored scores fit in this.
   static constexpr int64_t kWaveBytes = int64_t{64} << 20;
 
-  // `cache` and `pool` must outlive it.
-  Decoder(const KvCache& cache, ThreadPool& pool);
+  // `cache` and `pool` must outlive it. min_shared_bytes: as in CpuBackendOptions.
+  Decoder(const KvCache& cache, ThreadPool& pool, int64_t min_shared_bytes);
 
   void Decode(std::span<const DecodeItem> items);
 
@@ -43,6 +43,7 @@ class Decoder {
   };
 
   int64_t PlanWave(std::span<const DecodeItem> items);
+  int64_t WaveKvBytes() const;
   void PackQueries();
   void GroupUnits();
   void RunGroups();
@@ -77,6 +78,7 @@ class Decoder {
 
   const KvCache& cache_;
   ThreadPool& pool_;
+  const int64_t min_shared_bytes_;
   const RowKernels& kernels_;
   const SketchScorer score_sketch_;
   const DecodeShape shape_;

@@ -37,7 +37,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::Run(const Job& job) {
-  if (threads_.empty() || job.count <= 1) {
+  if (threads_.empty() || !shares_loops_ || job.count <= 1) {
     for (int64_t index = 0; index < job.count; ++index) job.call(job.context, index, 0);
     return;
   }

@@ -14,7 +14,7 @@ namespace santa::cpu {
 
 // Idle threads spin for some tens of microseconds, so that the loops of one decode step follow each other without a
 // system call, and then sleep.
-// Not thread safe: one thread makes every call. It takes part in the work, as worker 0.
+// Not thread safe: one call is made at a time. Whoever makes it takes part in the work, as worker 0.
 class ThreadPool {
  public:
   // num_threads >= 1, the caller's among them; num_threads - 1 are started.
@@ -24,6 +24,9 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
+
+  // false: from now on loops run on the caller's thread alone, as waking another one would take longer than they do.
+  void ShareLoops(bool share) { shares_loops_ = share; }
 
   // Calls body(index, worker) once for every index in [0, count), in any order; worker in [0, num_threads()) is never
   // in two calls at once. Returns when every call has. body must not throw, nor call ParallelFor.
@@ -45,6 +48,7 @@ class ThreadPool {
   void Work(const Job& job, int worker);
   void WorkerLoop(int worker);
 
+  bool shares_loops_ = true;  // the caller's
   std::mutex mutex_;
   std::condition_variable work_;         // a job was opened, or stop_
   std::condition_variable finished_;     // num_active_ fell to 0
