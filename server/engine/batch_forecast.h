@@ -1,4 +1,4 @@
-// How long to wait with the next batch while one is on the device.
+// How long batches take: how long to wait with the next one while one is on the device, and which are small.
 #ifndef SANTA_SERVER_ENGINE_BATCH_FORECAST_H_
 #define SANTA_SERVER_ENGINE_BATCH_FORECAST_H_
 
@@ -41,9 +41,14 @@ class BatchForecast {
     learned_ = true;
   }
 
+  // Whether a batch of so many tokens is expected to take no longer than that. Not before any was learnt.
+  bool IsWithin(Duration longest, int64_t tokens) const {
+    return learned_ && ExpectedSeconds(tokens) <= std::chrono::duration<double>(longest).count();
+  }
+
   // For the batch after one of so many tokens, from when the device begins with that. Zero: at once.
   Duration Patience(int64_t tokens) const {
-    const double expected = seconds_per_token_ * static_cast<double>(tokens);
+    const double expected = ExpectedSeconds(tokens);
     const double patience = std::min(kShare * expected, expected - kLead);
     return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(std::max(0.0, patience)));
   }
@@ -51,6 +56,8 @@ class BatchForecast {
  private:
   static constexpr double kShare = 0.6;    // of the forecast
   static constexpr double kLead = 150e-6;  // seconds that forming a batch and handing it to the device may take
+
+  double ExpectedSeconds(int64_t tokens) const { return seconds_per_token_ * static_cast<double>(tokens); }
 
   bool learned_ = false;
   double seconds_per_token_ = 0;

@@ -1,6 +1,7 @@
 #include "server/engine/engine.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -46,6 +47,8 @@ struct Engine::State {
   Clock::time_point next_batch_at;  // not before, while one is in flight
   bool no_more_batches = false;
   bool device_thread_sleeps = false;
+  int handing_back = 0;        // batches whose steps are being told
+  bool device_taken = false;   // somebody forms or runs a batch: the device thread, or one in RunHere
   std::vector<Step*> arrived;  // in order; the device thread takes all of it at once
   std::deque<Step*> background;
   int64_t queued_items = 0;                                   // of `arrived` and `waiting`
@@ -66,9 +69,9 @@ struct Engine::State {
   std::thread finisher;          // where several batches may be in flight
   AdaptiveWatch finisher_watch;  // its own
 
-  std::mutex hand_back_mutex;  // one `done` at a time
+  std::mutex hand_back_mutex;  // one report or `done` at a time
 
-  // The device thread's own, but for runner.Finish.
+  // Of whoever has taken the device, but for runner.Finish; `watch` is the device thread's.
   BatchFormer former;
   BatchRunner runner;
   AdaptiveWatch watch;
@@ -79,10 +82,14 @@ struct Engine::State {
   std::vector<Step*> dropped;
 
   void Loop();
+  bool AwaitsRunHere(const Step& step) const;
   absl::Status QueueFull(const char* what, int64_t waiting_items, int64_t more, int64_t most) const;
   void WakeDeviceThread();
   bool Ready() const;
   bool TakeWork();
+  void TakeArrived(std::unique_lock<std::mutex>* lock);
+  void GiveDeviceBack();
+  void RunTaken();
   bool TakeBackground();
   void FormBatch();
   void RunBatch();
@@ -103,7 +110,7 @@ Engine::Engine(Backend* backend, SequenceStore* store, PagePool* pool, const Eng
 
 Engine::~Engine() { Shutdown(); }
 
-absl::Status Engine::Submit(Step* step) {
+absl::Status Engine::Submit(Step* step, Wake wake) {
   const int64_t weight = Weight(*step);
   step->enqueued = absl::Now();
   std::lock_guard<std::mutex> lock(state_->mutex);
@@ -120,8 +127,24 @@ absl::Status Engine::Submit(Step* step) {
   state_->arrived.push_back(step);
   state_->queued_items += weight;
   of_tenant += weight;
-  state_->WakeDeviceThread();
+  if (wake == Wake::kNow || !state_->AwaitsRunHere(*step)) state_->WakeDeviceThread();
   return absl::OkStatus();
+}
+
+// With the mutex held, and the step the last that arrived. Whoever comes next before it runs wakes the device thread.
+bool Engine::State::AwaitsRunHere(const Step& step) const {
+  if (max_in_flight > 1 || device_taken || arrived.size() > 1 || !waiting.empty() || !background.empty()) return false;
+  return forecast.IsWithin(absl::ToChronoNanoseconds(options.longest_here), BatchForecast::TokensOf(std::array{&step}));
+}
+
+void Engine::RunHere() {
+  std::unique_lock<std::mutex> lock(state_->mutex);
+  if (state_->arrived.empty()) return;
+  if (!state_->AwaitsRunHere(*state_->arrived.front())) return state_->WakeDeviceThread();
+  state_->device_taken = true;
+  state_->TakeArrived(&lock);
+  lock.unlock();
+  state_->RunTaken();
 }
 
 // With the mutex held.
@@ -171,14 +194,24 @@ absl::Status Engine::device_status() const {
 }
 
 void Engine::State::Loop() {
-  while (TakeWork()) {
-    if (!TakeBackground()) FormBatch();
-    HandBack(&dropped);
-    if (!batch.empty()) RunBatch();
-  }
+  while (TakeWork()) RunTaken();
   std::lock_guard<std::mutex> lock(mutex);
   no_more_batches = true;
   batch_began.notify_one();
+}
+
+void Engine::State::RunTaken() {
+  if (!TakeBackground()) FormBatch();
+  HandBack(&dropped);
+  if (!batch.empty()) return RunBatch();
+  std::lock_guard<std::mutex> lock(mutex);
+  GiveDeviceBack();
+}
+
+// With the mutex held.
+void Engine::State::GiveDeviceBack() {
+  device_taken = false;
+  if (Ready()) WakeDeviceThread();
 }
 
 // With the mutex held, after anything that TakeWork waits for.
@@ -189,8 +222,9 @@ void Engine::State::WakeDeviceThread() {
 
 // With the mutex held: what TakeWork waits for.
 bool Engine::State::Ready() const {
+  if (device_taken) return false;
   const bool work = !arrived.empty() || !waiting.empty() || !background.empty();
-  if (!work) return stopping;
+  if (!work) return stopping && handing_back == 0;
   if (static_cast<int>(in_flight.size()) >= max_in_flight) return false;
   const bool full = queued_items >= options.max_batch_items;
   return in_flight.empty() || full || stopping || Clock::now() >= next_batch_at;
@@ -201,7 +235,8 @@ void Engine::State::DeviceBegins(const BatchRunner::Run& run) {
   next_batch_at = Clock::now() + forecast.Patience(BatchForecast::TokensOf(run.steps));
 }
 
-// Waits until there is work, and room for it on the device; false when there is none left and none will come.
+// Waits until there is work, and room for it on the device, and takes that; false when there is none left and none will
+// come.
 bool Engine::State::TakeWork() {
   std::unique_lock<std::mutex> lock(mutex);
   const auto entered = Clock::now();
@@ -228,13 +263,19 @@ bool Engine::State::TakeWork() {
     const bool busy = !in_flight.empty();
     watch.Learn(busy ? Clock::duration::zero() : Clock::now() - std::max(entered, idle_since));
   }
+  device_taken = true;
+  TakeArrived(&lock);
+  return !waiting.empty() || !background.empty();
+}
+
+// With the device taken, and the mutex, which is let go meanwhile.
+void Engine::State::TakeArrived(std::unique_lock<std::mutex>* lock) {
   const size_t count = arrived.size();
   waiting.insert(waiting.end(), arrived.begin(), arrived.end());
   arrived.clear();
-  lock.unlock();
+  lock->unlock();
   share.Order(count, &waiting);
-  lock.lock();
-  return !waiting.empty() || !background.empty();
+  lock->lock();
 }
 
 // Whether a background step is to be the next batch, or to be dropped.
@@ -299,6 +340,7 @@ void Engine::State::RunBatch() {
   if (max_in_flight == 1) return spare_runs.push_back(std::move(run));
   if (in_flight.empty()) DeviceBegins(*run);
   in_flight.push_back(std::move(run));
+  GiveDeviceBack();
   batches_in_flight.store(static_cast<int>(in_flight.size()), std::memory_order_relaxed);
   batches_begun.fetch_add(1, std::memory_order_release);
   batch_began.notify_one();
@@ -347,7 +389,10 @@ void Engine::State::FinishBatch(BatchRunner::Run* run) {
       device_error = std::string(status.message());
       device_failed = true;
     }
-    if (max_in_flight > 1) {
+    ++handing_back;
+    if (max_in_flight == 1) {
+      GiveDeviceBack();  // before its steps are told: what they bring next finds it idle
+    } else {
       finished = std::move(in_flight.front());
       in_flight.erase(in_flight.begin());
       batches_in_flight.store(static_cast<int>(in_flight.size()), std::memory_order_relaxed);
@@ -360,12 +405,14 @@ void Engine::State::FinishBatch(BatchRunner::Run* run) {
     }
   }
   if (on_batch) {
+    std::lock_guard<std::mutex> lock(hand_back_mutex);
     on_batch({.background = background_step, .device_time = run->device_time, .steps = run->steps});
   }
   HandBack(&run->steps);
-  if (finished == nullptr) return;
   std::lock_guard<std::mutex> lock(mutex);
-  spare_runs.push_back(std::move(finished));
+  if (finished != nullptr) spare_runs.push_back(std::move(finished));
+  --handing_back;
+  if (stopping) WakeDeviceThread();
 }
 
 // From its `done` on, a step may be gone.

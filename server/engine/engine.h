@@ -8,6 +8,9 @@
 // A device that takes several batches at a time (Backend::max_decodes_in_flight) gets the next one while it works on
 // the last, once it is well on with that (batch_forecast.h): then a second thread waits for answers and hands them
 // back, in the order in which the batches began.
+//
+// On a device that is the CPU, handing a small step to another thread and its answer back can take longer than the
+// step: one that finds the device idle may be run by the thread that brought it (RunHere).
 #ifndef SANTA_SERVER_ENGINE_ENGINE_H_
 #define SANTA_SERVER_ENGINE_ENGINE_H_
 
@@ -30,6 +33,7 @@ struct EngineOptions {
   int64_t max_queued_items_per_tenant = 4096;                    // the same of one tenant's
   int32_t max_batch_items = 256;                                 // a step that has more is a batch of its own
   absl::Duration background_patience = absl::Milliseconds(100);  // see SubmitBackground
+  absl::Duration longest_here = absl::Microseconds(200);         // see RunHere
 };
 
 // What one batch did, for metrics. Called after each batch and before the `done` of its steps, one batch at a time;
@@ -42,19 +46,27 @@ struct BatchReport {
 
 class Engine {
  public:
-  // Backend, store and pool outlive the engine. Starts the device thread, which alone calls the backend (but for
-  // AwaitDecode, as above). `on_batch` may
-  // be empty.
+  // Backend, store and pool outlive the engine. Starts the device thread, which calls the backend (but for AwaitDecode
+  // and RunHere, as above). `on_batch` may be empty.
   Engine(Backend* backend, SequenceStore* store, PagePool* pool, const EngineOptions& options,
          std::function<void(const BatchReport&)> on_batch);
   ~Engine();  // Shutdown()
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
+  // When the device thread hears of a step: kInRunHere, where the caller goes on to RunHere. It should do so soon, as
+  // until then nobody may look at the step.
+  enum class Wake { kNow, kInRunHere };
+
   // Queues the step; the caller keeps it alive until `done` was called. Thread safe; never waits for the device.
   // RESOURCE_EXHAUSTED: the queue is full, or the tenant's part of it; the message says in how many milliseconds there
   // should be room. UNAVAILABLE: shut down, or the device failed. Then `done` is not called.
-  absl::Status Submit(Step* step);
+  absl::Status Submit(Step* step, Wake wake = Wake::kNow);
+
+  // Where a step waits alone, for a device of one batch at a time that is idle, and is expected to take it no longer
+  // than `longest_here`: runs it, on this thread. In every other case the device thread has it. Thread safe; not with a
+  // lock held that some step's `done` takes.
+  void RunHere();
 
   // For the server's own measurements: the step runs as a batch of its own, so that device_time is its alone; where it
   // only reads it renews no lease, and it is in no count of items. It begins when no other work waits, and at the

@@ -1,12 +1,10 @@
 #include "server/engine/engine.h"
 
 #include <atomic>
-#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -14,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/testing/counter.h"
 #include "server/testing/fake_backend.h"
 #include "server/testing/steps.h"
 
@@ -27,29 +26,6 @@ constexpr StoreLimits kLimits = {.max_sequences = 100,
                                  .max_tokens_per_sequence = 1000,
                                  .default_lease = absl::Hours(1),
                                  .max_lease = absl::Hours(1)};
-
-// Counts what is done, and lets a test wait for it.
-class Counter {
- public:
-  void Add() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    ++count_;
-    changed_.notify_all();
-  }
-  void WaitFor(int count) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait(lock, [&] { return count_ >= count; });
-  }
-  int count() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return count_;
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  int count_ = 0;
-};
 
 class EngineTest : public testing::Test {
  protected:
@@ -89,8 +65,6 @@ class EngineTest : public testing::Test {
     EXPECT_TRUE(status.ok()) << status;
     return step;
   }
-
-  void RunCrowd();
 
   FakeBackend backend_{TestLayout(2), 64};
   PagePool pool_{64};
@@ -314,122 +288,6 @@ TEST_F(EngineTest, DoneMayDeleteItsStepAndSubmitAnother) {
   submit(0);
   done_count_.WaitFor(50);
   EXPECT_EQ(store_.Get("a", one, absl::Now())->lengths[0], 50);
-}
-
-// Owners write and roll back sequences of their own, whose tokens follow from owner and position; a visitor for each
-// forks one of them at any moment and reads what it got.
-class Crowd {
- public:
-  Crowd(Engine* engine, SequenceStore* store, const KvLayout& layout)
-      : engine_(engine), store_(store), layout_(layout) {}
-
-  static int Token(int owner, int64_t position) { return 1000 * (owner + 1) + static_cast<int>(position); }
-  static std::vector<int> Tokens(int owner, int64_t from, int64_t to) {
-    std::vector<int> ids;
-    for (int64_t position = from; position < to; ++position) ids.push_back(Token(owner, position));
-    return ids;
-  }
-
-  void Submit(TestStep* step, Counter* done) {
-    step->step().done = [done] { done->Add(); };
-    const absl::Status status = engine_->Submit(&step->step());
-    EXPECT_TRUE(status.ok()) << status;
-  }
-  void Run(TestStep* step) {
-    Counter done;
-    Submit(step, &done);
-    done.WaitFor(1);
-  }
-
-  void Own(int owner, const SequenceHandle& handle) {
-    std::mt19937 random(owner);
-    int64_t length = 0;
-    for (int round = 0; round < 150; ++round) {
-      const int64_t count = 1 + random() % 5;
-      // Both layers at once, so that they may share a batch.
-      const int64_t from = random() % 3 == 0 ? length / 2 : length;  // sometimes repeats
-      TestStep layer0(layout_, "a", 0);
-      TestStep layer1(layout_, "a", 1);
-      Counter done;
-      for (TestStep* step : {&layer0, &layer1}) {
-        step->AppendAndAttend(handle, from, Tokens(owner, from, length + count));
-        Submit(step, &done);
-      }
-      done.WaitFor(2);
-      for (const TestStep* step : {&layer0, &layer1}) {
-        ASSERT_TRUE(step->item(0).status.ok()) << step->item(0).status;
-        ASSERT_EQ(step->item(0).tokens_appended, count);
-        ASSERT_EQ(step->o(0), MeanOfTokens(layout_, Tokens(owner, 0, length + count)));
-      }
-      length += count;
-      if (length > 25) {
-        length = random() % length;
-        ASSERT_TRUE(store_->Truncate("a", handle, length, absl::Now()).ok());
-      }
-    }
-  }
-
-  void Visit(int owner, const SequenceHandle& handle) {
-    for (int round = 0; round < 100; ++round) {
-      const absl::StatusOr<SequenceInfo> fork =
-          store_->Fork("a", handle, std::nullopt, absl::ZeroDuration(), 0, absl::Now());
-      ASSERT_TRUE(fork.ok()) << fork.status();
-      const int64_t length = fork->num_tokens();
-      for (int32_t layer = 0; layer < 2; ++layer) {
-        std::vector<int> ids = Tokens(owner, 0, length);
-        ids.push_back(7);
-        TestStep step(layout_, "a", layer);
-        step.AppendAndAttend(fork->handle, length, {7});
-        Run(&step);
-        ASSERT_TRUE(step.item(0).status.ok()) << step.item(0).status;
-        ASSERT_EQ(step.o(0), MeanOfTokens(layout_, ids));
-      }
-      // Every other one goes while work on it is under way.
-      TestStep last(layout_, "a", 0);
-      last.Attend(fork->handle, length);
-      std::thread releasing;
-      if (round % 2 == 0) releasing = std::thread([&] { ASSERT_TRUE(store_->Release("a", fork->handle).ok()); });
-      Run(&last);
-      if (releasing.joinable()) {
-        releasing.join();
-        EXPECT_TRUE(last.item(0).status.ok() || last.code(0) == absl::StatusCode::kNotFound) << last.item(0).status;
-      } else {
-        ASSERT_TRUE(store_->Release("a", fork->handle).ok());
-      }
-    }
-  }
-
- private:
-  Engine* const engine_;
-  SequenceStore* const store_;
-  const KvLayout layout_;
-};
-
-void EngineTest::RunCrowd() {
-  Start({.max_queued_items = 100, .max_batch_items = 3});
-  Crowd crowd(engine_.get(), &store_, backend_.layout());
-  std::vector<SequenceHandle> handles;
-  handles.reserve(3);
-  std::vector<std::thread> threads;
-  for (int owner = 0; owner < 3; ++owner) handles.push_back(Create());
-  for (int owner = 0; owner < 3; ++owner) {
-    threads.emplace_back([&, owner] { crowd.Own(owner, handles[owner]); });
-    threads.emplace_back([&, owner] { crowd.Visit(owner, handles[owner]); });
-  }
-  for (std::thread& thread : threads) thread.join();
-  for (const SequenceHandle& handle : handles) EXPECT_TRUE(store_.Release("a", handle).ok());
-  EXPECT_EQ(store_.size(), 0);
-  engine_->Shutdown();  // the last batch's hold is gone
-  EXPECT_EQ(pool_.free_pages(), 64);
-  std::vector<PageRef> all;
-  EXPECT_TRUE(pool_.Allocate(64, &all).ok());
-}
-
-TEST_F(EngineTest, ManyThreadsGetTheirOwnAnswers) { RunCrowd(); }
-
-TEST_F(EngineTest, ManyThreadsGetTheirOwnAnswersWithTwoBatchesInFlight) {
-  backend_.set_max_decodes_in_flight(2);
-  RunCrowd();
 }
 
 // The device holds its answer to the first batch until it has begun the second.

@@ -64,8 +64,8 @@ struct Step {
   std::atomic<bool> cancelled{false};            // a step still queued gets CANCELLED on every item
   bool background = false;                       // the server's own (SubmitBackground): renews no lease
 
-  // Called exactly once for each step that Submit took, on a thread of the engine's and never two at a time, after
-  // every item has its status. May delete the step. Must not block nor call Shutdown; Submit is fine.
+  // Called exactly once for each step that Submit took, on a thread of the engine's or one in its RunHere and never two
+  // at a time, after every item has its status. May delete the step. Must not block nor call Shutdown; Submit is fine.
   std::function<void()> done;
 
   // Filled by the engine.

@@ -45,7 +45,7 @@ void AttendCall::OnReadDone(bool ok) {
 
 void AttendCall::Take(std::unique_ptr<AttendExchange> exchange) {
   AttendExchange* const taken = exchange.get();
-  exchange = steps_.Submit(std::move(exchange), [this, taken] { StepDone(taken); });
+  exchange = steps_.Submit(std::move(exchange), Engine::Wake::kNow, [this, taken] { StepDone(taken); });
   if (exchange == nullptr) return;
   answers_.push_back(exchange->Answer());
   steps_.Return(std::move(exchange));

@@ -41,7 +41,7 @@ class AttendCall final : public AttendReactor, public DrainableStream {
  private:
   // All but StepDone with mutex_ held.
   void Take(std::unique_ptr<AttendExchange> exchange);
-  void StepDone(AttendExchange* exchange);  // device thread
+  void StepDone(AttendExchange* exchange);  // the step's `done`
   void Cancel();
   void Proceed();  // starts every operation that may start now
   void FinishWith(const absl::Status& status);

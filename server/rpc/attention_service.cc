@@ -44,7 +44,8 @@ absl::Status CheckNotNegative(const char* field, int64_t value) {
 AttentionService::AttentionService(ServiceContext* context)
     : context_(context),
       page_token_nonce_((uint64_t{std::random_device()()} << 32) | std::random_device()()),
-      poller_(context->asynchronous_device, context->limits.max_shared_bytes) {}
+      poller_(context->asynchronous_device, context->limits.max_shared_bytes,
+              [context] { context->engine->RunHere(); }) {}
 
 grpc::ServerUnaryReactor* AttentionService::GetServerInfo(grpc::CallbackServerContext* call,
                                                           const v1::GetServerInfoRequest* /*request*/,

@@ -2,7 +2,7 @@
 
 namespace santa {
 
-std::unique_ptr<AttendExchange> CallSteps::Submit(std::unique_ptr<AttendExchange> exchange,
+std::unique_ptr<AttendExchange> CallSteps::Submit(std::unique_ptr<AttendExchange> exchange, Engine::Wake wake,
                                                   std::function<void()> done) {
   AttendExchange* const submitted = exchange.get();
   Step* const step = submitted->step();
@@ -15,7 +15,7 @@ std::unique_ptr<AttendExchange> CallSteps::Submit(std::unique_ptr<AttendExchange
   submitted->place = computing_.size();
   computing_.push_back(std::move(exchange));
   context_->auditor->ApplyFallbacks(step);
-  const absl::Status status = context_->engine->Submit(step);
+  const absl::Status status = context_->engine->Submit(step, wake);
   if (status.ok()) return nullptr;
   FailStep(status, step);
   for (const StepItem& item : step->items) {

@@ -11,14 +11,15 @@
 #include "absl/status/status.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "server/engine/engine.h"
 #include "server/rpc/service_context.h"
 #include "server/rpc/wire.h"
 
 namespace santa {
 
 // A step's way: TakeExchange and its Read by any thread; Submit; the `done` that it was given, on a thread of the
-// engine's, in which come Complete and Remove. Submit, Remove, Cancel and size need the call's mutex; the others do
-// not.
+// engine's or in RunHere, in which come Complete and Remove. Submit, Remove, Cancel and size need the call's mutex; the
+// others do not.
 class CallSteps {
  public:
   CallSteps(ServiceContext* context, Caller caller, ExchangePool* exchanges)
@@ -39,9 +40,11 @@ class CallSteps {
     return status;
   }
 
-  // Hands the step to the engine, which calls `done` once. Null; or the exchange, where it is to be answered at once:
-  // nothing in it was valid, or the engine took no more.
-  std::unique_ptr<AttendExchange> Submit(std::unique_ptr<AttendExchange> exchange, std::function<void()> done);
+  // Hands the step to the engine, which calls `done` once; what follows from `wake` does not, before the call's mutex
+  // is free. Null; or the exchange, where it is to be answered at once: nothing in it was valid, or the engine took no
+  // more.
+  std::unique_ptr<AttendExchange> Submit(std::unique_ptr<AttendExchange> exchange, Engine::Wake wake,
+                                         std::function<void()> done);
 
   // Counts it, and logs it where it was slow. `answer` makes the answer.
   template <typename Answer>

@@ -62,9 +62,12 @@ void RingPoller::Run() {
 
 bool RingPoller::PollAll() {
   while (waiting_.load(std::memory_order_relaxed) > 0) std::this_thread::yield();
-  const std::lock_guard<std::mutex> lock(mutex_);
   bool any = false;
-  for (PolledCall* const call : calls_) any |= call->Poll();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (PolledCall* const call : calls_) any |= call->Poll();
+  }
+  if (any) taken_();
   return any;
 }
 

@@ -7,10 +7,12 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -31,8 +33,10 @@ class PolledCall {
 // Thread safe.
 class RingPoller {
  public:
-  // watch_in_flight: the device is not the CPU. max_bytes: of memory, in all rings together; 0: there are none.
-  RingPoller(bool watch_in_flight, int64_t max_bytes) : watch_in_flight_(watch_in_flight), max_bytes_(max_bytes) {}
+  // watch_in_flight: the device is not the CPU. max_bytes: of memory, in all rings together; 0: there are none. After
+  // each round in which calls took requests, the poller's thread calls `taken`, with no lock held.
+  RingPoller(bool watch_in_flight, int64_t max_bytes, std::function<void()> taken)
+      : watch_in_flight_(watch_in_flight), max_bytes_(max_bytes), taken_(std::move(taken)) {}
   ~RingPoller();  // no call is left
   RingPoller(const RingPoller&) = delete;
   RingPoller& operator=(const RingPoller&) = delete;
@@ -57,6 +61,7 @@ class RingPoller {
 
   const bool watch_in_flight_;
   const int64_t max_bytes_;
+  const std::function<void()> taken_;
   std::atomic<int> in_flight_ = 0;
   std::atomic<int> waiting_ = 0;  // for the mutex, which a poller that never sleeps would hardly leave to anybody
   std::atomic<bool> stopping_ = false;

@@ -40,7 +40,7 @@ class FakeCall final : public PolledCall {
 };
 
 TEST(RingPollerTest, TakesFromEveryCallAwakeOrAsleep) {
-  RingPoller poller(false, 1000);
+  RingPoller poller(false, 1000, [] {});
   std::vector<std::unique_ptr<FakeCall>> calls;
   std::vector<Doorbell> doorbells;
   for (int i = 0; i < 3; ++i) {
@@ -58,7 +58,7 @@ TEST(RingPollerTest, TakesFromEveryCallAwakeOrAsleep) {
 }
 
 TEST(RingPollerTest, ARemovedCallIsPolledNoMore) {
-  RingPoller poller(true, 1000);
+  RingPoller poller(true, 1000, [] {});
   FakeCall busy;
   poller.StepBegins();  // it never sleeps, from its first call on
   ASSERT_TRUE(poller.Add(&busy, 1).ok());
@@ -76,7 +76,7 @@ TEST(RingPollerTest, ARemovedCallIsPolledNoMore) {
 }
 
 TEST(RingPollerTest, GivesNoMoreMemoryThanItMay) {
-  RingPoller poller(false, 1000);
+  RingPoller poller(false, 1000, [] {});
   FakeCall first;
   FakeCall second;
   ASSERT_TRUE(poller.Add(&first, 600).ok());

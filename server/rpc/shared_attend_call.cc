@@ -135,7 +135,7 @@ bool SharedAttendCall::Poll() {
 void SharedAttendCall::Take(std::unique_ptr<AttendExchange> exchange) {
   AttendExchange* const taken = exchange.get();
   poller_->StepBegins();
-  exchange = steps_.Submit(std::move(exchange), [this, taken] { StepDone(taken); });
+  exchange = steps_.Submit(std::move(exchange), Engine::Wake::kInRunHere, [this, taken] { StepDone(taken); });
   if (exchange == nullptr) return;
   Answer(taken, exchange->AnswerInto(ring_->Room(exchange->slot)));
   steps_.Return(std::move(exchange));

@@ -51,7 +51,7 @@ class SharedAttendCall final : public AttendReactor, public DrainableStream, pub
   void Cancel();
   void Proceed();
 
-  void StepDone(AttendExchange* exchange);  // device thread
+  void StepDone(AttendExchange* exchange);  // the step's `done`
 
   ServiceContext* const context_;
   RingPoller* const poller_;
