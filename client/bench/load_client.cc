@@ -211,7 +211,8 @@ void LoadClient::OnAnswer(const Flight& flight, const AttendStream::Result& resu
     }
     if (goes_on && !ok) ++idle_slots_;
     --in_flight_;
-    if (in_flight_ == 0 || idle_slots_ > 0) changed_.notify_all();
+    // Not after every step: whoever waits for the end would wake once a step, beside the step.
+    if (idle_slots_ > 0 || (in_flight_ == 0 && !goes_on)) changed_.notify_all();
   }
   // Never after a failure: Submit may have called us, and would again.
   if (goes_on && ok) SubmitNext(window);
