@@ -11,6 +11,7 @@
 #include "hwy/highway.h"
 // These need the lines above.
 #include "kernels/cpu/draws-inl.h"
+#include "kernels/cpu/inclusions-inl.h"
 #include "kernels/cpu/row_bf16_products-inl.h"
 #include "kernels/cpu/row_products-inl.h"
 #include "kernels/cpu/sketch_products-inl.h"
