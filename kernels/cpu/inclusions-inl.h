@@ -47,6 +47,24 @@ inline void AddSquares(const float* weights, int num_rows, int pitch, const Head
   AddSquaresOf<1>(weights, num_rows, factors, squares);
 }
 
+// sampling::InclusionBin.
+inline void CountBins(const float* squares, int num_rows, bool zeros, uint32_t* histogram) {
+  const hn::RebindToSigned<FloatTag> d;
+  int32_t bins[kBlockRows];
+  int row = 0;
+  for (; row + kLanes <= num_rows; row += kLanes) {
+    const auto bits = hn::LoadU(d, reinterpret_cast<const int32_t*>(squares) + row);
+    const auto bin = hn::Sub(hn::ShiftRight<19>(bits), hn::Set(d, static_cast<int32_t>(sampling::kFirstBin)));
+    hn::StoreU(hn::Min(hn::Max(bin, hn::Zero(d)), hn::Set(d, sampling::kInclusionBins - 1)), d, bins + row);
+  }
+  for (; row < num_rows; ++row) bins[row] = sampling::InclusionBin(squares[row]);
+  if (zeros) {
+    for (row = 0; row < num_rows; ++row) ++histogram[bins[row]];
+  } else {
+    for (row = 0; row < num_rows; ++row) histogram[bins[row]] += static_cast<uint32_t>(squares[row] > 0);
+  }
+}
+
 // sampling::Inclusion.
 inline uint64_t Inclusions(const sampling::InclusionThreshold& threshold, const float* squares, int num_rows,
                            uint32_t* inclusions) {

@@ -40,6 +40,7 @@ constexpr RowKernels MakeTable() {
       .dots = Dots<Row>,
       .distances = Distances<Row>,
       .add_squares = AddSquares,
+      .count_bins = CountBins,
       .inclusions = Inclusions,
       .sketch_sums = SketchSums,
       .sketch_rows = SketchRows<Row>,

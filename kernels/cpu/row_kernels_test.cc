@@ -12,6 +12,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/cpu/convert.h"
+#include "kernels/sampling/inclusion.h"
 
 namespace santa::cpu {
 namespace {
@@ -280,6 +281,29 @@ TEST(SketchScorerTest, ANumberThatIsNoneShowsInItsOwnHead) {
     for (int row = 0; row < 64; ++row) {
       ASSERT_NEAR(scores[row * 2], 64, 1e-4);
       ASSERT_TRUE(std::isnan(scores[row * 2 + 1]));
+    }
+  }
+}
+
+TEST(RowKernelsTest, BinsAreCountedAsTheyAreDefined) {
+  std::mt19937_64 random(6);
+  std::uniform_real_distribution<float> exponent(-70, 8);
+  std::vector<float> squares(kBlockRows);
+  for (float& each : squares) each = std::exp2(exponent(random));
+  squares[0] = squares[40] = 0;
+  squares[1] = 0x1p-58f;
+  squares[2] = 0x1p-140f;
+  squares[3] = 0x1p6f;
+  squares[4] = 0x1.fffffep5f;
+  for (const int num_rows : {0, 1, 7, 64, 201, kBlockRows}) {
+    for (const bool zeros : {false, true}) {
+      std::vector<uint32_t> expected(sampling::kInclusionBins, 3u);
+      std::vector<uint32_t> found = expected;
+      for (int row = 0; row < num_rows; ++row) {
+        expected[sampling::InclusionBin(squares[row])] += static_cast<uint32_t>(zeros || squares[row] > 0);
+      }
+      GetRowKernels(DType::kBFloat16).count_bins(squares.data(), num_rows, zeros, found.data());
+      ASSERT_EQ(found, expected) << num_rows << " rows, " << zeros;
     }
   }
 }
