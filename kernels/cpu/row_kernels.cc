@@ -16,6 +16,7 @@
 #include "kernels/cpu/row_products-inl.h"
 #include "kernels/cpu/sketch_products-inl.h"
 #include "kernels/cpu/sketch_values-inl.h"
+#include "kernels/cpu/sketch_vnni_products-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 
 HWY_BEFORE_NAMESPACE();
