@@ -239,9 +239,7 @@ void CountSquares(const GroupUnit& group) {
       group.unit.context.kernels.add_squares(arrays.chunk_scores(chunk), candidates, shape.pitch(chunk), factors,
                                              squares);
     }
-    for (int row = 0; row < candidates; ++row) {
-      histogram[sampling::InclusionBin(squares[row])] += static_cast<uint32_t>(all || squares[row] > 0);
-    }
+    group.unit.context.kernels.count_bins(squares, candidates, all, histogram);
     if (group.item.spreads != nullptr) AddSpreads(group, number, candidates, arrays);
   });
 }

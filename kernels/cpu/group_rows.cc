@@ -12,6 +12,15 @@ namespace {
 
 constexpr int kBatchRows = 64;  // rows that are gathered, scored and added up together: they stay in the L2 cache
 
+// Rows are at random addresses. Of those that a unit reads first (keys; COORDINATED: values) as many as the L2 cache
+// has room for are fetched as they are drawn, the others so many rows ahead.
+constexpr int kRowsFetched = 512;
+constexpr int kRowsAhead = 16;
+
+void FetchRow(const uint8_t* row, size_t row_bytes) {
+  for (size_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+}
+
 // Of [chunk][row][pitch] with room for `rows` rows.
 int64_t FirstOf(int chunk, int64_t rows) { return DecodeShape::first_lane(chunk) * rows; }
 
@@ -42,18 +51,19 @@ class RowList {
     for (int64_t before = unit.kv_head * unit.plan.num_splits; before < group_.index(); ++before) {
       line += group_.item.totals[before];
     }
+    // Past the last multiple of kCertain; no row is longer than that, so that each passes the next once at most.
+    auto past = static_cast<uint32_t>(line & (sampling::kCertain - 1));
     group_.ForEachBlock([&](int64_t begin, int64_t end, int64_t number, const BlockArrays& arrays) {
       const int count = num_rows_;
       const int candidates = group_.Candidates(begin, end);
       const uint32_t* inclusions = group_.inclusions + number * kScoreRows;
       int rows[kBlockRows];
       for (int row = 0; row < candidates; ++row) {
-        const uint64_t next = line + inclusions[row];
-        // Whether the row is read is a matter of chance: no branch is asked to guess it.
+        past += inclusions[row];
+        if (past < sampling::kCertain) continue;  // most rows
+        past -= sampling::kCertain;
         rows[num_rows_ - count] = row;
-        chances_[num_rows_] = static_cast<float>(inclusions[row]) * 0x1p-20f;
-        num_rows_ += static_cast<int>((next >> sampling::kInclusionBits) != (line >> sampling::kInclusionBits));
-        line = next;
+        chances_[num_rows_++] = static_cast<float>(inclusions[row]) * 0x1p-20f;
       }
       const int drawn = num_rows_;
       for (int row = candidates; row < end - begin; ++row) {
@@ -88,12 +98,14 @@ class RowList {
     const KvLayout& layout = group_.unit.context.cache.layout();
     const DecodeItem& item = *group_.unit.plan.item;
     const int64_t value_offset = group_.unit.context.cache.value_offset();
+    const bool scores_keys = group_.unit.plan.method == Method::kSketched;
     for (int i = from; i < num_rows_; ++i) {
       const int64_t token = begin + rows[i - from];
       const uint8_t* page =
           group_.unit.context.cache.KeyRows(item.layer, item.page_table[token / layout.page_size], group_.unit.kv_head);
       keys_[i] = page + token % layout.page_size * layout.row_bytes();
       values_[i] = keys_[i] + value_offset;
+      if (i < kRowsFetched) FetchRow(scores_keys ? keys_[i] : values_[i], layout.row_bytes());
     }
   }
 
@@ -161,19 +173,15 @@ void ScoreRows(const GroupUnit& group, const RowList& rows, ReadScratch& scratch
   const DecodeContext& context = unit.context;
   const DecodeShape& shape = context.shape;
   const auto row_bytes = static_cast<int64_t>(context.cache.layout().row_bytes());
-  constexpr int kAhead = 16;
   uint8_t* gathered = scratch.gathered.AtLeast(kBatchRows * row_bytes + PageMemory::kReadableTail);
   HeadVector* max = unit.scratch.max.AtLeast(shape.num_chunks);
   std::fill_n(max, shape.num_chunks, kNoScore);
   for (int begin = 0; begin < rows.num_rows(); begin += kBatchRows) {
     const int count = std::min(kBatchRows, rows.num_rows() - begin);
     for (int i = 0; i < count; ++i) {
-      if (begin + i + kAhead < rows.num_rows()) {
-        for (int64_t at = 0; at < row_bytes; at += 64) {
-          __builtin_prefetch(rows.keys()[begin + i + kAhead] + at);
-          __builtin_prefetch(rows.values()[begin + i + kAhead] + at, 0, 2);
-        }
-      }
+      const int ahead = begin + i + kRowsAhead;
+      if (ahead >= kRowsFetched && ahead < rows.num_rows()) FetchRow(rows.keys()[ahead], row_bytes);
+      FetchRow(rows.values()[begin + i], row_bytes);
       std::memcpy(gathered + i * row_bytes, rows.keys()[begin + i], row_bytes);
     }
     for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
@@ -371,6 +379,20 @@ class RowSums {
     find(kDifferences, chain_differences_ + 1, chain_differences_, length_ - 1);
   }
 
+  // What the rows of the chain have of a chunk's heads, side by side: heads take the same steps.
+  template <int kPitch>
+  struct ChainRow {
+    float b[kPitch];
+    float w[kPitch];
+  };
+  template <int kPitch>
+  ChainRow<kPitch> RowOf(int chunk, int i) const {
+    ChainRow<kPitch> row;
+    std::copy_n(main_weights(chunk) + chain_[i] * kPitch, kPitch, row.b);
+    std::copy_n(rows_.weights(chunk) + chain_[i] * kPitch, kPitch, row.w);
+    return row;
+  }
+
   // |a|^2 of row i of the chain, and a . a of rows i and i + 1.
   float Square(int i, float b, float w) const {
     const float square = b * b * products(kMain)[i];
@@ -383,50 +405,70 @@ class RowSums {
                      : cross;
   }
 
-  void AddSteps(const GroupErrors& errors, int chunk) {
-    const int pitch = shape_.pitch(chunk);
-    for (int lane = 0; lane < shape_.heads(chunk); ++lane) {
-      float steps = 0;
-      float mass_steps = 0;
-      float last_b = 0;
-      float last_w = 0;
-      float last_square = 0;
-      for (int i = 0; i < length_; ++i) {
-        const float b = main_weights(chunk)[chain_[i] * pitch + lane];
-        const float w = rows_.weights(chunk)[chain_[i] * pitch + lane];
-        const float square = Square(i, b, w);
-        if (i > 0) {
-          steps += Tau(i) * (square + last_square - 2 * Cross(i - 1, last_b, last_w, b, w));
-          mass_steps += Tau(i) * (b - last_b) * (b - last_b);
-        }
-        last_b = b;
-        last_w = w;
-        last_square = square;
+  template <int kPitch>
+  void AddStepsOf(const GroupErrors& errors, int chunk) {
+    float steps[kPitch] = {};
+    float mass_steps[kPitch] = {};
+    float last_square[kPitch];
+    ChainRow<kPitch> last = RowOf<kPitch>(chunk, 0);
+    for (int lane = 0; lane < kPitch; ++lane) last_square[lane] = Square(0, last.b[lane], last.w[lane]);
+    for (int i = 1; i < length_; ++i) {
+      const ChainRow<kPitch> row = RowOf<kPitch>(chunk, i);
+      const float tau = Tau(i);
+      for (int lane = 0; lane < kPitch; ++lane) {
+        const float square = Square(i, row.b[lane], row.w[lane]);
+        const float cross = Cross(i - 1, last.b[lane], last.w[lane], row.b[lane], row.w[lane]);
+        const float step = row.b[lane] - last.b[lane];
+        steps[lane] += tau * (square + last_square[lane] - 2 * cross);
+        mass_steps[lane] += tau * step * step;
+        last_square[lane] = square;
       }
+      last = row;
+    }
+    for (int lane = 0; lane < shape_.heads(chunk); ++lane) {
       const int head = chunk * kChunkHeads + lane;
-      errors.numbers[2 + 2 * head] = steps;
-      errors.numbers[2 + 2 * head + 1] = mass_steps;
+      errors.numbers[2 + 2 * head] = steps[lane];
+      errors.numbers[2 + 2 * head + 1] = mass_steps[lane];
     }
   }
 
-  // The sum over steps of tau (step of b) (step of a), as one over rows of a.
+  void AddSteps(const GroupErrors& errors, int chunk) {
+    switch (shape_.pitch(chunk)) {
+      case 1:
+        return AddStepsOf<1>(errors, chunk);
+      case 2:
+        return AddStepsOf<2>(errors, chunk);
+      default:
+        return AddStepsOf<kChunkHeads>(errors, chunk);
+    }
+  }
+
+  // Weights with which rows of a add up to the sum over steps of tau (step of b) (step of a).
+  template <int kPitch>
+  void WeighSteps(int chunk, float* of_mains, float* of_differences) const {
+    float last_step[kPitch] = {};  // into row i
+    ChainRow<kPitch> row = RowOf<kPitch>(chunk, 0);
+    for (int i = 0; i < length_; ++i) {
+      const bool ends = i + 1 == length_;
+      const ChainRow<kPitch> next = RowOf<kPitch>(chunk, ends ? i : i + 1);
+      const float tau = ends ? 0 : Tau(i + 1);
+      for (int lane = 0; lane < kPitch; ++lane) {
+        const float step = tau * (next.b[lane] - row.b[lane]);
+        of_mains[i * kPitch + lane] = (last_step[lane] - step) * row.b[lane];
+        of_differences[i * kPitch + lane] = (last_step[lane] - step) * row.w[lane];
+        last_step[lane] = step;
+      }
+      row = next;
+    }
+  }
+
   void AddStepVectors(const GroupErrors& errors, int chunk) {
     const int pitch = shape_.pitch(chunk);
     float* of_mains = scratch_.step_weights.AtLeast(size_t{2} * length_ * kChunkHeads);
     float* of_differences = of_mains + int64_t{length_} * pitch;
-    for (int lane = 0; lane < pitch; ++lane) {
-      const auto step = [&](int i) {  // into row i
-        const float* b = main_weights(chunk) + lane;
-        return i == 0 || i == length_ ? 0 : Tau(i) * (b[chain_[i] * pitch] - b[chain_[i - 1] * pitch]);
-      };
-      float last = step(0);
-      for (int i = 0; i < length_; ++i) {
-        const float next = step(i + 1);
-        of_mains[i * pitch + lane] = (last - next) * main_weights(chunk)[chain_[i] * pitch + lane];
-        of_differences[i * pitch + lane] = (last - next) * rows_.weights(chunk)[chain_[i] * pitch + lane];
-        last = next;
-      }
-    }
+    if (pitch == 1) WeighSteps<1>(chunk, of_mains, of_differences);
+    if (pitch == 2) WeighSteps<2>(chunk, of_mains, of_differences);
+    if (pitch == kChunkHeads) WeighSteps<kChunkHeads>(chunk, of_mains, of_differences);
     AccumulateArgs args = {.row_pointers = mains_,
                            .num_rows = length_,
                            .head_dim = corrects_ ? shape_.padded_dim : shape_.head_dim,

@@ -11,10 +11,12 @@
 #include "hwy/highway.h"
 // These need the lines above.
 #include "kernels/cpu/draws-inl.h"
+#include "kernels/cpu/inclusions-inl.h"
 #include "kernels/cpu/row_bf16_products-inl.h"
 #include "kernels/cpu/row_products-inl.h"
 #include "kernels/cpu/sketch_products-inl.h"
 #include "kernels/cpu/sketch_values-inl.h"
+#include "kernels/cpu/sketch_vnni_products-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -39,6 +41,7 @@ constexpr RowKernels MakeTable() {
       .dots = Dots<Row>,
       .distances = Distances<Row>,
       .add_squares = AddSquares,
+      .count_bins = CountBins,
       .inclusions = Inclusions,
       .sketch_sums = SketchSums,
       .sketch_rows = SketchRows<Row>,

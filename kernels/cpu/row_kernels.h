@@ -169,10 +169,11 @@ struct RowKernels {
   void (*dots)(const PairArgs& args);
   void (*distances)(const PairArgs& args);
 
-  // For draws of a whole group. squares[row] += the squares of a chunk's weights times their
-  // heads' factors, a factor of 0 leaving its head out (arrays as ScoreArgs::scores have room); and sampling::Inclusion
-  // of each row, with their sum.
+  // For draws of a whole group, of rows of a block. squares[row] += the squares of a chunk's weights times their heads'
+  // factors, a factor of 0 leaving its head out (arrays as ScoreArgs::scores have room); histogram[InclusionBin] += 1
+  // for each of the squares, those of 0 only if `zeros`; and sampling::Inclusion of each row, with their sum.
   void (*add_squares)(const float* weights, int num_rows, int pitch, const HeadVector& factors, float* squares);
+  void (*count_bins)(const float* squares, int num_rows, bool zeros, uint32_t* histogram);
   uint64_t (*inclusions)(const sampling::InclusionThreshold& threshold, const float* squares, int num_rows,
                          uint32_t* inclusions);
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -11,6 +12,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/cpu/convert.h"
+#include "kernels/sampling/inclusion.h"
 
 namespace santa::cpu {
 namespace {
@@ -139,6 +141,169 @@ TEST_F(Bf16QueriesTest, WhatIsNotFiniteShows) {
           EXPECT_EQ(scores[h], number);
         }
       }
+    }
+  }
+}
+
+// One head of a page by its sketch, laid out as kernels/cpu/sketches.h says, and queries.
+struct SketchedPage {
+  SketchedPage(int bits, int dim, int page_size, std::mt19937_64& random) : bits(bits), dim(dim), page_size(page_size) {
+    std::uniform_int_distribution<int> code(0, (1 << bits) - 1);
+    std::normal_distribution<float> normal;
+    codes.resize(static_cast<size_t>(page_size) * dim);
+    for (int& each : codes) each = code(random);
+    queries.resize(static_cast<size_t>(kChunkHeads) * dim);
+    for (float& each : queries) each = normal(random);
+    low.resize(dim);
+    step.resize(dim);
+    for (float& each : low) each = normal(random);
+    for (float& each : step) each = 0.01f + std::abs(normal(random)) / static_cast<float>(1 << bits);
+  }
+
+  int CodeOf(int token, int d) const { return codes[static_cast<size_t>(token) * dim + d]; }
+
+  // Scores of tokens [first, first + num_rows) as the scorer has them, and what they should be.
+  void ExpectScores(int first, int num_rows, int heads) {
+    std::vector<uint8_t> stored(codes.size() * bits / 8);
+    for (int t = 0; t < page_size; ++t) {
+      for (int d = 0; d < dim; ++d) {
+        const int in_word = bits == 8 ? 4 : 8;
+        uint8_t& byte = stored[static_cast<size_t>(d / in_word * page_size + t) * 4 + d % 4];
+        byte = static_cast<uint8_t>(byte | CodeOf(t, d) << (d % in_word < 4 ? 0 : 4));
+      }
+    }
+    std::vector<uint16_t> halves(size_t{2} * dim);
+    Convert(DType::kFloat32, low.data(), DType::kFloat16, halves.data(), dim);
+    Convert(DType::kFloat32, step.data(), DType::kFloat16, halves.data() + dim, dim);
+    Convert(DType::kFloat16, halves.data(), DType::kFloat32, low.data(), dim);
+    Convert(DType::kFloat16, halves.data() + dim, DType::kFloat32, step.data(), dim);
+    const int pitch = Pitch(heads);
+    std::vector<float> scores(static_cast<size_t>(num_rows + 2 * kRowGroup) * pitch);
+    GetSketchScorer()({.codes = stored.data(),
+                       .low = halves.data(),
+                       .step = halves.data() + dim,
+                       .bits = bits,
+                       .page_size = page_size,
+                       .first = first,
+                       .num_rows = num_rows,
+                       .head_dim = dim,
+                       .heads = heads,
+                       .queries = queries.data(),
+                       .scores = scores.data()});
+    for (int row = 0; row < num_rows; ++row) {
+      for (int h = 0; h < heads; ++h) ExpectScore(scores[row * pitch + h], first + row, h);
+    }
+  }
+
+  // A query is rounded to whole numbers, so many for its largest feature.
+  void ExpectScore(float score, int token, int h) const {
+    double expected = 0;
+    double magnitude = 0;
+    double largest = 0;
+    double from_middle = 0;
+    for (int d = 0; d < dim; ++d) {
+      const double q = queries[static_cast<size_t>(h) * dim + d];
+      expected += q * (low[d] + static_cast<double>(step[d]) * CodeOf(token, d));
+      magnitude += std::abs(q * low[d]) + std::abs(q * step[d]) * (1 << bits);
+      largest = std::max(largest, std::abs(q * step[d]));
+      from_middle += std::abs(CodeOf(token, d) - ((1 << bits) - 1) / 2.0);
+    }
+    const double allowed = largest / (bits == 4 ? 127 : 16256) / 2 * from_middle + 32 * 0x1p-24 * magnitude + 0x1p-88;
+    ASSERT_NEAR(score, expected, allowed) << bits << " bits, D = " << dim << ", token " << token << ", head " << h;
+  }
+
+  const int bits, dim, page_size;
+  std::vector<int> codes;      // [token][D]
+  std::vector<float> queries;  // [head][D]
+  std::vector<float> low, step;
+};
+
+TEST(SketchScorerTest, GivesTheDotProductsOfWholePagesAndParts) {
+  std::mt19937_64 random(2);
+  for (const int bits : {4, 8}) {
+    for (const int dim : {8, 16, 24, 40, 64, 72, 128, 136, 256}) {
+      for (int heads = 1; heads <= kChunkHeads; ++heads) {
+        for (const int page_size : {16, 64, kMaxPageSize}) {
+          SketchedPage page(bits, dim, page_size, random);
+          page.ExpectScores(0, page_size, heads);
+          page.ExpectScores(page_size - 13, 13, heads);
+          page.ExpectScores(3, 5, heads);
+        }
+      }
+    }
+  }
+}
+
+// The largest sums that there can be: nothing overflows or saturates.
+TEST(SketchScorerTest, HasRoomForTheLargestSums) {
+  std::mt19937_64 random(3);
+  for (const int bits : {4, 8}) {
+    for (const float sign : {1.0f, -1.0f}) {
+      SketchedPage page(bits, 256, 64, random);
+      std::fill(page.codes.begin(), page.codes.end(), (1 << bits) - 1);
+      std::fill(page.step.begin(), page.step.end(), 0.5f);
+      std::fill(page.queries.begin(), page.queries.end(), sign);
+      page.ExpectScores(0, 64, kChunkHeads);
+    }
+  }
+}
+
+// One feature with all the weight costs the others their digits, and nothing else; a query of nothing scores nothing.
+TEST(SketchScorerTest, TakesUnevenQueries) {
+  std::mt19937_64 random(4);
+  for (const int bits : {4, 8}) {
+    SketchedPage page(bits, 128, 64, random);
+    page.queries[17] = 1e4f;
+    std::fill_n(page.queries.begin() + 128, 128, 0.0f);
+    std::fill_n(page.queries.begin() + 256, 128, 1e-40f);
+    page.ExpectScores(0, 64, kChunkHeads);
+  }
+}
+
+TEST(SketchScorerTest, ANumberThatIsNoneShowsInItsOwnHead) {
+  for (const int bits : {4, 8}) {
+    std::vector<float> queries(size_t{2} * 64, 1.0f);
+    queries[77] = kNan;
+    const std::vector<uint8_t> codes(size_t{64} * 64);
+    const std::vector<uint16_t> halves(128, uint16_t{0x3C00});
+    std::vector<float> scores(size_t{96} * 2);
+    GetSketchScorer()({.codes = codes.data(),
+                       .low = halves.data(),
+                       .step = halves.data() + 64,
+                       .bits = bits,
+                       .page_size = 64,
+                       .first = 0,
+                       .num_rows = 64,
+                       .head_dim = 64,
+                       .heads = 2,
+                       .queries = queries.data(),
+                       .scores = scores.data()});
+    for (int row = 0; row < 64; ++row) {
+      ASSERT_NEAR(scores[row * 2], 64, 1e-4);
+      ASSERT_TRUE(std::isnan(scores[row * 2 + 1]));
+    }
+  }
+}
+
+TEST(RowKernelsTest, BinsAreCountedAsTheyAreDefined) {
+  std::mt19937_64 random(6);
+  std::uniform_real_distribution<float> exponent(-70, 8);
+  std::vector<float> squares(kBlockRows);
+  for (float& each : squares) each = std::exp2(exponent(random));
+  squares[0] = squares[40] = 0;
+  squares[1] = 0x1p-58f;
+  squares[2] = 0x1p-140f;
+  squares[3] = 0x1p6f;
+  squares[4] = 0x1.fffffep5f;
+  for (const int num_rows : {0, 1, 7, 64, 201, kBlockRows}) {
+    for (const bool zeros : {false, true}) {
+      std::vector<uint32_t> expected(sampling::kInclusionBins, 3u);
+      std::vector<uint32_t> found = expected;
+      for (int row = 0; row < num_rows; ++row) {
+        expected[sampling::InclusionBin(squares[row])] += static_cast<uint32_t>(zeros || squares[row] > 0);
+      }
+      GetRowKernels(DType::kBFloat16).count_bins(squares.data(), num_rows, zeros, found.data());
+      ASSERT_EQ(found, expected) << num_rows << " rows, " << zeros;
     }
   }
 }

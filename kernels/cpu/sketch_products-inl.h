@@ -1,4 +1,4 @@
-// Scores from sketches (layout: kernels/cpu/sketches.h), and what the draws of a whole group are made of.
+// Scores from sketches (layout: kernels/cpu/sketches.h), in whole numbers.
 #if defined(SANTA_KERNELS_CPU_SKETCH_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SANTA_KERNELS_CPU_SKETCH_PRODUCTS_INL_H_
 #undef SANTA_KERNELS_CPU_SKETCH_PRODUCTS_INL_H_
@@ -7,14 +7,17 @@
 #endif
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "hwy/highway.h"
 #include "kernels/cpu/fetch-inl.h"
 #include "kernels/cpu/row_kernels.h"
 #include "kernels/cpu/row_load-inl.h"
-#include "kernels/sampling/inclusion.h"
+
+#if HWY_ARCH_X86
+#include <immintrin.h>
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace santa::cpu {
@@ -22,9 +25,24 @@ namespace HWY_NAMESPACE {
 
 inline constexpr int kMaxHeadDim = 256;
 
-// dot(q, k) ~ offset + sum_d folded[d] code[d]: the step of each column goes into the query.
+using Words = hn::Vec<hn::RebindToUnsigned<FloatTag>>;                           // of 32 bits
+using Halves = hn::Vec<hn::Repartition<int16_t, hn::RebindToSigned<FloatTag>>>;  // signed, of 16 bits
+using Sums = hn::Vec<hn::RebindToSigned<FloatTag>>;
+
+// dot(q, k) ~ offset + scale * sum_d whole[d] code[d]: the step of each column goes into the query, and that is rounded
+// to whole numbers, kMostWhole for its largest. What rounding takes from a feature counts with the middle of the codes,
+// in the offset: so it errs by half of `scale` at most, times a code's distance from the middle. Beside the codes' own
+// error, up to half a step of every feature, that is little whatever the query: with 4 bits, and even if one feature
+// has all the weight, D / 768 of its variance (a sixth at D = 128), a hundredth if all have much alike; with 8 bits
+// nothing.
+template <int kBits>
+inline constexpr int kMostWhole = kBits == 4 ? 127 : 127 * 128;
+
+template <int kBits>
 struct FoldedQueries {
-  alignas(64) float folded[kChunkHeads][kMaxHeadDim];
+  using Whole = std::conditional_t<kBits == 4, int8_t, int16_t>;
+  alignas(64) Whole whole[kChunkHeads][kMaxHeadDim];
+  float scale[kChunkHeads];
   float offset[kChunkHeads];
 };
 
@@ -45,21 +63,64 @@ HWY_INLINE void FloatsOf(const uint16_t* halves, int head_dim, float* floats) {
   }
 }
 
-HWY_INLINE void Fold(const SketchScoreArgs& args, FoldedQueries& out) {
+// Whole numbers from the low bits of words.
+template <class V>
+HWY_INLINE void StoreWhole(V words, int8_t* whole) {
+  const hn::RebindToUnsigned<hn::DFromV<V>> du;
+  const hn::Rebind<uint8_t, decltype(du)> du8;
+  hn::StoreU(hn::U8FromU32(hn::And(hn::BitCast(du, words), hn::Set(du, 0xFF))), du8, reinterpret_cast<uint8_t*>(whole));
+}
+template <class V>
+HWY_INLINE void StoreWhole(V words, int16_t* whole) {
+  const hn::Rebind<int16_t, hn::DFromV<V>> d16;
+  hn::StoreU(hn::DemoteTo(d16, hn::ShiftRight<16>(hn::ShiftLeft<16>(words))), d16, whole);
+}
+
+template <int kBits, int kHeads>
+HWY_INLINE void Fold(const SketchScoreArgs& args, FoldedQueries<kBits>& out) {
+  const hn::CappedTag<float, 8> d;
+  const hn::Rebind<int32_t, decltype(d)> di;
+  constexpr float kMiddle = ((1 << kBits) - 1) / 2.0f;
+  constexpr float kLeast = 0x1p-100f;    // less is as good as nothing, and has no reciprocal
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is left in the low bits, rounded
+  constexpr uint32_t kRoundBits = 0x4B400000;
+  const int lanes = static_cast<int>(hn::Lanes(d));
   alignas(64) float low[kMaxHeadDim];
   alignas(64) float step[kMaxHeadDim];
+  alignas(64) float folded[kHeads][kMaxHeadDim];
   FloatsOf(args.low, args.head_dim, low);
   FloatsOf(args.step, args.head_dim, step);
-  const hn::CappedTag<float, 8> d8;
-  for (int h = 0; h < args.heads; ++h) {
-    const float* query = args.queries + h * args.head_dim;
-    auto sum = hn::Zero(d8);
-    for (int d = 0; d < args.head_dim; d += static_cast<int>(hn::Lanes(d8))) {
-      const auto q = hn::LoadU(d8, query + d);
-      hn::StoreU(hn::Mul(q, hn::Load(d8, step + d)), d8, out.folded[h] + d);
-      sum = hn::MulAdd(q, hn::Load(d8, low + d), sum);
+  hn::Vec<decltype(d)> offsets[kHeads];
+  hn::Vec<decltype(d)> largest[kHeads];
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) offsets[h] = largest[h] = hn::Zero(d);
+  for (int i = 0; i < args.head_dim; i += lanes) {
+    const auto of_column = hn::Load(d, step + i);
+    const auto middle = hn::MulAdd(of_column, hn::Set(d, kMiddle), hn::Load(d, low + i));
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const auto q = hn::LoadU(d, args.queries + h * args.head_dim + i);
+      const auto product = hn::Mul(q, of_column);
+      hn::Store(product, d, folded[h] + i);
+      largest[h] = hn::Max(largest[h], hn::Abs(product));
+      // What is not a number, and lost to the whole numbers, stays here.
+      offsets[h] = hn::MulAdd(q, middle, offsets[h]);
     }
-    out.offset[h] = hn::GetLane(hn::SumOfLanes(d8, sum));
+  }
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+    const float most = hn::GetLane(hn::MaxOfLanes(d, largest[h]));
+    const auto inverse = hn::Set(d, most > kLeast ? kMostWhole<kBits> / most : 0);
+    auto sum = hn::Zero(di);
+    for (int i = 0; i < args.head_dim; i += lanes) {
+      const auto rounded = hn::BitCast(di, hn::MulAdd(hn::Load(d, folded[h] + i), inverse, hn::Set(d, kRound)));
+      StoreWhole(rounded, out.whole[h] + i);
+      sum = hn::Add(sum, rounded);
+    }
+    const auto total = static_cast<uint32_t>(hn::GetLane(hn::SumOfLanes(di, sum))) - args.head_dim * kRoundBits;
+    out.scale[h] = most / kMostWhole<kBits>;
+    out.offset[h] = hn::GetLane(hn::SumOfLanes(d, offsets[h])) -
+                    out.scale[h] * kMiddle * static_cast<float>(static_cast<int32_t>(total));
   }
 }
 
@@ -78,38 +139,202 @@ HWY_INLINE void StoreTokens(const Vector* sums, float* scores) {
   }
 }
 
-template <int kBits, int kHeads>
-HWY_INLINE void ScoreSketchOf(const SketchScoreArgs& args, float* scores) {
-  constexpr int kFeatures = 32 / kBits;  // in a word
-  const FloatTag d;
-  const hn::RebindToUnsigned<FloatTag> du;
-  const hn::RebindToSigned<FloatTag> di;
-  FoldedQueries queries;
-  Fold(args, queries);
-  const auto mask = hn::Set(du, (1u << kBits) - 1);
-  const int64_t step = FetchStep(args.ahead, (args.num_rows + kLanes - 1) / kLanes);
-  const uint8_t* fetch = args.ahead.begin;
-  for (int t = args.first / kRowGroup * kRowGroup; t < args.first + args.num_rows; t += kLanes) {
-    PrefetchBytes(fetch, step);
-    fetch += step;
-    Vector sums[kHeads];
+// Whole numbers as the products of codes take them, a word for features of one token. 4 bits: bytes, four features a
+// word, in order.
+HWY_INLINE int32_t WordOf(const FoldedQueries<4>& queries, int head, int word) {
+  return reinterpret_cast<const int32_t*>(queries.whole[head])[word];
+}
+
+// 8 bits: 16 bits each, of four features the first and third, then the second and fourth.
+struct PairedQueries {
+  alignas(64) int32_t words[kChunkHeads][kMaxHeadDim / 2];
+};
+
+template <int kHeads>
+HWY_INLINE void Pair(const FoldedQueries<8>& queries, int head_dim, PairedQueries& out) {
+  const hn::CappedTag<uint32_t, 4> d;
+  const auto high = hn::Set(d, 0xFFFF0000u);
+  for (int h = 0; h < kHeads; ++h) {
+    const auto* pairs = reinterpret_cast<const uint32_t*>(queries.whole[h]);
+    for (int i = 0; i < head_dim / 2; i += static_cast<int>(hn::Lanes(d))) {
+      const auto pair = hn::Load(d, pairs + i);
+      const auto other = hn::Shuffle2301(pair);  // of each four features
+      const auto first = hn::Or(hn::AndNot(high, pair), hn::ShiftLeft<16>(other));
+      const auto second = hn::Or(hn::ShiftRight<16>(other), hn::And(high, pair));
+      hn::Store(hn::OddEven(second, first), d, reinterpret_cast<uint32_t*>(out.words[h]) + i);
+    }
+  }
+}
+
+// Of each word the sum of the products of its two halves.
+HWY_INLINE Sums SumProducts(Halves a, Halves b) {
+#if HWY_ARCH_X86 && HWY_MAX_BYTES == 64
+  return Sums{_mm512_madd_epi16(a.raw, b.raw)};
+#elif HWY_ARCH_X86 && HWY_MAX_BYTES == 32
+  return Sums{_mm256_madd_epi16(a.raw, b.raw)};
+#elif HWY_ARCH_X86
+  return Sums{_mm_madd_epi16(a.raw, b.raw)};
+#else
+  const hn::RebindToSigned<FloatTag> d;
+  const auto low = [d](Halves x) HWY_ATTR { return hn::ShiftRight<16>(hn::ShiftLeft<16>(hn::BitCast(d, x))); };
+  const auto high = [d](Halves x) HWY_ATTR { return hn::ShiftRight<16>(hn::BitCast(d, x)); };
+  return hn::Add(hn::Mul(low(a), low(b)), hn::Mul(high(a), high(b)));
+#endif
+}
+
+// Of each half of a word the sum of the products of its two bytes, codes times signed numbers; it must fit.
+HWY_INLINE Halves SumByteProducts(Words codes, Words numbers) {
+#if HWY_ARCH_X86 && HWY_MAX_BYTES == 64
+  return Halves{_mm512_maddubs_epi16(codes.raw, numbers.raw)};
+#elif HWY_ARCH_X86 && HWY_MAX_BYTES == 32
+  return Halves{_mm256_maddubs_epi16(codes.raw, numbers.raw)};
+#elif HWY_ARCH_X86
+  return Halves{_mm_maddubs_epi16(codes.raw, numbers.raw)};
+#else
+  const hn::Repartition<int16_t, FloatTag> d;
+  const auto low = [d](Words x) HWY_ATTR { return hn::ShiftRight<8>(hn::ShiftLeft<8>(hn::BitCast(d, x))); };
+  const auto high = [d](Words x) HWY_ATTR { return hn::ShiftRight<8>(hn::BitCast(d, x)); };
+  return hn::Add(hn::Mul(low(codes), low(numbers)), hn::Mul(high(codes), high(numbers)));
+#endif
+}
+
+// Tokens of kVectors vectors of words from `codes` on, so that a query's word is loaded once for all of them.
+template <int kHeads, int kVectors>
+using TokenSums = Sums[kVectors][kHeads];
+
+template <int kHeads, int kVectors>
+HWY_INLINE void SumCodes(const SketchScoreArgs& args, const FoldedQueries<4>& queries, const uint8_t* codes,
+                         TokenSums<kHeads, kVectors>& sums) {
+  // Sums of 16 bits have room for so many products of 2 * 15 * 127 at most.
+  constexpr int kMostProducts = 8;
+  static_assert(kMostProducts * 2 * 15 * kMostWhole<4> < 32768);
+  const hn::RebindToUnsigned<FloatTag> d;
+  const hn::Repartition<int16_t, decltype(d)> d16;
+  const auto nibble = hn::BitCast(d, hn::Set(hn::Repartition<uint8_t, decltype(d)>(), 15));
+  const Halves ones = hn::Set(d16, 1);
+  const int words = args.head_dim / 8;
+  for (int first = 0; first < words; first += kMostProducts / 2) {
+    const int end = std::min(words, first + kMostProducts / 2);
+    Halves halves[kVectors * kHeads];
+#pragma GCC unroll 16
+    for (int i = 0; i < kVectors * kHeads; ++i) halves[i] = hn::Zero(d16);
+    for (int word = first; word < end; ++word) {
+      const auto* at = reinterpret_cast<const uint32_t*>(codes) + static_cast<int64_t>(word) * args.page_size;
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        Words of_tokens[kVectors];
 #pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) sums[h] = hn::Set(d, queries.offset[h]);
-    for (int word = 0; word < args.head_dim / kFeatures; ++word) {
-      const auto codes = hn::LoadU(
-          du, reinterpret_cast<const uint32_t*>(args.codes) + static_cast<int64_t>(word) * args.page_size + t);
-#pragma GCC unroll 8
-      for (int f = 0; f < kFeatures; ++f) {
-        const int shift = 8 * (f % 4) + (f >= 4 ? 4 : 0);
-        const Vector code = hn::ConvertTo(d, hn::BitCast(di, hn::And(hn::ShiftRightSame(codes, shift), mask)));
-#pragma GCC unroll 4
-        for (int h = 0; h < kHeads; ++h) {
-          sums[h] = hn::MulAdd(code, hn::Set(d, queries.folded[h][word * kFeatures + f]), sums[h]);
+        for (int v = 0; v < kVectors; ++v) {
+          const Words both = hn::LoadU(d, at + v * kLanes);
+          of_tokens[v] = hn::And(half == 0 ? both : hn::ShiftRight<4>(both), nibble);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kVectors * kHeads; ++i) {
+          const auto numbers =
+              hn::Set(hn::RebindToSigned<decltype(d)>(), WordOf(queries, i / kVectors, 2 * word + half));
+          halves[i] = hn::Add(halves[i], SumByteProducts(of_tokens[i % kVectors], hn::BitCast(d, numbers)));
         }
       }
     }
-    StoreTokens<kHeads>(sums, scores);
-    scores += kLanes * Pitch(kHeads);
+#pragma GCC unroll 16
+    for (int i = 0; i < kVectors * kHeads; ++i) {
+      Sums& sum = sums[i % kVectors][i / kVectors];
+      sum = hn::Add(sum, SumProducts(halves[i], ones));
+    }
+  }
+}
+
+template <int kHeads, int kVectors>
+HWY_INLINE void SumCodes(const SketchScoreArgs& args, const PairedQueries& queries, const uint8_t* codes,
+                         TokenSums<kHeads, kVectors>& sums) {
+  static_assert(int64_t{kMaxHeadDim} * 255 * kMostWhole<8> < (int64_t{1} << 31));
+  const hn::RebindToUnsigned<FloatTag> d;
+  const hn::Repartition<int16_t, decltype(d)> d16;
+  for (int word = 0; word < args.head_dim / 4; ++word) {
+    const auto* at = reinterpret_cast<const uint32_t*>(codes) + static_cast<int64_t>(word) * args.page_size;
+    Halves of_tokens[2][kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const Words bytes = hn::LoadU(d, at + v * kLanes);
+      of_tokens[0][v] = hn::BitCast(d16, hn::And(bytes, hn::Set(d, 0x00FF00FFu)));
+      of_tokens[1][v] = hn::BitCast(d16, hn::ShiftRight<8>(hn::BitCast(hn::RebindToUnsigned<decltype(d16)>(), bytes)));
+    }
+#pragma GCC unroll 2
+    for (int pair = 0; pair < 2; ++pair) {
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        const auto numbers =
+            hn::BitCast(d16, hn::Set(hn::RebindToSigned<decltype(d)>(), queries.words[h][2 * word + pair]));
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          sums[v][h] = hn::Add(sums[v][h], SumProducts(of_tokens[pair][v], numbers));
+        }
+      }
+    }
+  }
+}
+
+template <int kBits, int kHeads>
+HWY_INLINE void StoreSums(const FoldedQueries<kBits>& queries, const Sums* sums, float* scores) {
+  const FloatTag d;
+  Vector of_heads[kHeads];
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+    of_heads[h] = hn::MulAdd(hn::ConvertTo(d, sums[h]), hn::Set(d, queries.scale[h]), hn::Set(d, queries.offset[h]));
+  }
+  StoreTokens<kHeads>(of_heads, scores);
+}
+
+template <int kBits, int kHeads, int kVectors, typename Queries>
+HWY_INLINE void ScoreTokens(const SketchScoreArgs& args, const FoldedQueries<kBits>& folded, const Queries& queries,
+                            const uint8_t* codes, float* scores) {
+  const hn::RebindToSigned<FloatTag> di;
+  TokenSums<kHeads, kVectors> sums;
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) sums[v][h] = hn::Zero(di);
+  }
+  SumCodes<kHeads, kVectors>(args, queries, codes, sums);
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) StoreSums<kBits, kHeads>(folded, sums[v], scores + v * kLanes * Pitch(kHeads));
+}
+
+// `queries`: as SumCodes takes them.
+template <int kBits, int kHeads, typename Queries>
+HWY_INLINE void ScoreFolded(const SketchScoreArgs& args, const FoldedQueries<kBits>& folded, const Queries& queries,
+                            float* scores) {
+  // Half of the registers hold sums, of four heads.
+  constexpr int kVectors = HWY_MAX_BYTES == 64 ? 4 : 2;
+  const int64_t step = FetchStep(args.ahead, (args.num_rows + kLanes - 1) / kLanes);
+  const uint8_t* fetch = args.ahead.begin;
+  const int end = args.first + args.num_rows;
+  for (int t = args.first / kRowGroup * kRowGroup; t < end;) {
+    const uint8_t* codes = args.codes + t * 4;
+    // Whole runs of vectors; the page may end within one.
+    const int vectors = end - t >= kLanes * kVectors ? kVectors : 1;
+    PrefetchBytes(fetch, step * vectors);
+    fetch += step * vectors;
+    if (vectors == kVectors) {
+      ScoreTokens<kBits, kHeads, kVectors>(args, folded, queries, codes, scores);
+    } else {
+      ScoreTokens<kBits, kHeads, 1>(args, folded, queries, codes, scores);
+    }
+    t += kLanes * vectors;
+    scores += kLanes * vectors * Pitch(kHeads);
+  }
+}
+
+template <int kBits, int kHeads>
+HWY_INLINE void ScoreSketchOf(const SketchScoreArgs& args, float* scores) {
+  FoldedQueries<kBits> folded;
+  Fold<kBits, kHeads>(args, folded);
+  if constexpr (kBits == 4) {
+    ScoreFolded<kBits, kHeads>(args, folded, folded, scores);
+  } else {
+    PairedQueries paired;
+    Pair<kHeads>(folded, args.head_dim, paired);
+    ScoreFolded<kBits, kHeads>(args, folded, paired, scores);
   }
 }
 
@@ -147,215 +372,8 @@ inline void ScoreSketch(const SketchScoreArgs& args) {
   });
 }
 
-template <int kPitch>
-HWY_INLINE void AddSquaresOf(const float* weights, int num_rows, const HeadVector& factors, float* squares) {
-  const FloatTag d;
-  for (int row = 0; row < num_rows; row += kLanes) {
-    Vector heads[4];
-    if constexpr (kPitch == 4) {
-      hn::LoadInterleaved4(d, weights + row * kPitch, heads[0], heads[1], heads[2], heads[3]);
-    } else if constexpr (kPitch == 2) {
-      hn::LoadInterleaved2(d, weights + row * kPitch, heads[0], heads[1]);
-    } else {
-      heads[0] = hn::LoadU(d, weights + row);
-    }
-    Vector sum = hn::LoadU(d, squares + row);
-#pragma GCC unroll 4
-    for (int h = 0; h < kPitch; ++h) {
-      // A head without a say may be no number at all.
-      if (factors.lane[h] == 0) continue;
-      const Vector p = hn::Mul(heads[h], hn::Set(d, factors.lane[h]));
-      sum = hn::MulAdd(p, p, sum);
-    }
-    hn::StoreU(sum, d, squares + row);
-  }
-}
-
-inline void AddSquares(const float* weights, int num_rows, int pitch, const HeadVector& factors, float* squares) {
-  if (pitch == 4) return AddSquaresOf<4>(weights, num_rows, factors, squares);
-  if (pitch == 2) return AddSquaresOf<2>(weights, num_rows, factors, squares);
-  AddSquaresOf<1>(weights, num_rows, factors, squares);
-}
-
-// sampling::Inclusion.
-inline uint64_t Inclusions(const sampling::InclusionThreshold& threshold, const float* squares, int num_rows,
-                           uint32_t* inclusions) {
-  const FloatTag d;
-  const hn::RebindToSigned<FloatTag> di;
-  const auto kappa = hn::Set(d, threshold.kappa);
-  const auto floor = hn::Set(d, threshold.floor);
-  const auto one = hn::Set(d, static_cast<float>(sampling::kCertain));
-  uint64_t sum = 0;
-  int row = 0;
-  for (; row + kLanes <= num_rows; row += kLanes) {
-    const auto pi = hn::MulAdd(kappa, hn::Sqrt(hn::LoadU(d, squares + row)), floor);
-    const auto units = hn::Max(hn::NearestInt(hn::Min(hn::Mul(pi, one), one)), hn::Set(di, 1));
-    const auto some = hn::IfThenElseZero(hn::RebindMask(di, hn::Gt(pi, hn::Zero(d))), units);
-    hn::StoreU(some, di, reinterpret_cast<int32_t*>(inclusions) + row);
-    // At most 16 lanes of 2^20.
-    sum += static_cast<uint64_t>(hn::GetLane(hn::SumOfLanes(di, some)));
-  }
-  for (; row < num_rows; ++row) sum += inclusions[row] = sampling::Inclusion(threshold, squares[row]);
-  return sum;
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace santa::cpu
 HWY_AFTER_NAMESPACE();
-
-#if HWY_TARGET == HWY_AVX3
-#include <immintrin.h>
-HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")
-namespace santa::cpu {
-namespace HWY_NAMESPACE {
-
-// Queries as whole numbers in digits that vpdpbusd multiplies with codes, four features in a word, 64 products an
-// instruction, exactly. For 8-bit codes two digits, 128 * high + low, in [-127, 127] and [-64, 64], times scale; 4-bit
-// codes err more than one digit does: 127 steps of a query's largest number.
-template <int kBits>
-struct DigitQueries {
-  static constexpr int kDigits = kBits == 8 ? 2 : 1;
-  alignas(64) int32_t words[kDigits][kChunkHeads][kMaxHeadDim / 4];
-  float scale[kChunkHeads];
-};
-
-template <int kBits, int kHeads>
-HWY_INLINE void ToDigits(const FoldedQueries& queries, int head_dim, DigitQueries<kBits>& out) {
-  constexpr bool kTwo = DigitQueries<kBits>::kDigits == 2;
-  constexpr float kMost = kTwo ? 127.0f * 128.0f : 127.0f;
-  for (int h = 0; h < kHeads; ++h) {
-    __m512 largest = _mm512_setzero_ps();
-    for (int d = 0; d < head_dim; d += 16) {
-      const auto mask = static_cast<__mmask16>(head_dim - d >= 16 ? 0xFFFF : (1 << (head_dim - d)) - 1);
-      largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(mask, queries.folded[h] + d)));
-    }
-    const float most = _mm512_reduce_max_ps(largest);
-    out.scale[h] = most / kMost;
-    const __m512 inverse = _mm512_set1_ps(most > 0 ? kMost / most : 0);
-    for (int d = 0; d < head_dim; d += 16) {
-      const auto mask = static_cast<__mmask16>(head_dim - d >= 16 ? 0xFFFF : (1 << (head_dim - d)) - 1);
-      const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, queries.folded[h] + d), inverse));
-      const __m512i high = kTwo ? _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(64)), 7) : q;
-      _mm_store_si128(reinterpret_cast<__m128i*>(out.words[0][h] + d / 4), _mm512_cvtepi32_epi8(high));
-      if constexpr (kTwo) {
-        const __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 7));
-        _mm_store_si128(reinterpret_cast<__m128i*>(out.words[1][h] + d / 4), _mm512_cvtepi32_epi8(low));
-      }
-    }
-  }
-}
-
-// kGroups groups of 16 tokens from `codes` on, so that a digit is loaded once for all of them.
-template <int kBits, int kHeads, int kGroups>
-HWY_INLINE void ScoreTokenGroups(const SketchScoreArgs& args, const FoldedQueries& folded,
-                                 const DigitQueries<kBits>& digits, const uint8_t* codes, float* scores) {
-  constexpr int kDigits = DigitQueries<kBits>::kDigits;
-  const __m512i nibble = _mm512_set1_epi8(15);
-  __m512i sums[kDigits][kGroups][kHeads];
-#pragma GCC unroll 2
-  for (int digit = 0; digit < kDigits; ++digit) {
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g) {
-#pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) sums[digit][g][h] = _mm512_setzero_si512();
-    }
-  }
-  const auto multiply = [&](int four, const __m512i* of_tokens) HWY_ATTR {
-#pragma GCC unroll 2
-    for (int digit = 0; digit < kDigits; ++digit) {
-#pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) {
-        const __m512i q = _mm512_set1_epi32(digits.words[digit][h][four]);
-#pragma GCC unroll 4
-        for (int g = 0; g < kGroups; ++g) {
-          sums[digit][g][h] = _mm512_dpbusd_epi32(sums[digit][g][h], of_tokens[g], q);
-        }
-      }
-    }
-  };
-  for (int word = 0; word < args.head_dim * kBits / 32; ++word, codes += args.page_size * int64_t{4}) {
-    __m512i bytes[kGroups];
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g) bytes[g] = _mm512_loadu_si512(codes + g * 64);
-    if constexpr (kBits == 8) {
-      multiply(word, bytes);
-    } else {
-      __m512i half[kGroups];
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) half[g] = _mm512_and_si512(bytes[g], nibble);
-      multiply(2 * word, half);
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) half[g] = _mm512_and_si512(_mm512_srli_epi16(bytes[g], 4), nibble);
-      multiply(2 * word + 1, half);
-    }
-  }
-#pragma GCC unroll 4
-  for (int g = 0; g < kGroups; ++g) {
-    Vector of_heads[kHeads];
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) {
-      __m512i sum = sums[0][g][h];
-      if constexpr (kDigits == 2) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 7), sums[kDigits - 1][g][h]);
-      of_heads[h] = Vector{
-          _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(digits.scale[h]), _mm512_set1_ps(folded.offset[h]))};
-    }
-    StoreTokens<kHeads>(of_heads, scores + g * 16 * Pitch(kHeads));
-  }
-}
-
-template <int kBits, int kHeads>
-HWY_INLINE void ScoreSketchVnniOf(const SketchScoreArgs& args, float* scores) {
-  FoldedQueries folded;
-  DigitQueries<kBits> digits;
-  Fold(args, folded);
-  ToDigits<kBits, kHeads>(folded, args.head_dim, digits);
-  constexpr int kGroups = kBits == 8 ? 2 : 4;
-  const int64_t step = FetchStep(args.ahead, (args.num_rows + 15) / 16);
-  const uint8_t* fetch = args.ahead.begin;
-  const int end = args.first + args.num_rows;
-  for (int t = args.first / 16 * 16; t < end;) {
-    const uint8_t* codes = args.codes + t * 4;
-    // Whole runs of groups; the page may end within one.
-    const int groups = end - t >= 16 * kGroups ? kGroups : 1;
-    PrefetchBytes(fetch, step * groups);
-    fetch += step * groups;
-    if (groups == kGroups) {
-      ScoreTokenGroups<kBits, kHeads, kGroups>(args, folded, digits, codes, scores);
-    } else {
-      ScoreTokenGroups<kBits, kHeads, 1>(args, folded, digits, codes, scores);
-    }
-    t += 16 * groups;
-    scores += 16 * groups * Pitch(kHeads);
-  }
-}
-
-template <int kBits>
-HWY_INLINE void ScoreSketchVnniBits(const SketchScoreArgs& args, float* scores) {
-  switch (args.heads) {
-    case 1:
-      return ScoreSketchVnniOf<kBits, 1>(args, scores);
-    case 2:
-      return ScoreSketchVnniOf<kBits, 2>(args, scores);
-    case 3:
-      return ScoreSketchVnniOf<kBits, 3>(args, scores);
-    default:
-      return ScoreSketchVnniOf<kBits, 4>(args, scores);
-  }
-}
-
-inline void ScoreSketchVnni(const SketchScoreArgs& args) {
-  ScoreSketchWith(args, [&args](float* scores) HWY_ATTR {
-    if (args.bits == 4) {
-      ScoreSketchVnniBits<4>(args, scores);
-    } else {
-      ScoreSketchVnniBits<8>(args, scores);
-    }
-  });
-}
-
-}  // namespace HWY_NAMESPACE
-}  // namespace santa::cpu
-HWY_POP_ATTRIBUTES
-#endif  // HWY_TARGET == HWY_AVX3
 
 #endif  // SANTA_KERNELS_CPU_SKETCH_PRODUCTS_INL_H_
