@@ -46,6 +46,27 @@ double DotVariance(const Vector& q, const Vector& k, uint32_t draws) {
   return variance;
 }
 
+double ExpectedMass(const Step& step, int32_t head) {
+  const int32_t dim = step.head_dim;
+  const int32_t kv_head = head / (step.num_query_heads / step.num_kv_heads);
+  const Head of_head = MakeHead(step, head);
+  const double* q = &step.q[head * dim];
+  const double largest = Largest(q, dim);
+  const double scale = step.options.scale > 0 ? static_cast<double>(step.options.scale) : 1 / std::sqrt(dim);
+  double mass = 0;
+  for (size_t i = 0; i < of_head.p.size(); ++i) {
+    const double* k = &step.k[((of_head.first + static_cast<int64_t>(i)) * step.num_kv_heads + kv_head) * dim];
+    double log_mean = 0;  // of exp(s^ - s)
+    for (int32_t j = 0; j < dim; ++j) {
+      const double c = scale * std::copysign(largest, q[j]) * k[j] / step.options.score_draws;
+      const double p = Probability(q[j], largest);
+      log_mean += step.options.score_draws * (std::log1p(p * std::expm1(c)) - p * c);
+    }
+    mass += of_head.p[i] * std::exp(log_mean);
+  }
+  return mass;
+}
+
 double ExpectedFeatures(const Step& step, int32_t kv_head) {
   const int32_t group = step.num_query_heads / step.num_kv_heads;
   const int32_t dim = step.head_dim;

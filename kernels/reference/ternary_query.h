@@ -21,6 +21,11 @@ Vector DrawTernaryQuery(const Step& step, std::mt19937_64& random);
 // Of dot(q^, k), whose mean is dot(q, k): sum_j (a |q_j| - q_j^2) k_j^2 / R. Both of D numbers.
 double DotVariance(const Vector& q, const Vector& k, uint32_t draws);
 
+// E exp(lse^ - lse) of a query head, without soft cap and sinks: above 1, for the mean of an exponential is above that
+// of the mean. sum_i p_i prod_j [(1 - P_j + P_j exp(c_ij)) / exp(P_j c_ij)]^R with P_j = |q_j| / a and
+// c_ij = scale sign(q_j) a k_ij / R.
+double ExpectedMass(const Step& step, int32_t head);
+
 // Features that some query head of a key/value head has in q^, in the mean: sum_j 1 - (1 - max_h |q[h,j]| / a[h])^R.
 double ExpectedFeatures(const Step& step, int32_t kv_head);
 
