@@ -48,7 +48,7 @@ enum class Method : uint8_t {
 };
 inline constexpr std::array kAllMethods = {Method::kExact,       Method::kSanta,       Method::kStratified,
                                            Method::kSystematic,  Method::kS2antaFlash, Method::kS2antaProp,
-                                           Method::kCoordinated, Method::kSketched};
+                                           Method::kCoordinated, Method::kSketched,    Method::kBernoulliQk};
 std::string_view Name(Method method);  // "EXACT", "SANTA", ..., as in the API
 
 // Whether it reads a sample of the value rows, and so takes a sample count; the others read them all.
