@@ -25,11 +25,14 @@ ABSL_FLAG(std::string, file, "", "attend: the safetensors file with q, k and v."
 ABSL_FLAG(std::string, out, "", "attend: a safetensors file to write o and lse to.");
 ABSL_FLAG(uint32_t, layer, 0, "attend: the server's layer that plain `q`, `k` and `v` go to.");
 ABSL_FLAG(std::string, method, "EXACT",
-          "attend: EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH, S2ANTA_PROP, COORDINATED or SKETCHED.");
+          "attend: EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH, S2ANTA_PROP, COORDINATED, SKETCHED or "
+          "BERNOULLI_QK.");
 ABSL_FLAG(float, target_relative_error, 0,
           "attend: the error that COORDINATED or SKETCHED may make, in (0, 1), in place of --samples.");
 ABSL_FLAG(uint32_t, samples, 0,
           "attend: value rows drawn for each query head, S. 0 with a sampled method: a sixteenth of the tokens.");
+ABSL_FLAG(uint32_t, score_draws, 0,
+          "attend: ternary queries that stand for q, of BERNOULLI_QK and, where it is not 0, of the sampled methods.");
 ABSL_FLAG(uint64_t, seed, 0, "attend: of the random draws; the same seed gives the same answer.");
 ABSL_FLAG(float, scale, 0, "attend: multiplies dot(q, k). 0: 1 / sqrt(D).");
 ABSL_FLAG(uint32_t, window, 0, "attend: only the last so many tokens are visible. 0: all.");
@@ -120,6 +123,7 @@ int main(int argc, char** argv) {
       .method = absl::GetFlag(FLAGS_method),
       .samples = absl::GetFlag(FLAGS_samples),
       .target_relative_error = absl::GetFlag(FLAGS_target_relative_error),
+      .score_draws = absl::GetFlag(FLAGS_score_draws),
       .seed = absl::GetFlag(FLAGS_seed),
       .scale = absl::GetFlag(FLAGS_scale),
       .window = absl::GetFlag(FLAGS_window),

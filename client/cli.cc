@@ -197,6 +197,7 @@ MaybeFailure Cli::Info() {
         v1::DataType_Name(layout.dtype()), layout.page_size());
   Print("sketch              %s, %.1f MB beside %.1f MB of pages", v1::Sketch_Name(layout.sketch()),
         static_cast<double>(info.sketch_bytes()) / 1e6, static_cast<double>(info.kv_bytes()) / 1e6);
+  Print("key order         %s", v1::KeyOrder_Name(layout.key_order()));
   Print("methods           %s", methods);
   Print("pages             %d free of %d", info.free_pages(), limits.total_pages());
   Print("sequences         %d of %d", info.num_sequences(), limits.max_sequences());
@@ -223,7 +224,10 @@ MaybeFailure Cli::Attend() {
   const absl::StatusOr<v1::Method> method = ParseMethod(options_.method);
   if (!method.ok()) return UsageFailure(Concat("--method: ", std::string(method.status().message())));
   method_ = *method;
-  if (method_ == v1::METHOD_EXACT && options_.samples != 0) return UsageFailure("--samples: EXACT draws none");
+  if (!DrawsValues(method_) && options_.samples != 0) {
+    return UsageFailure(Concat("--samples: ", MethodName(method_), " draws none"));
+  }
+  if (method_ == v1::METHOD_EXACT && options_.score_draws != 0) return UsageFailure("--score_draws: EXACT has none");
   if (options_.samples != 0 && options_.target_relative_error != 0) {
     return UsageFailure("--samples and --target_relative_error: one of them");
   }
@@ -257,14 +261,16 @@ MaybeFailure Cli::AttendLayer(const v1::SequenceHandle& handle, const LayerInput
     return ServerFailure(status);
   }
   uint32_t samples = options_.samples;
-  if (samples == 0 && method_ != v1::METHOD_EXACT && options_.target_relative_error == 0) {
+  if (samples == 0 && DrawsValues(method_) && options_.target_relative_error == 0) {
     samples = static_cast<uint32_t>((input.tokens() + kDefaultSampleShare - 1) / kDefaultSampleShare);
   }
   const absl::StatusOr<v1::AttendResult> result = Ask(handle, input, method_, samples, stream);
   if (!result.ok()) return ServerFailure(result.status());
 
-  Print("layer %d: %d tokens, %s%s", input.layer, input.tokens(), std::string(MethodName(method_)),
-        samples > 0 ? absl::StrFormat(", %d samples a query head, seed %d", samples, options_.seed) : "");
+  Print("layer %d: %d tokens, %s%s%s%s", input.layer, input.tokens(), std::string(MethodName(method_)),
+        samples > 0 ? absl::StrFormat(", %d samples a query head", samples) : "",
+        options_.score_draws > 0 ? absl::StrFormat(", %d score draws", options_.score_draws) : "",
+        samples > 0 || options_.score_draws > 0 ? absl::StrFormat(", seed %d", options_.seed) : "");
   PrintLse(*result);
   PrintStatistics(result->statistics());
   if (options_.compare) {
@@ -291,7 +297,10 @@ absl::StatusOr<v1::AttendResult> Cli::Ask(const v1::SequenceHandle& handle, cons
   v1::AttentionOptions& attention = *item.mutable_options();
   attention.set_method(method);
   attention.set_sample_count(samples);
-  if (method != v1::METHOD_EXACT) attention.set_target_relative_error(options_.target_relative_error);
+  if (method != v1::METHOD_EXACT) {
+    attention.set_target_relative_error(options_.target_relative_error);
+    attention.set_score_draws(options_.score_draws);
+  }
   attention.set_seed(options_.seed);
   attention.set_scale(options_.scale);
   attention.set_window(options_.window);

@@ -23,8 +23,9 @@ struct CliOptions {
   std::string out;  // empty: nothing is written
   uint32_t layer = 0;
   std::string method = "EXACT";
-  uint32_t samples = 0;             // 0 with a sampled method and no target: a sixteenth of the tokens
+  uint32_t samples = 0;             // 0 with a method that draws values and no target: a sixteenth of the tokens
   float target_relative_error = 0;  // COORDINATED and SKETCHED, in place of samples
+  uint32_t score_draws = 0;         // of a server with feature-major keys
   uint64_t seed = 0;
   float scale = 0;
   uint32_t window = 0;

@@ -163,7 +163,13 @@ TEST_F(CliTest, RefusesWrongCommandsAndFlags) {
   options_.method = "EXACT";
   options_.samples = 3;
   ExpectUsageError({"attend"}, "--samples");
+  options_.method = "BERNOULLI_QK";
+  ExpectUsageError({"attend"}, "--samples: BERNOULLI_QK draws none");
   options_.samples = 0;
+  options_.method = "EXACT";
+  options_.score_draws = 2;
+  ExpectUsageError({"attend"}, "--score_draws");
+  options_.score_draws = 0;
   options_.file.clear();
   ExpectUsageError({"attend"}, "--file");
   options_.file = "/no/such/file";

@@ -67,6 +67,8 @@ absl::Status ToStatus(const v1::ItemStatus& status) {
   return {static_cast<absl::StatusCode>(status.code()), status.message()};
 }
 
+bool DrawsValues(v1::Method method) { return method != v1::METHOD_EXACT && method != v1::METHOD_BERNOULLI_QK; }
+
 std::string_view MethodName(v1::Method method) {
   // The generated name is a static string that the library keeps.
   const std::string_view name = v1::Method_Name(method);

@@ -27,6 +27,8 @@ absl::Status ToStatus(const v1::ItemStatus& status);
 
 // "S2ANTA_FLASH" for METHOD_S2ANTA_FLASH, and back; case does not matter. INVALID_ARGUMENT lists the names.
 std::string_view MethodName(v1::Method method);
+// Whether it takes a sample count.
+bool DrawsValues(v1::Method method);
 absl::StatusOr<v1::Method> ParseMethod(std::string_view name);
 
 }  // namespace santa

@@ -3,6 +3,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -62,6 +63,18 @@ std::string_view Name(Method method) {
       return "COORDINATED";
     case Method::kSketched:
       return "SKETCHED";
+    case Method::kBernoulliQk:
+      return "BERNOULLI_QK";
+  }
+  return "unknown";
+}
+
+std::string_view Name(KeyOrder order) {
+  switch (order) {
+    case KeyOrder::kTokenMajor:
+      return "token";
+    case KeyOrder::kFeatureMajor:
+      return "feature";
   }
   return "unknown";
 }
@@ -85,14 +98,17 @@ int64_t VisibleTokens(const DecodeItem& item) {
   return window > 0 && window < item.num_tokens ? window : item.num_tokens;
 }
 
-bool IsExact(const DecodeItem& item) {
-  if (item.options.method == Method::kExact) return true;
+bool ReadsAllValues(const DecodeItem& item) {
+  if (!DrawsValues(item.options.method)) return true;
   const int64_t visible = VisibleTokens(item);
   return item.options.target_relative_error > 0 ? visible < kLeastTokensForTarget
                                                 : static_cast<int64_t>(item.options.sample_count) >= visible;
 }
 
-DecodeStatistics MakeStatistics(const KvLayout& layout, const DecodeItem& item, int64_t value_rows_read) {
+bool IsExact(const DecodeItem& item) { return ReadsAllValues(item) && item.options.score_draws == 0; }
+
+DecodeStatistics MakeStatistics(const KvLayout& layout, const DecodeItem& item, int64_t value_rows_read,
+                                std::optional<int64_t> key_features_read) {
   const int64_t visible = VisibleTokens(item);
   const auto row_bytes = static_cast<int64_t>(layout.row_bytes());
   DecodeStatistics statistics = {.visible_tokens = visible,
@@ -109,14 +125,29 @@ DecodeStatistics MakeStatistics(const KvLayout& layout, const DecodeItem& item, 
         layout.sketch_head_bytes(KeyBits(layout.sketch)) + layout.sketch_head_bytes(ValueBits(layout.sketch));
     sketch_bytes = pages * layout.num_kv_heads * static_cast<int64_t>(page_bytes);
   }
-  statistics.kv_bytes_read = (statistics.key_rows_read + value_rows_read) * row_bytes + sketch_bytes;
+  const int64_t key_bytes = key_features_read.has_value()
+                                ? *key_features_read * visible * static_cast<int64_t>(SizeOf(layout.dtype))
+                                : statistics.key_rows_read * row_bytes;
+  statistics.kv_bytes_read = key_bytes + value_rows_read * row_bytes + sketch_bytes;
   return statistics;
 }
 
-absl::Status SupportsSketch(const AttentionOptions& options, const KvLayout& layout) {
-  if (options.method != Method::kSketched || layout.sketch != Sketch::kNone) return absl::OkStatus();
-  return absl::UnimplementedError(
-      "method is SKETCHED, sketch is none; SKETCHED needs a KV cache with a sketch (--sketch)");
+absl::Status SupportsLayout(const AttentionOptions& options, const KvLayout& layout) {
+  if (options.method == Method::kSketched && options.score_draws > 0) {
+    return absl::UnimplementedError(
+        absl::StrCat("method is SKETCHED, score_draws is ", options.score_draws,
+                     "; SKETCHED has its scores from the sketch, and takes no score draws"));
+  }
+  if (options.method == Method::kSketched && layout.sketch == Sketch::kNone) {
+    return absl::UnimplementedError(
+        "method is SKETCHED, sketch is none; SKETCHED needs a KV cache with a sketch (--sketch)");
+  }
+  if (options.score_draws > 0 && layout.key_order != KeyOrder::kFeatureMajor) {
+    return absl::UnimplementedError(absl::StrCat(
+        "method is ", std::string(Name(options.method)), ", score_draws is ", options.score_draws,
+        ", key_order is token; score draws need a KV cache with feature-major keys (--key_order=feature)"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Validate(const KvLayout& layout) {
@@ -146,6 +177,12 @@ absl::Status Validate(const KvLayout& layout) {
   if (Name(layout.sketch) == "unknown") {
     return OutOfRange("sketch", static_cast<int>(layout.sketch), "none, k4, k4v4 or k8v8");
   }
+  if (Name(layout.key_order) == "unknown") {
+    return OutOfRange("key_order", static_cast<int>(layout.key_order), "token or feature");
+  }
+  if (layout.key_order == KeyOrder::kFeatureMajor && layout.sketch != Sketch::kNone) {
+    return OutOfRange("sketch", std::string(Name(layout.sketch)), "none where key_order is feature");
+  }
   return absl::OkStatus();
 }
 
@@ -168,10 +205,32 @@ absl::Status Validate(const KvScales& scales, const KvLayout& layout) {
   return absl::OkStatus();
 }
 
+namespace {
+
+// score_draws with what else is asked for.
+absl::Status ValidateScoreDraws(const AttentionOptions& options) {
+  const uint32_t draws = options.score_draws;
+  const std::string range = absl::StrCat("in [1, ", kMaxScoreDraws, "]");
+  if (options.method == Method::kBernoulliQk) {
+    if (draws >= 1 && draws <= kMaxScoreDraws) return absl::OkStatus();
+    return OutOfRange("score_draws", draws, absl::StrCat(range, " for BERNOULLI_QK"));
+  }
+  if (draws == 0) return absl::OkStatus();
+  if (options.method == Method::kExact) return OutOfRange("score_draws", draws, "0 for EXACT");
+  if (options.target_relative_error != 0) {
+    return OutOfRange("score_draws", draws, "0 where there is a target_relative_error");
+  }
+  if (draws <= kMaxScoreDraws) return absl::OkStatus();
+  return OutOfRange("score_draws", draws, absl::StrCat("0 (exact scores) or ", range));
+}
+
+}  // namespace
+
 absl::Status Validate(const AttentionOptions& options) {
   if (Name(options.method) == "unknown") {
     return OutOfRange("method", static_cast<int>(options.method), "a known method");
   }
+  if (absl::Status status = ValidateScoreDraws(options); !status.ok()) return status;
   const float target = options.target_relative_error;
   if (target != 0) {
     if (options.method != Method::kCoordinated && options.method != Method::kSketched) {
@@ -183,8 +242,11 @@ absl::Status Validate(const AttentionOptions& options) {
     if (options.sample_count != 0) {
       return OutOfRange("sample_count", options.sample_count, "0 where there is a target_relative_error");
     }
-  } else if (options.method == Method::kExact) {
-    if (options.sample_count != 0) return OutOfRange("sample_count", options.sample_count, "0 for EXACT");
+  } else if (!DrawsValues(options.method)) {
+    if (options.sample_count != 0) {
+      return OutOfRange("sample_count", options.sample_count,
+                        absl::StrCat("0 for ", std::string(Name(options.method))));
+    }
   } else if (options.sample_count < 1 || options.sample_count > kMaxSampleCount) {
     return OutOfRange("sample_count", options.sample_count,
                       absl::StrCat("in [1, ", kMaxSampleCount, "] for ", std::string(Name(options.method))));

@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,7 +27,7 @@
 namespace santa {
 
 // The shape of the cache; fixed for a backend's life. Memory of one layer is [page][K|V][kv_head][token][D], so that
-// one head of one page of K (or V) is one contiguous run.
+// one head of one page of K (or V) is one contiguous run; with feature-major keys that of K is [D][token].
 struct KvLayout {
   int32_t num_layers = 0;       // [1, 65536]
   int32_t num_query_heads = 0;  // H, a multiple of num_kv_heads, at most 65536
@@ -34,7 +35,8 @@ struct KvLayout {
   int32_t head_dim = 0;         // D, a multiple of 8 in [8, 256]
   int32_t page_size = 64;       // tokens, a power of two in [16, 256]
   DType dtype = DType::kBFloat16;
-  Sketch sketch = Sketch::kNone;
+  Sketch sketch = Sketch::kNone;  // kNone with feature-major keys
+  KeyOrder key_order = KeyOrder::kTokenMajor;
 
   int32_t group_size() const { return num_query_heads / num_kv_heads; }
   // Bytes of the K (or V) row of one token and head; of one head of one page of K (or V); of a page in all layers.
@@ -68,10 +70,12 @@ struct KvScales {
 absl::Status Validate(const KvScales& scales, const KvLayout& layout);
 
 inline constexpr uint32_t kMaxSampleCount = 1u << 20;
+inline constexpr uint32_t kMaxScoreDraws = 1024;
 
 struct AttentionOptions {
   Method method = Method::kExact;
-  // S: [1, kMaxSampleCount] for a sampled method; 0 for EXACT and where there is a target_relative_error.
+  // S: [1, kMaxSampleCount] for a method that draws values; 0 for EXACT and BERNOULLI_QK, and where there is a
+  // target_relative_error.
   uint32_t sample_count = 0;
   uint64_t seed = 0;
   float scale = 0;      // 0: 1 / sqrt(D); otherwise finite and > 0
@@ -81,6 +85,12 @@ struct AttentionOptions {
   // Of COORDINATED and SKETCHED, in place of a sample count: |o^ - o| / |o| of every head, root mean square. 0: none;
   // otherwise in (0, 1). A small first draw tells how many rows are to be read, all of them where that is cheaper.
   float target_relative_error = 0;
+  // R, ternary queries that stand for q (kernels/sampling/ternary_query.h): scores are then those of their mean, and of
+  // K only the features that some of them has for some head of the group are read. [1, kMaxScoreDraws] for
+  // BERNOULLI_QK; 0 (exact scores) or that for the methods that draw values; 0 for EXACT and with a
+  // target_relative_error. SKETCHED has none (SupportsLayout). Scores are unbiased; their softmax, o and lse are not,
+  // and lse is too large on average.
+  uint32_t score_draws = 0;
 };
 
 // Fewer tokens than that are answered exactly whatever the target.
@@ -91,7 +101,7 @@ absl::Status Validate(const AttentionOptions& options);
 
 struct DecodeStatistics {
   int64_t visible_tokens = 0;
-  int64_t key_rows_read = 0;    // summed over key/value heads
+  int64_t key_rows_read = 0;    // summed over key/value heads; a row of which some features were read is one
   int64_t value_rows_read = 0;  // distinct rows that contributed, summed over key/value heads
   int64_t kv_bytes_read = 0;    // bytes of K, V and sketches that the answer needed, each counted once
   int64_t dense_kv_bytes = 0;   // bytes of K and V of all visible tokens: what EXACT needs
@@ -113,22 +123,29 @@ struct DecodeItem {
   float* lse = nullptr;                    // [H], written
   DecodeStatistics* statistics = nullptr;  // written if not null
   // [H], or null. Written with sqrt(E|o^ - o|^2) / |o|, estimated from the rows that were read; 0 where the answer is
-  // exact, NaN where the rows tell nothing of it (kernels/sampling/standard_error.h) or a backend does not.
+  // exact, NaN where the rows tell nothing of it (kernels/sampling/standard_error.h) or a backend does not. NaN
+  // with score draws too: the rows do not tell how far off the scores are.
   float* relative_standard_error = nullptr;
 };
 
 // The tokens that the item's query sees.
 int64_t VisibleTokens(const DecodeItem& item);
 
-// Whether it is to be answered exactly: by its method, or because there are as many samples as visible tokens, or so
-// few of them that no target is worth a draw.
+// Whether all visible value rows are to be read: by its method, or because there are as many samples as visible tokens,
+// or so few of them that no target is worth a draw.
+bool ReadsAllValues(const DecodeItem& item);
+
+// Whether it is to be answered exactly: from all value rows and exact scores.
 bool IsExact(const DecodeItem& item);
 
-// Of an answer to `item` that read so many value rows, over all key/value heads, of its visible tokens.
-DecodeStatistics MakeStatistics(const KvLayout& layout, const DecodeItem& item, int64_t value_rows_read);
+// Of an answer to `item` that read so many value rows, over all key/value heads, of its visible tokens; and of its key
+// rows so many features, of all D * H_kv. Nothing: all.
+DecodeStatistics MakeStatistics(const KvLayout& layout, const DecodeItem& item, int64_t value_rows_read,
+                                std::optional<int64_t> key_features_read = std::nullopt);
 
-// OK, or UNIMPLEMENTED: SKETCHED needs a layout with a sketch.
-absl::Status SupportsSketch(const AttentionOptions& options, const KvLayout& layout);
+// OK, or UNIMPLEMENTED naming the pair: SKETCHED needs a layout with a sketch, score draws one with feature-major keys,
+// and SKETCHED takes no score draws.
+absl::Status SupportsLayout(const AttentionOptions& options, const KvLayout& layout);
 
 // Tokens to store: k and v are [num_tokens][H_kv][D] of `dtype`, converted to the layout's dtype: round to nearest
 // even, beyond its range to infinity (fp8: to +-448); NaN to NaN.

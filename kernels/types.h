@@ -25,7 +25,8 @@ std::string_view Name(DType dtype);  // "fp32", "bf16", "fp16", "fp8_e4m3"
 // The estimators of "Stochastic Sparse Attention for Memory-Bound Inference" (arXiv 2605.01910). p[h] is the softmax of
 // s[h] over the visible tokens, S the sample count per query head. All but S2ANTA_PROP with kLargestRemainder are
 // unbiased for o; all read every visible K row, and value rows only where a draw fell. Their lse is exact.
-// With S >= n every method computes the exact result.
+// With S >= n every method computes the exact result. Score draws (AttentionOptions::score_draws), which BERNOULLI_QK
+// is made of and the others may have too, put estimated scores in place of the exact ones in all of this.
 enum class Method : uint8_t {
   kExact,
   kSanta,        // S independent draws from p[h]; o = mean of the drawn value rows
@@ -41,17 +42,31 @@ enum class Method : uint8_t {
   // sketch; they are read always, beside the S. Needs KvLayout::sketch. With a sketch of values too it is a difference
   // estimator: what the sketches say of all rows, corrected by the drawn ones.
   kSketched,
+  // The paper's score stage alone (kernels/sampling/ternary_query.h): scores of a query that is the mean of R ternary
+  // ones, and all value rows. Scores are unbiased, their softmax and lse are not. Needs KeyOrder::kFeatureMajor.
+  kBernoulliQk,
 };
 inline constexpr std::array kAllMethods = {Method::kExact,       Method::kSanta,       Method::kStratified,
                                            Method::kSystematic,  Method::kS2antaFlash, Method::kS2antaProp,
-                                           Method::kCoordinated, Method::kSketched};
+                                           Method::kCoordinated, Method::kSketched,    Method::kBernoulliQk};
 std::string_view Name(Method method);  // "EXACT", "SANTA", ..., as in the API
+
+// Whether it reads a sample of the value rows, and so takes a sample count; the others read them all.
+constexpr bool DrawsValues(Method method) { return method != Method::kExact && method != Method::kBernoulliQk; }
 
 // How S2ANTA_PROP turns a tile's share S * mass_t into a whole number of draws.
 enum class BudgetRounding : uint8_t {
   kSystematic,        // one systematic draw over the tile masses: E[S_t] = S * mass_t, unbiased
   kLargestRemainder,  // as published; a tile rounded to 0 is never seen, hence a small bias
 };
+
+// How K of one head of one page lies in memory. V is token-major always.
+enum class KeyOrder : uint8_t {
+  kTokenMajor,    // [token][D]
+  kFeatureMajor,  // [D][token]: a feature that is not asked for is memory that is not read
+};
+inline constexpr std::array kAllKeyOrders = {KeyOrder::kTokenMajor, KeyOrder::kFeatureMajor};
+std::string_view Name(KeyOrder order);  // "token", "feature"
 
 // What a cache keeps of each full page beside the page itself (kernels/sampling/sketch.h): keys, and values, in so many
 // bits a feature.

@@ -15,6 +15,7 @@ namespace santa {
 namespace {
 
 constexpr char kTenant[] = "self-test";
+constexpr uint32_t kScoreDraws = 16;
 
 // Numbers that every storage type holds exactly, fp8 too: rounding is then no matter, and bounds may be tight.
 uint32_t Hash(int64_t token, int32_t head, int32_t d) {
@@ -140,7 +141,8 @@ absl::Status TestLayer(const SelfTestPlan& plan, const SequenceHandle& sequence,
     item.sequence = sequence;
     item.position = count - 1;
     item.options.method = method;
-    item.options.sample_count = method == Method::kExact ? 0 : static_cast<uint32_t>((count + 1) / 2);
+    item.options.sample_count = DrawsValues(method) ? static_cast<uint32_t>((count + 1) / 2) : 0;
+    item.options.score_draws = method == Method::kBernoulliQk ? kScoreDraws : 0;
     item.q = q.data();
     item.o = answer.o.data();
     item.lse = answer.lse.data();

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,12 +21,12 @@ constexpr StoreLimits kLimits = {
     .max_sequences = 1, .max_tokens_per_sequence = 1000, .default_lease = absl::Hours(1), .max_lease = absl::Hours(1)};
 
 // Tests the backend, and that nothing of it stays.
-absl::Status SelfTest(Backend* backend, int64_t max_tokens = 1000) {
+absl::Status SelfTest(Backend* backend, int64_t max_tokens = 1000, std::span<const Method> methods = kMethods) {
   PagePool pool(backend->num_pages());
   SequenceStore store(backend->layout().num_layers, backend->layout().page_size, kLimits, &pool);
   Engine engine(backend, &store, &pool, {}, [](const BatchReport& report) { EXPECT_TRUE(report.background); });
   absl::Status status = RunSelfTest(
-      {.layout = backend->layout(), .scales = {}, .methods = kMethods, .max_tokens = max_tokens}, &engine, &store);
+      {.layout = backend->layout(), .scales = {}, .methods = methods, .max_tokens = max_tokens}, &engine, &store);
   EXPECT_EQ(store.size(), 0);
   EXPECT_EQ(pool.free_pages(), backend->num_pages());
   return status;
@@ -47,6 +48,23 @@ TEST(SelfTestTest, AWorkingBackendPassesInEveryShape) {
         EXPECT_TRUE(status.ok()) << status << " for " << Name(dtype) << ", D = " << layout.head_dim;
       }
     }
+  }
+}
+
+TEST(SelfTestTest, AWorkingBackendWithFeatureMajorKeysPasses) {
+  constexpr Method kWithScoreDraws[] = {Method::kExact, Method::kSystematic, Method::kCoordinated,
+                                        Method::kBernoulliQk};
+  for (const int32_t head_dim : {8, 128}) {
+    const KvLayout layout = {.num_layers = 2,
+                             .num_query_heads = 8,
+                             .num_kv_heads = 2,
+                             .head_dim = head_dim,
+                             .page_size = 64,
+                             .key_order = KeyOrder::kFeatureMajor};
+    const auto backend = MakeCpuBackend({.layout = layout, .num_pages = 2, .num_threads = 1});
+    ASSERT_TRUE(backend.ok()) << backend.status();
+    const absl::Status status = SelfTest(backend->get(), 1000, kWithScoreDraws);
+    EXPECT_TRUE(status.ok()) << status;
   }
 }
 

@@ -43,10 +43,10 @@ void InstallStandardServices() {
 std::vector<Method> MethodsOf(const Backend& backend) {
   std::vector<Method> methods;
   for (const Method method : kAllMethods) {
-    const uint32_t samples = method == Method::kExact ? 0 : kMaxSampleCount;
-    if (backend.Supports({.method = method, .sample_count = samples}, 2 * int64_t{kMaxSampleCount}).ok()) {
-      methods.push_back(method);
-    }
+    const AttentionOptions options = {.method = method,
+                                      .sample_count = DrawsValues(method) ? kMaxSampleCount : 0,
+                                      .score_draws = method == Method::kBernoulliQk ? 1u : 0u};
+    if (backend.Supports(options, 2 * int64_t{kMaxSampleCount}).ok()) methods.push_back(method);
   }
   return methods;
 }

@@ -49,6 +49,10 @@ ABSL_FLAG(
     std::string, sketch, "none",
     "What is kept of every full page beside it, for the method SKETCHED: none, k4 (keys in 4 bits a feature), k4v4 "
     "or k8v8 (values too: smaller errors). Its memory is part of --kv_bytes.");
+ABSL_FLAG(
+    std::string, key_order, "token",
+    "cpu: how the keys of a page lie, token (one token after the other) or feature (one feature after the other), "
+    "which BERNOULLI_QK and score draws need; not with --sketch.");
 ABSL_FLAG(std::string, kv_scales, "",
           "fp8_e4m3: JSON file {\"k_scale\": [[...], ...], \"v_scale\": [[...], ...]}, a number for each layer and "
           "key/value head. x is stored as x / scale. Empty: all 1.");
@@ -155,6 +159,11 @@ absl::StatusOr<KvLayout> LayoutFromFlags() {
       std::find_if(kAllSketches.begin(), kAllSketches.end(), [&](Sketch each) { return Name(each) == sketch; });
   if (found == kAllSketches.end()) return BadFlag("sketch", "\"" + sketch + "\"", "none, k4, k4v4 or k8v8");
   layout.sketch = *found;
+  const std::string key_order = absl::GetFlag(FLAGS_key_order);
+  const auto* const order =
+      std::find_if(kAllKeyOrders.begin(), kAllKeyOrders.end(), [&](KeyOrder each) { return Name(each) == key_order; });
+  if (order == kAllKeyOrders.end()) return BadFlag("key_order", "\"" + key_order + "\"", "token or feature");
+  layout.key_order = *order;
   if (const absl::Status status = Validate(layout); !status.ok()) return AsFlag(status);
   return layout;
 }

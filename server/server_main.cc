@@ -113,6 +113,7 @@ int ServerMain(int argc, char** argv, const std::function<std::unique_ptr<Backen
        {"head_dim", layout.head_dim},
        {"dtype", Name(layout.dtype)},
        {"page_size", layout.page_size},
+       {"key_order", Name(layout.key_order)},
        {"pages", pages},
        {"kv_bytes", static_cast<int64_t>(layout.page_bytes()) * pages},
        {"sketch", Name(layout.sketch)},

@@ -186,6 +186,43 @@ std::vector<ItemCase> ItemCases() {
        [=](Item* i) { sampled(i, v1::METHOD_S2ANTA_PROP, (1U << 20) + 1); },
        {invalid, "sample_count is 1048577"}},
       {"the most samples", [=](Item* i) { sampled(i, v1::METHOD_STRATIFIED, ~0U); }, {invalid, "4294967295"}},
+      {"no score draws",
+       [=](Item* i) { sampled(i, v1::METHOD_BERNOULLI_QK, 0); },
+       {invalid, "options.score_draws is 0; it must be in [1, 1024] for BERNOULLI_QK"}},
+      {"samples of BERNOULLI_QK",
+       [=](Item* i) {
+         sampled(i, v1::METHOD_BERNOULLI_QK, 5);
+         options(i)->set_score_draws(1);
+       },
+       {invalid, "options.sample_count is 5; it must be 0 for BERNOULLI_QK"}},
+      {"score draws of EXACT",
+       [=](Item* i) { options(i)->set_score_draws(1); },
+       {invalid, "options.score_draws is 1; it must be 0 for EXACT"}},
+      {"too many score draws",
+       [=](Item* i) {
+         sampled(i, v1::METHOD_SANTA, 5);
+         options(i)->set_score_draws(~0U);
+       },
+       {invalid, "options.score_draws is 4294967295; it must be 0 (exact scores) or in [1, 1024]"}},
+      {"score draws with a target",
+       [=](Item* i) {
+         sampled(i, v1::METHOD_COORDINATED, 0);
+         options(i)->set_target_relative_error(0.1F);
+         options(i)->set_score_draws(1);
+       },
+       {invalid, "options.score_draws is 1; it must be 0 where there is a target_relative_error"}},
+      {"score draws over token-major keys",
+       [=](Item* i) {
+         sampled(i, v1::METHOD_BERNOULLI_QK, 0);
+         options(i)->set_score_draws(1);
+       },
+       {unimplemented, "method is BERNOULLI_QK, score_draws is 1, key_order is token"}},
+      {"score draws of SKETCHED",
+       [=](Item* i) {
+         sampled(i, v1::METHOD_SKETCHED, 5);
+         options(i)->set_score_draws(2);
+       },
+       {unimplemented, "method is SKETCHED, score_draws is 2"}},
       {"NaN scale", [=](Item* i) { options(i)->set_scale(kNan); }, {invalid, "options.scale is nan"}},
       {"infinite scale", [=](Item* i) { options(i)->set_scale(kInfinity); }, {invalid, "options.scale is inf"}},
       {"negative scale", [=](Item* i) { options(i)->set_scale(-0.5F); }, {invalid, "options.scale is -0.5"}},

@@ -12,7 +12,19 @@ namespace {
 
 using grpc::StatusCode;
 
-std::vector<v1::AttentionOptions> EveryMethod() {
+// With each order of the keys of a page.
+class SequencesByKeyOrderTest : public ::testing::TestWithParam<KeyOrder> {
+ protected:
+  static KvLayout Layout() {
+    KvLayout layout = SmallLayout();
+    layout.key_order = GetParam();
+    return layout;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(KeyOrders, SequencesByKeyOrderTest, ::testing::ValuesIn(kAllKeyOrders),
+                         [](const auto& info) { return std::string(Name(info.param)); });
+
+std::vector<v1::AttentionOptions> EveryMethod(KeyOrder order) {
   std::vector<v1::AttentionOptions> all;
   for (const v1::Method method : {v1::METHOD_EXACT, v1::METHOD_SANTA, v1::METHOD_STRATIFIED, v1::METHOD_SYSTEMATIC,
                                   v1::METHOD_S2ANTA_FLASH, v1::METHOD_S2ANTA_PROP, v1::METHOD_COORDINATED}) {
@@ -21,6 +33,14 @@ std::vector<v1::AttentionOptions> EveryMethod() {
     if (method != v1::METHOD_EXACT) options.set_sample_count(32);
     options.set_seed(7);
     options.set_want_statistics(true);
+    all.push_back(options);
+  }
+  if (order == KeyOrder::kTokenMajor) return all;
+  for (const v1::Method method : {v1::METHOD_BERNOULLI_QK, v1::METHOD_SYSTEMATIC, v1::METHOD_COORDINATED}) {
+    v1::AttentionOptions options = all.back();
+    options.set_method(method);
+    options.set_sample_count(method == v1::METHOD_BERNOULLI_QK ? 0 : 32);
+    options.set_score_draws(3);
     all.push_back(options);
   }
   return all;
@@ -43,8 +63,8 @@ std::string Bits(const v1::AttendResult& result) {
   return bits;
 }
 
-TEST(SequencesTest, DecodesExactlyTokenByToken) {
-  const TestServer server;
+TEST_P(SequencesByKeyOrderTest, DecodesExactlyTokenByToken) {
+  const TestServer server({}, 64, Layout());
   const v1::SequenceHandle handle = Create(server.stub.get()).handle();
   for (int64_t position = 0; position < 40; ++position) {
     for (int layer = 0; layer < 2; ++layer) {
@@ -76,9 +96,9 @@ TEST(SequencesTest, ManyRequestsInFlightOnOneStream) {
   }
 }
 
-TEST(SequencesTest, ARetryGetsTheSameBitsAndAppendsNothing) {
-  const TestServer server;
-  for (const v1::AttentionOptions& options : EveryMethod()) {
+TEST_P(SequencesByKeyOrderTest, ARetryGetsTheSameBitsAndAppendsNothing) {
+  const TestServer server({}, 128, Layout());
+  for (const v1::AttentionOptions& options : EveryMethod(GetParam())) {
     const v1::SequenceHandle handle = Create(server.stub.get()).handle();
     ASSERT_TRUE(Fill(server.stub.get(), handle, 5, 0, 100).ok());
     v1::AttendItem item = Item(handle, 5, 1, 100, true);
@@ -100,8 +120,8 @@ TEST(SequencesTest, ARetryGetsTheSameBitsAndAppendsNothing) {
   }
 }
 
-TEST(SequencesTest, AnUploadRepeatsHarmlessly) {
-  const TestServer server;
+TEST_P(SequencesByKeyOrderTest, AnUploadRepeatsHarmlessly) {
+  const TestServer server({}, 64, Layout());
   const v1::SequenceHandle handle = Create(server.stub.get()).handle();
   v1::AppendKvRequest first = Chunk(handle, 3, 0, 0, 30);
   v1::AppendKvRequest overlapping = Chunk(handle, 3, 0, 20, 25);
@@ -121,13 +141,13 @@ TEST(SequencesTest, AnUploadRepeatsHarmlessly) {
 }
 
 // Alone, and amid 32 others, in other pages, on another server: bit for bit the same.
-TEST(SequencesTest, AnAnswerDoesNotDependOnItsCompany) {
+TEST_P(SequencesByKeyOrderTest, AnAnswerDoesNotDependOnItsCompany) {
   constexpr uint64_t kKey = 99;
   constexpr int64_t kTokens = 150;
   ServerOptions server_options;
   server_options.rpc.max_items_per_request = 64;
-  const TestServer alone(server_options, 64);
-  const TestServer crowded(server_options, 1024);
+  const TestServer alone(server_options, 64, Layout());
+  const TestServer crowded(server_options, 1024, Layout());
   const v1::SequenceHandle single = Create(alone.stub.get(), 0, kKey).handle();
   ASSERT_TRUE(Fill(alone.stub.get(), single, 1, 0, kTokens).ok());
 
@@ -140,7 +160,7 @@ TEST(SequencesTest, AnAnswerDoesNotDependOnItsCompany) {
       ASSERT_TRUE(Fill(crowded.stub.get(), crowd[i], i == 16 ? 1 : 100 + i, position, 30).ok());
     }
   }
-  for (const v1::AttentionOptions& options : EveryMethod()) {
+  for (const v1::AttentionOptions& options : EveryMethod(GetParam())) {
     v1::AttendItem item = Item(single, 1, 0, kTokens, true);
     *item.mutable_options() = options;
     const v1::AttendResult expected = AttendOne(alone.stub.get(), 0, item);
@@ -148,7 +168,7 @@ TEST(SequencesTest, AnAnswerDoesNotDependOnItsCompany) {
     std::vector<v1::AttendItem> items;
     for (int i = 0; i < 33; ++i) {
       items.push_back(Item(crowd[i], i == 16 ? 1 : 100 + i, 0, i == 16 ? kTokens : kTokens - 1 - i, i == 16));
-      *items.back().mutable_options() = EveryMethod()[i % 6];
+      *items.back().mutable_options() = EveryMethod(GetParam())[i % 6];
     }
     *items[16].mutable_options() = options;
     const Answers answers = Attend(crowded.stub.get(), {Request(0, items)});
@@ -204,8 +224,8 @@ TEST(SequencesTest, AFullPoolRefusesAndLosesNothing) {
   ExpectExact(AttendOne(stub, 1, Item(fourth, 3, 1, 63, false)), 3, 1, 63);
 }
 
-TEST(SequencesTest, AForkSharesAndThenParts) {
-  const TestServer server;
+TEST_P(SequencesByKeyOrderTest, AForkSharesAndThenParts) {
+  const TestServer server({}, 64, Layout());
   v1::AttentionService::Stub* stub = server.stub.get();
   const v1::SequenceHandle parent = Create(stub).handle();
   ASSERT_TRUE(Fill(stub, parent, 1, 0, 40).ok());

@@ -87,6 +87,8 @@ TEST(ServerBinaryTest, ABadFlagIsRefusedWithASentence) {
       {{"--backend=abacus"}, "--backend is \\\"abacus\\\""},
       {{"--backend=cuda"}, "--backend is cuda, but this build has no CUDA"},
       {{"--dtype=fp8_e4m3"}, "--dtype is fp8_e4m3; the CPU backend has"},
+      {{"--key_order=sideways"}, "--key_order is \\\"sideways\\\"; allowed is token or feature"},
+      {{"--key_order=feature", "--sketch=k4"}, "--sketch is k4; it must be none where key_order is feature"},
       {{"--kv_scales=/nowhere"}, "--kv_scales is /nowhere; allowed is a file"},
       {{"--kv_bytes=lots"}, "--kv_bytes is \\\"lots\\\""},
       {{"--kv_bytes=1KiB"}, "--kv_bytes is 1024; allowed is room for one page or more"},

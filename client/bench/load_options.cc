@@ -27,6 +27,8 @@ constexpr IntegerFlag kIntegerFlags[] = {
     {"layers", &LoadOptions::layers, 1, 65536, "of the server's layers; steps go through them in turn"},
     {"samples", &LoadOptions::samples, 0, int64_t{1} << 30,
      "value rows drawn for each query head; 0 with a sampled method: a sixteenth of the tokens"},
+    {"score_draws", &LoadOptions::score_draws, 0, 1024,
+     "ternary queries that stand for q, of BERNOULLI_QK and, where it is not 0, of the sampled methods"},
     {"in_flight", &LoadOptions::in_flight, 1, 4096, "closed loop: unanswered steps of each client"},
     {"prefill_clients", &LoadOptions::prefill_clients, 0, 4096,
      "of the clients: these upload prompts of --tokens, one after another, instead of decoding"},
@@ -156,9 +158,16 @@ absl::Status SetBoolean(const BooleanFlag& flag, std::string_view value, LoadOpt
 }
 
 absl::Status CheckTogether(const LoadOptions& options) {
-  if (options.method == v1::METHOD_EXACT && options.samples > 0) {
+  if (!DrawsValues(options.method) && options.samples > 0) {
+    return absl::InvalidArgumentError(Concat(
+        "--samples is ", options.samples, ", but --method=", MethodName(options.method), " draws none; allowed is 0"));
+  }
+  if (options.method == v1::METHOD_EXACT && options.score_draws > 0) {
     return absl::InvalidArgumentError(
-        Concat("--samples is ", options.samples, ", but --method=EXACT draws none; allowed is 0"));
+        Concat("--score_draws is ", options.score_draws, ", but --method=EXACT has none; allowed is 0"));
+  }
+  if (options.method == v1::METHOD_BERNOULLI_QK && options.score_draws == 0) {
+    return absl::InvalidArgumentError("--score_draws is 0; --method=BERNOULLI_QK needs 1 to 1024");
   }
   if (options.TokensOf(0) == 0 && (!options.append || options.prefill_clients > 0)) {
     return absl::InvalidArgumentError("--tokens is 0; a prompt, and without --append a step, needs at least 1 token");
@@ -180,7 +189,7 @@ void AppendHelp(std::string_view name, std::string_view value, std::string_view 
 }  // namespace
 
 uint32_t LoadOptions::SampleCountOf(int64_t tokens_stored) const {
-  if (method == v1::METHOD_EXACT) return 0;
+  if (!DrawsValues(method)) return 0;
   return static_cast<uint32_t>(samples > 0 ? samples : std::max<int64_t>(1, tokens_stored / 16));
 }
 
@@ -265,7 +274,8 @@ std::string LoadUsage() {
   AppendHelp("server", defaults.server, "the server's address, or another gRPC target", text);
   AppendHelp("metrics", "", "HOST:PORT of the server's /metrics: device time is then the device's own count", text);
   AppendHelp("method", "EXACT",
-             "EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH, S2ANTA_PROP, COORDINATED or SKETCHED", text);
+             "EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH, S2ANTA_PROP, COORDINATED, SKETCHED or BERNOULLI_QK",
+             text);
   AppendHelp("dtype", "bf16", "of q, and of appended k and v: bf16, fp16 or fp32", text);
   AppendHelp("tokens", defaults.tokens.text(),
              "uploaded to each sequence and layer before the load: N, or by sequence uniform:LEAST:MOST,\n"

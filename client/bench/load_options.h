@@ -29,6 +29,7 @@ struct LoadOptions {
 
   v1::Method method = v1::METHOD_EXACT;
   int64_t samples = 0;  // value rows drawn for each query head, S; of a sampled method: 0 is a sixteenth of the tokens
+  int64_t score_draws = 0;                     // R, of a server with feature-major keys
   ElementType dtype = ElementType::kBFloat16;  // of q, and of the appended k and v
   bool append = false;                         // every step also appends its token's k and v
   bool share_memory = true;                    // with a server on this machine, as AttendStreamOptions has it

@@ -37,6 +37,7 @@ TEST(LoadOptionsTest, ReadsEveryFlag) {
                               "--layers=2",
                               "--method=s2anta_flash",
                               "--samples=9",
+                              "--score_draws=11",
                               "--dtype=fp16",
                               "--append",
                               "--in_flight=4",
@@ -58,6 +59,7 @@ TEST(LoadOptionsTest, ReadsEveryFlag) {
   EXPECT_EQ(options->TokensOf(5), 64);
   EXPECT_EQ(options->layers, 2);
   EXPECT_EQ(options->method, v1::METHOD_S2ANTA_FLASH);
+  EXPECT_EQ(options->score_draws, 11);
   EXPECT_EQ(options->SampleCountOf(64), 9);
   EXPECT_EQ(options->dtype, ElementType::kFloat16);
   EXPECT_TRUE(options->append);
@@ -102,6 +104,10 @@ TEST(LoadOptionsTest, RefusesWithASentence) {
       {{"--server="}, "--server is \"\""},
       {{"--metrics=9464"}, "--metrics is \"9464\"; allowed is HOST:PORT"},
       {{"--samples=4"}, "--samples is 4, but --method=EXACT draws none"},
+      {{"--samples=4", "--method=BERNOULLI_QK"}, "--samples is 4, but --method=BERNOULLI_QK draws none"},
+      {{"--score_draws=4"}, "--score_draws is 4, but --method=EXACT has none"},
+      {{"--score_draws=1025"}, "--score_draws is \"1025\"; allowed is a whole number in [0, 1024]"},
+      {{"--method=BERNOULLI_QK"}, "--score_draws is 0; --method=BERNOULLI_QK needs 1 to 1024"},
       {{"--tokens=0"}, "--tokens is 0; a prompt, and without --append a step, needs at least 1 token"},
       {{"--tokens=uniform:9:1"}, "--tokens is \"uniform:9:1\"; allowed is N, uniform:LEAST:MOST"},
       {{"--echo=loud"}, "--echo is \"loud\"; allowed is none, raw or protobuf"},
@@ -121,9 +127,10 @@ TEST(LoadOptionsTest, HelpNamesEveryFlag) {
   EXPECT_TRUE(Parse({"-h"})->help);
   const std::string usage = LoadUsage();
   for (const char* flag :
-       {"server",  "metrics", "clients", "sequences",   "tokens",     "layers",          "method",
-        "samples", "dtype",   "append",  "in_flight",   "rate",       "warmup_seconds",  "seconds",
-        "seed",    "json",    "echo",    "echo_server", "serve_echo", "prefill_clients", "prefill_chunk"}) {
+       {"server",         "metrics",         "clients",       "sequences",  "tokens",    "layers",
+        "method",         "samples",         "dtype",         "append",     "in_flight", "rate",
+        "warmup_seconds", "seconds",         "seed",          "json",       "echo",      "echo_server",
+        "serve_echo",     "prefill_clients", "prefill_chunk", "score_draws"}) {
     EXPECT_NE(usage.find(std::string("  --") + flag + "="), std::string::npos) << flag;
   }
 }

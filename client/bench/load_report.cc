@@ -26,9 +26,10 @@ std::string Shape(const LoadOptions& options) {
   std::string text = absl::StrFormat("%d clients x %d sequences x %s tokens, %d layers, %s", options.decode_clients(),
                                      options.sequences, options.tokens.text(), options.layers,
                                      std::string(MethodName(options.method)));
-  if (options.method != v1::METHOD_EXACT) {
+  if (DrawsValues(options.method)) {
     absl::StrAppend(&text, " S ", options.samples > 0 ? absl::StrCat(options.samples) : "n / 16");
   }
+  if (options.score_draws > 0) absl::StrAppend(&text, " R ", options.score_draws);
   if (options.append) text += ", appending";
   if (options.prefill_clients > 0) absl::StrAppend(&text, "; ", options.prefill_clients, " clients upload prompts");
   if (options.rate > 0) return absl::StrCat(text, "; open loop, ", options.rate, " steps/s");
@@ -166,6 +167,7 @@ std::string LoadJson(const LoadOptions& options, const LoadResult& result) {
                  {"layers", options.layers},
                  {"method", MethodName(options.method)},
                  {"samples", options.samples},
+                 {"score_draws", options.score_draws},
                  {"append", options.append},
                  {"prefill_clients", options.prefill_clients},
                  {"prefill_chunk", options.prefill_chunk},

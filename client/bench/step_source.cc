@@ -33,6 +33,7 @@ StepSource::StepSource(const LoadOptions& options, const v1::KvLayout& layout,
     }
     item.mutable_options()->set_method(options.method);
     item.mutable_options()->set_sample_count(options.SampleCountOf(tokens_[i]));
+    item.mutable_options()->set_score_draws(static_cast<uint32_t>(options.score_draws));
   }
   template_.mutable_items(0)->mutable_options()->set_want_statistics(true);
 }

@@ -21,7 +21,8 @@ std::vector<v1::SequenceHandle> Handles(int count) {
 }
 
 TEST(StepSourceTest, AttendsInEverySequenceLayerAfterLayer) {
-  StepSource source({.layers = 2, .method = v1::METHOD_SANTA, .samples = 3}, Layout(), Handles(3), {10, 20, 30}, 1);
+  StepSource source({.layers = 2, .method = v1::METHOD_SANTA, .samples = 3, .score_draws = 2}, Layout(), Handles(3),
+                    {10, 20, 30}, 1);
   for (const uint32_t layer : {0, 1, 0, 1}) {
     const LoadStep step = source.Next();
     EXPECT_EQ(step.request.layer(), layer);
@@ -34,6 +35,7 @@ TEST(StepSourceTest, AttendsInEverySequenceLayerAfterLayer) {
       EXPECT_FALSE(item.has_k());
       EXPECT_EQ(item.options().method(), v1::METHOD_SANTA);
       EXPECT_EQ(item.options().sample_count(), 3);
+      EXPECT_EQ(item.options().score_draws(), 2);
       EXPECT_EQ(item.options().want_statistics(), i == 0);
     }
     EXPECT_NE(step.request.items(0).q().data(), step.request.items(1).q().data());

@@ -21,6 +21,10 @@ ABSL_FLAG(std::vector<std::string>, methods,
           "Methods of attention to compare, separated by commas.");
 ABSL_FLAG(std::vector<std::string>, divisors, (std::vector<std::string>{"8", "16", "32"}),
           "Sample counts, as divisors of the context, separated by commas.");
+ABSL_FLAG(
+    std::vector<std::string>, score_draws, {"0"},
+    "Score draws, R, of BERNOULLI_QK and the sampled methods (0: exact scores), separated by commas; other than 0 "
+    "with --sketch=none --server_flags=--key_order=feature.");
 ABSL_FLAG(uint64_t, seed, 1, "Seed of every estimator's draws.");
 ABSL_FLAG(std::vector<std::string>, passages, {},
           "Held-out passages: names of texts in --heldout, separated by commas. Empty: all.");
@@ -41,7 +45,13 @@ absl::Status Run() {
     }
     samples.push_back(static_cast<uint32_t>(context / divisor));
   }
-  const auto methods = ParseMethods(absl::GetFlag(FLAGS_methods), samples);
+  std::vector<uint32_t> score_draws;
+  for (const std::string& text : absl::GetFlag(FLAGS_score_draws)) {
+    if (!absl::SimpleAtoi(text, &score_draws.emplace_back())) {
+      return absl::InvalidArgumentError(absl::StrCat("--score_draws has ", text, "; allowed: 0 to 1024"));
+    }
+  }
+  const auto methods = ParseMethods(absl::GetFlag(FLAGS_methods), samples, score_draws);
   if (!methods.ok()) return methods.status();
   const auto passages =
       LoadPassages(absl::GetFlag(FLAGS_passages), {.context = context,

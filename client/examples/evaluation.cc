@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/examples/decoder.h"
 #include "client/examples/local_attention.h"
@@ -65,6 +66,7 @@ Evaluation::Evaluation(const LlamaModel* model, ServerAttention* server, Evaluat
   for (const MethodChoice& choice : options_.methods) {
     scores_.emplace_back();
     scores_.back().name = MethodName(choice.method);
+    if (choice.score_draws > 0) absl::StrAppend(&scores_.back().name, " R=", choice.score_draws);
     scores_.back().samples = choice.samples;
   }
 }
@@ -120,6 +122,7 @@ absl::Status Evaluation::AddPassage(const Passage& passage) {
     v1::AttentionOptions options;
     options.set_method(options_.methods[i].method);
     options.set_sample_count(options_.methods[i].samples);
+    options.set_score_draws(options_.methods[i].score_draws);
     if (options_.methods[i].method != v1::METHOD_EXACT) options.set_seed(options_.seed);
     server_->set_options(options);
     server_->TakeStatistics();

@@ -22,7 +22,8 @@ namespace santa {
 
 struct MethodChoice {
   v1::Method method = v1::METHOD_EXACT;
-  uint32_t samples = 0;  // drawn per query head; 0 for EXACT
+  uint32_t samples = 0;      // drawn per query head; 0 for EXACT and BERNOULLI_QK
+  uint32_t score_draws = 0;  // of a server with feature-major keys
 };
 
 // Sums over the passages so far.

@@ -68,6 +68,7 @@ TEST(Evaluation, ExactThroughTheServerIsLocalAttention) {
 }
 
 TEST(RunSetup, SaysWhatIsWrong) {
+  EXPECT_EQ(ParseMethods({"EXACT", "SYSTEMATIC", "BERNOULLI_QK"}, {8, 9}, {1, 4})->size(), 1 + 4 + 2);
   EXPECT_EQ(ParseMethods({"EXACT", "BEST"}, {8}).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(LoadPassages({"no such text"}, {}).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(ServerProcess::Start("no/such/program", {}).status().code(), absl::StatusCode::kNotFound);

@@ -40,7 +40,8 @@ std::string FindFile(const std::string& path) {
 }
 
 absl::StatusOr<std::vector<MethodChoice>> ParseMethods(const std::vector<std::string>& names,
-                                                       const std::vector<uint32_t>& samples) {
+                                                       const std::vector<uint32_t>& samples,
+                                                       const std::vector<uint32_t>& score_draws) {
   std::vector<MethodChoice> choices;
   for (const std::string& name : names) {
     const absl::StatusOr<v1::Method> method = ParseMethod(name);
@@ -49,7 +50,15 @@ absl::StatusOr<std::vector<MethodChoice>> ParseMethods(const std::vector<std::st
       choices.push_back({.method = *method, .samples = 0});
       continue;
     }
-    for (const uint32_t count : samples) choices.push_back({.method = *method, .samples = count});
+    for (const uint32_t draws : score_draws) {
+      if (*method == v1::METHOD_BERNOULLI_QK) {
+        choices.push_back({.method = *method, .score_draws = draws});
+        continue;
+      }
+      for (const uint32_t count : samples) {
+        choices.push_back({.method = *method, .samples = count, .score_draws = draws});
+      }
+    }
   }
   return choices;
 }

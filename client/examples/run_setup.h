@@ -21,9 +21,11 @@ namespace santa {
 // `path` itself, or where Bazel laid it for this program.
 std::string FindFile(const std::string& path);
 
-// Each sampled method with each sample count, EXACT once. INVALID_ARGUMENT lists the names of methods.
+// Each sampled method with each sample count and number of score draws, BERNOULLI_QK with each of the latter, EXACT
+// once. INVALID_ARGUMENT lists the names of methods.
 absl::StatusOr<std::vector<MethodChoice>> ParseMethods(const std::vector<std::string>& names,
-                                                       const std::vector<uint32_t>& samples);
+                                                       const std::vector<uint32_t>& samples,
+                                                       const std::vector<uint32_t>& score_draws = {0});
 
 // Passages of the named texts of --heldout (file names without .txt), or of all of them in order of their names. Text i
 // gets the seed options.seed + i. INVALID_ARGUMENT lists the names.

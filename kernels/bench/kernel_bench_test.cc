@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <sstream>
@@ -55,9 +56,11 @@ TEST(KernelBenchTest, RefusesBadFlagsWithASentence) {
       {"--sigma=nan", "--sigma is 'nan'; it must be a number in (0, 100]"},
       {"--methods=EXACT,FLASH",
        "--methods names 'FLASH'; the methods are EXACT, SANTA, STRATIFIED, SYSTEMATIC, S2ANTA_FLASH, S2ANTA_PROP, "
-       "COORDINATED, SKETCHED, separated by commas"},
+       "COORDINATED, SKETCHED, BERNOULLI_QK, separated by commas"},
       {"--data=gauss", "--data is 'gauss'; it must be normal or attention"},
       {"--sketch=k3", "--sketch is 'k3'; it must be none, k4, k4v4 or k8v8"},
+      {"--key_order=up", "--key_order is 'up'; it must be token or feature"},
+      {"--methods=BERNOULLI_QK", "score_draws is 0; it must be in [1, 1024] for BERNOULLI_QK"},
       {"--ragged=3x",
        "--ragged is '3x'; it must be like 15x1024,131072: at most 4096 sequences of 1 to 16777216 tokens"},
       {"--ragged=5000x1",
@@ -115,8 +118,31 @@ TEST(KernelBenchTest, MeasuresDataLikeAttention) {
 }
 
 TEST(KernelBenchTest, SketchedIsThereWithASketchAlone) {
-  EXPECT_EQ(Parse({})->methods.size(), kAllMethods.size() - 1);
-  EXPECT_EQ(Parse({"--sketch=k4"})->methods.size(), kAllMethods.size());
+  EXPECT_EQ(Parse({})->methods.size(), kAllMethods.size() - 2);
+  EXPECT_EQ(Parse({"--sketch=k4"})->methods.size(), kAllMethods.size() - 1);
+}
+
+// Score draws read a part of K, err as 1 / sqrt(R), and have an lse that is too large.
+TEST(KernelBenchTest, MeasuresScoreDraws) {
+  std::vector<Result> results;
+  for (const char* draws : {"--score_draws=16", "--score_draws=256"}) {
+    const auto options =
+        Parse({"--data=attention", "--tokens=2000", "--query_heads=4", "--kv_heads=1", "--samples=256",
+               "--methods=BERNOULLI_QK,SYSTEMATIC", "--key_order=feature", draws, "--repetitions=10", "--threads=1"});
+    ASSERT_TRUE(options.ok()) << options.status();
+    const auto report = Measure(*options);
+    ASSERT_TRUE(report.ok()) << report.status();
+    const Result& result = report->results[0];
+    EXPECT_EQ(result.value_rows_read, 2000);
+    EXPECT_EQ(result.kv_bytes_read, result.key_bytes_read + 2000 * 128 * 2);
+    EXPECT_LE(result.key_bytes_read, 2000 * 128 * 2);
+    EXPECT_LT(report->results[1].value_rows_read, 2000);
+    EXPECT_TRUE(std::isnan(result.standard_error));
+    results.push_back(result);
+  }
+  EXPECT_NEAR(results[0].relative_error / results[1].relative_error, 4, 2);
+  EXPECT_GT(results[0].lse_bias, 2 * results[1].lse_bias);
+  EXPECT_LT(results[0].key_bytes_read, results[1].key_bytes_read);
 }
 
 // Sources, features and tokens of a file are repeated for a larger shape, and what is attended to stays the same.
@@ -167,9 +193,10 @@ TEST(KernelBenchTest, JsonHasTheKeysAndSensibleNumbers) {
   for (const auto& object : objects) {
     std::vector<std::string> keys;
     for (const auto& [key, value] : object.items()) keys.push_back(key);
-    EXPECT_EQ(keys, (std::vector<std::string>{"method", "microseconds", "kv_bytes_read", "dense_kv_bytes",
-                                              "bandwidth_ratio", "speedup_vs_exact", "relative_error",
-                                              "value_rows_read", "standard_error", "samples", "sketch"}));
+    EXPECT_EQ(keys,
+              (std::vector<std::string>{"method", "microseconds", "kv_bytes_read", "dense_kv_bytes", "bandwidth_ratio",
+                                        "speedup_vs_exact", "relative_error", "value_rows_read", "standard_error",
+                                        "samples", "sketch", "score_draws", "lse_bias", "key_bytes_read"}));
     EXPECT_GT(object["microseconds"], 0);
     EXPECT_GT(object["bandwidth_ratio"], 0);
     EXPECT_EQ(object["dense_kv_bytes"], dense);

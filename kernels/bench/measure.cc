@@ -46,6 +46,7 @@ struct Samples {
   std::vector<double> speedups;
   double squared_error = 0;
   double told_squared_error = 0;
+  double lse_bias = 0;
   int64_t checked = 0;
   int64_t kv_bytes_read = 0;
   int64_t value_rows_read = 0;
@@ -60,7 +61,7 @@ void Add(const Workload::Call& call, double exact_seconds, Samples& samples) {
   samples.dense_kv_bytes = call.statistics.dense_kv_bytes;
 }
 
-Result Summarise(Method method, const Samples& samples, double read_bytes_per_second) {
+Result Summarise(Method method, const Options& options, const Samples& samples, double read_bytes_per_second) {
   const auto calls = static_cast<int64_t>(samples.seconds.size());
   const double seconds = Median(samples.seconds);
   const int64_t bytes = samples.kv_bytes_read / calls;
@@ -72,7 +73,11 @@ Result Summarise(Method method, const Samples& samples, double read_bytes_per_se
           .speedup_vs_exact = Median(samples.speedups),
           .relative_error = std::sqrt(samples.squared_error / static_cast<double>(samples.checked)),
           .value_rows_read = samples.value_rows_read / calls,
-          .standard_error = std::sqrt(samples.told_squared_error / static_cast<double>(samples.checked))};
+          .standard_error = std::sqrt(samples.told_squared_error / static_cast<double>(samples.checked)),
+          .lse_bias = samples.lse_bias / static_cast<double>(samples.checked),
+          .key_bytes_read =
+              (samples.kv_bytes_read - samples.value_rows_read * static_cast<int64_t>(options.layout().row_bytes())) /
+              calls};
 }
 
 // What the turns gave: of each method, and of reading.
@@ -158,7 +163,7 @@ absl::Status TimeSteps(const Options& options, const Workload& workload, Device&
 
 // Errors apart from the times: on the sequence that the reference knows.
 absl::Status AddErrors(const Options& options, const Workload& workload, Backend& backend, Times& times) {
-  const std::vector<double> expected = workload.Reference(0);
+  const reference::Output expected = workload.Reference(0);
   const int64_t checks = std::min<int64_t>(options.repetitions, 10);
   for (size_t m = 0; m < options.methods.size(); ++m) {
     Samples& samples = times.methods[m];
@@ -167,8 +172,11 @@ absl::Status AddErrors(const Options& options, const Workload& workload, Backend
       const absl::StatusOr<Workload::Call> call =
           workload.Decode(backend, options.methods[m], 0, static_cast<uint64_t>(options.seed + check));
       if (!call.ok()) return call.status();
-      samples.squared_error += SquaredError(call->o, expected);
-      samples.told_squared_error += ToldSquaredError(*call, options, expected);
+      samples.squared_error += SquaredError(call->o, expected.o);
+      samples.told_squared_error += ToldSquaredError(*call, options, expected.o);
+      for (size_t h = 0; h < expected.lse.size(); ++h) {
+        samples.lse_bias += (call->lse[h] - expected.lse[h]) / static_cast<double>(expected.lse.size());
+      }
     }
   }
   return absl::OkStatus();
@@ -198,7 +206,7 @@ absl::StatusOr<Report> Measure(const Options& options) {
   report.device = backend.device();
   report.read_bytes_per_second = static_cast<double>(workload.dense_bytes()) / Median(times.read_seconds);
   for (size_t m = 0; m < options.methods.size(); ++m) {
-    report.results.push_back(Summarise(options.methods[m], times.methods[m], report.read_bytes_per_second));
+    report.results.push_back(Summarise(options.methods[m], options, times.methods[m], report.read_bytes_per_second));
   }
   return report;
 }

@@ -33,6 +33,7 @@ constexpr IntegerFlag kIntegerFlags[] = {
     {"head_dim", &Options::head_dim, 8, 256, "a multiple of 8"},
     {"page_size", &Options::page_size, 16, 256, "tokens, a power of two"},
     {"samples", &Options::samples, 1, kMaxSampleCount, "draws a query head, for the sampled methods"},
+    {"score_draws", &Options::score_draws, 0, kMaxScoreDraws, "ternary queries in place of q, for all but EXACT"},
     {"window", &Options::window, 0, int64_t{1} << 24, "sliding window in tokens; 0: none"},
     {"threads", &Options::threads, 0, 1024, "CPU threads; 0: one for each CPU"},
     {"standard_errors", &Options::standard_errors, 0, 1, "1: answers tell their standard errors"},
@@ -116,6 +117,14 @@ absl::Status SetOther(std::string_view name, std::string_view value, Options& op
     }
     return Refuse(name, value, "none, k4, k4v4 or k8v8");
   }
+  if (name == "key_order") {
+    for (const KeyOrder order : kAllKeyOrders) {
+      if (Name(order) != value) continue;
+      options.key_order = order;
+      return absl::OkStatus();
+    }
+    return Refuse(name, value, "token or feature");
+  }
   if (name == "data") {
     if (value != "normal" && value != "attention") return Refuse(name, value, "normal or attention");
     options.data = value == "normal" ? Data::kNormal : Data::kAttention;
@@ -173,14 +182,16 @@ KvLayout Options::layout() const {
           .head_dim = static_cast<int32_t>(head_dim),
           .page_size = static_cast<int32_t>(page_size),
           .dtype = dtype,
-          .sketch = sketch};
+          .sketch = sketch,
+          .key_order = key_order};
 }
 
 AttentionOptions Options::attention(Method method, uint64_t draw_seed) const {
   return {.method = method,
-          .sample_count = method == Method::kExact ? 0 : static_cast<uint32_t>(samples),
+          .sample_count = DrawsValues(method) ? static_cast<uint32_t>(samples) : 0,
           .seed = draw_seed,
-          .window = static_cast<uint32_t>(window)};
+          .window = static_cast<uint32_t>(window),
+          .score_draws = method == Method::kExact ? 0 : static_cast<uint32_t>(score_draws)};
 }
 
 absl::StatusOr<Options> ParseOptions(std::span<const std::string_view> arguments) {
@@ -190,7 +201,9 @@ absl::StatusOr<Options> ParseOptions(std::span<const std::string_view> arguments
   }
   if (options.methods.empty()) {
     for (const Method method : kAllMethods) {
-      if (method != Method::kSketched || options.sketch != Sketch::kNone) options.methods.push_back(method);
+      if (method == Method::kSketched && options.sketch == Sketch::kNone) continue;
+      if (method == Method::kBernoulliQk && options.score_draws == 0) continue;
+      options.methods.push_back(method);
     }
   }
   if (!options.ragged.empty()) {
@@ -198,6 +211,9 @@ absl::StatusOr<Options> ParseOptions(std::span<const std::string_view> arguments
     options.tokens = *std::max_element(options.ragged.begin(), options.ragged.end());
   }
   if (absl::Status status = Validate(options.layout()); !status.ok()) return status;
+  for (const Method method : options.methods) {
+    if (absl::Status status = Validate(options.attention(method, 0)); !status.ok()) return status;
+  }
   return options;
 }
 
@@ -207,6 +223,7 @@ std::string Usage() {
       "  --backend=NAME      cpu (default); cuda, in a build with CUDA, which times the device's kernels alone\n"
       "  --methods=A,B       some of the methods; all that there are by default\n"
       "  --sketch=KIND       of full pages, for SKETCHED: none (default), k4, k4v4 or k8v8\n"
+      "  --key_order=ORDER   how the keys of a page lie: token (default) or feature, which --score_draws need\n"
       "  --dtype=TYPE        of the cache: fp32, bf16 (default), fp16 or fp8_e4m3, as far as the backend has it\n"
       "  --ragged=AxN,BxM    a batch of A sequences of N tokens, B of M, ..., in place of --batch and --tokens\n"
       "  --data=KIND         normal (default): independent normal numbers, whose mean output is small; attention: "

@@ -28,8 +28,10 @@ struct Options {
   int64_t page_size = 64;
   DType dtype = DType::kBFloat16;
   Sketch sketch = Sketch::kNone;
-  std::vector<Method> methods;  // by default all, SKETCHED where there is a sketch
+  KeyOrder key_order = KeyOrder::kTokenMajor;
+  std::vector<Method> methods;  // by default all, SKETCHED where there is a sketch, BERNOULLI_QK with score draws
   int64_t samples = 2048;       // S of the sampled methods
+  int64_t score_draws = 0;      // R of all methods but EXACT, [0, kMaxScoreDraws]
   int64_t window = 0;           // tokens, 0: all
   Data data = Data::kNormal;
   double sigma = 2;  // standard deviation of the logits, (0, 100]

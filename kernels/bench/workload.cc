@@ -166,7 +166,7 @@ absl::StatusOr<Workload::Call> Workload::Decode(Backend& backend, Method method,
   Call call;
   call.o.resize(queries_.size());
   if (options_.standard_errors != 0) call.relative_standard_error.resize(options_.batch * options_.query_heads);
-  std::vector<float> lse(options_.batch * options_.query_heads);
+  call.lse.resize(options_.batch * options_.query_heads);
   std::vector<DecodeStatistics> statistics(options_.batch);
   std::vector<DecodeItem> items;
   const int64_t width = options_.query_heads * options_.head_dim;
@@ -177,7 +177,7 @@ absl::StatusOr<Workload::Call> Workload::Decode(Backend& backend, Method method,
                      .options = options_.attention(method, draw_seed),
                      .q = queries_.data() + i * width,
                      .o = call.o.data() + i * width,
-                     .lse = lse.data() + i * options_.query_heads,
+                     .lse = call.lse.data() + i * options_.query_heads,
                      .statistics = &statistics[i],
                      .relative_standard_error = options_.standard_errors == 0
                                                     ? nullptr
@@ -195,10 +195,10 @@ absl::StatusOr<Workload::Call> Workload::Decode(Backend& backend, Method method,
   return call;
 }
 
-std::vector<double> Workload::Reference(int64_t slot) const {
+reference::Output Workload::Reference(int64_t slot) const {
   const int64_t sequence = slot * options_.batch;
   const int64_t group = options_.query_heads / options_.kv_heads;
-  std::vector<double> o;
+  reference::Output all;
   // One key/value head at a time: in fp64 a long sequence is large.
   for (int64_t head = 0; head < options_.kv_heads; ++head) {
     reference::Step step;
@@ -218,9 +218,10 @@ std::vector<double> Workload::Reference(int64_t slot) const {
       }
     }
     const reference::Output output = reference::Exact(step);
-    o.insert(o.end(), output.o.begin(), output.o.end());
+    all.o.insert(all.o.end(), output.o.begin(), output.o.end());
+    all.lse.insert(all.lse.end(), output.lse.begin(), output.lse.end());
   }
-  return o;
+  return all;
 }
 
 }  // namespace santa::bench

@@ -10,6 +10,7 @@
 #include "kernels/attention.h"
 #include "kernels/bench/options.h"
 #include "kernels/bench/random_rows.h"
+#include "kernels/reference/estimators.h"
 
 namespace santa::bench {
 
@@ -32,6 +33,7 @@ class Workload {
     double seconds = 0;
     DecodeStatistics statistics;                 // summed over the batch
     std::vector<float> o;                        // [batch][H][D]
+    std::vector<float> lse;                      // [batch][H]
     std::vector<float> relative_standard_error;  // [batch][H]; empty where it was not asked for
   };
   // The items of one Decode call on a slot, to be timed and not answered: queries as the kernels take them (bf16 for a
@@ -41,8 +43,8 @@ class Workload {
   // One Decode call on a slot.
   absl::StatusOr<Call> Decode(Backend& backend, Method method, int64_t slot, uint64_t draw_seed) const;
 
-  // What EXACT gives for the slot's first sequence, in fp64: [H][D].
-  std::vector<double> Reference(int64_t slot) const;
+  // What EXACT gives for the slot's first sequence, in fp64.
+  reference::Output Reference(int64_t slot) const;
 
  private:
   explicit Workload(const Options& options);

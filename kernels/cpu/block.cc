@@ -10,9 +10,11 @@ RunList ListRuns(const DecodeContext& context, const DecodeItem& item, int kv_he
   for (int64_t token = begin; token < end;) {
     const int64_t in_page = token % layout.page_size;
     const int64_t rows = std::min<int64_t>({layout.page_size - in_page, end - token, kMaxRun});
-    const int32_t page = item.page_table[token / layout.page_size];
-    list.runs[list.count++] = {context.cache.KeyRows(item.layer, page, kv_head) + in_page * layout.row_bytes(),
-                               static_cast<int>(rows)};
+    const uint8_t* page = context.cache.KeyRows(item.layer, item.page_table[token / layout.page_size], kv_head);
+    const auto row = static_cast<int64_t>(in_page * layout.row_bytes());
+    const auto key = static_cast<int64_t>(layout.key_order == KeyOrder::kFeatureMajor ? in_page * SizeOf(layout.dtype)
+                                                                                      : in_page * layout.row_bytes());
+    list.runs[list.count++] = {page + key, page + context.cache.value_offset() + row, static_cast<int>(rows)};
     token += rows;
   }
   list.num_rows = static_cast<int>(end - begin);

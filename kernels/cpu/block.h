@@ -22,8 +22,9 @@ struct DecodeContext {
 };
 
 struct Run {
-  const uint8_t* keys;  // the values lie KvCache::value_offset() further
-  int num_rows;         // [1, kMaxRun]
+  const uint8_t* keys;    // of the first token; of feature-major keys its feature 0
+  const uint8_t* values;  // of the first token
+  int num_rows;           // [1, kMaxRun]
 };
 
 // The rows of a block in order.
@@ -47,11 +48,14 @@ struct RunOrder {
   int count() const { return list.count * num_heads; }
   const uint8_t* rows(int index) const {
     if (index >= count()) return nullptr;
-    return list.runs[index / num_heads].keys + (values ? context.cache.value_offset() : 0) +
+    const Run& run = list.runs[index / num_heads];
+    return (values ? run.values : run.keys) +
            static_cast<int64_t>(context.cache.layout().head_page_bytes()) * (index % num_heads);
   }
+  // Feature-major keys are not in one piece: nothing.
   Ahead run(int index) const {
     if (index >= count()) return {};
+    if (!values && context.cache.layout().key_order == KeyOrder::kFeatureMajor) return {};
     return {rows(index),
             static_cast<int64_t>(context.cache.layout().row_bytes()) * list.runs[index / num_heads].num_rows};
   }

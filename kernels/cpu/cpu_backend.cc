@@ -54,7 +54,7 @@ class CpuBackend : public Backend {
   int32_t num_pages() const override { return cache_.num_pages(); }
 
   absl::Status Supports(const AttentionOptions& options, int64_t /*num_tokens*/) const override {
-    return SupportsSketch(options, layout());
+    return SupportsLayout(options, layout());
   }
 
   absl::Status Append(std::span<const KvAppend> appends) override {

@@ -28,8 +28,8 @@ const BackendUnderTest kCpu = {
     .name = "cpu", .make = WithThreads(2), .variants = {WithThreads(1), WithThreads(3)}, .tells_errors_by_steps = true};
 
 INSTANTIATE_TEST_SUITE_P(Cpu, BackendSuite,
-                         ::testing::Values(kCpu, kCpu.Sketched(Sketch::kK4), kCpu.Sketched(Sketch::kK4V4),
-                                           kCpu.Sketched(Sketch::kK8V8)),
+                         ::testing::Values(kCpu, kCpu.FeatureMajor(), kCpu.Sketched(Sketch::kK4),
+                                           kCpu.Sketched(Sketch::kK4V4), kCpu.Sketched(Sketch::kK8V8)),
                          NameOf);
 
 constexpr KvLayout kLayout = {.num_layers = 1, .num_query_heads = 4, .num_kv_heads = 1, .head_dim = 8};

@@ -21,7 +21,7 @@ PlannedItem PlanItem(const DecodeItem& item, const DecodeShape& shape, int32_t p
   plan.item = &item;
   plan.begin = sampling::VisibleBegin(item.num_tokens, item.options.window);
   plan.end = item.num_tokens;
-  plan.method = IsExact(item) ? Method::kExact : item.options.method;
+  plan.method = ReadsAllValues(item) ? Method::kExact : item.options.method;
   plan.full = plan.method == Method::kSketched ? plan.end / page_size * page_size : plan.end;
   plan.scale = sampling::EffectiveScale(item.options.scale, shape.head_dim);
   plan.split_tokens = kSplitTokens;
@@ -29,7 +29,7 @@ PlannedItem PlanItem(const DecodeItem& item, const DecodeShape& shape, int32_t p
     plan.tiling = sampling::MakeTiling(plan.begin, plan.end, item.options.sample_count);
     plan.split_tokens = std::max(kSplitTokens, plan.tiling.size);
   }
-  plan.tells_errors = item.relative_standard_error != nullptr;
+  plan.tells_errors = item.relative_standard_error != nullptr && item.options.score_draws == 0;
   if (plan.method == Method::kS2antaFlash) {
     const int64_t least_budget = item.options.sample_count / plan.tiling.count;
     plan.tells_errors = plan.tells_errors && least_budget >= sampling::kLeastToldBudget;

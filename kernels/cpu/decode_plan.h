@@ -41,7 +41,7 @@ struct DecodeShape {
 
 struct PlannedItem {
   const DecodeItem* item;
-  Method method;  // kExact where there are at least as many draws as tokens
+  Method method;  // of the value stage: kExact where all values are read
   int64_t begin;  // visible tokens [begin, end)
   int64_t end;
   int64_t full;  // of draws for groups: tokens before it take part in the draw, those from it on are always read

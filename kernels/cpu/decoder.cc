@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <optional>
 
 #include "kernels/cpu/convert.h"
 #include "kernels/cpu/sink.h"
@@ -19,6 +21,7 @@ Decoder::Decoder(const KvCache& cache, ThreadPool& pool, int64_t min_shared_byte
       context_{cache_, kernels_, shape_},
       scratch_(pool.num_threads()),
       budget_scratch_(pool.num_threads()),
+      feature_scratch_(pool.num_threads()),
       read_scratch_(pool.num_threads()),
       group_scratch_(pool.num_threads()),
       first_scratch_(pool.num_threads()),
@@ -31,7 +34,11 @@ void Decoder::Decode(std::span<const DecodeItem> items) {
   while (!items.empty()) {
     items = items.subspan(PlanWave(items));
     pool_.ShareLoops(WaveKvBytes() >= min_shared_bytes_);
-    PackQueries();
+    if (cache_.layout().key_order == KeyOrder::kFeatureMajor) {
+      PackAllFeatures();
+    } else {
+      PackQueries();
+    }
     GroupUnits();
     RunGroups();
     RunStored();
@@ -109,6 +116,10 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
   }
   const auto units = static_cast<int64_t>(units_.size());
   queries_.AtLeast(plans_.size() * heads * shape_.padded_dim);
+  if (cache_.layout().key_order == KeyOrder::kFeatureMajor) {
+    features_.AtLeast(plans_.size() * shape_.num_kv_heads * shape_.head_dim);
+    num_features_.AtLeast(plans_.size() * shape_.num_kv_heads);
+  }
   if (kernels_.pack_bf16 != nullptr) bf16_queries_.AtLeast(plans_.size() * heads * shape_.padded_dim);
   partial_max_.AtLeast(units * shape_.group);
   partial_sum_.AtLeast(units * shape_.group);
@@ -165,6 +176,15 @@ void Decoder::PackQueries() {
   }
 }
 
+void Decoder::PackAllFeatures() {
+  const int64_t size = static_cast<int64_t>(shape_.group) * shape_.padded_dim;
+  pool_.ParallelFor(static_cast<int64_t>(plans_.size()) * shape_.num_kv_heads, [&](int64_t index, int worker) {
+    num_features_.data()[index] = PackFeatures(
+        *plans_[index / shape_.num_kv_heads].item, shape_, static_cast<int>(index % shape_.num_kv_heads),
+        feature_scratch_[worker], features_.data() + index * shape_.head_dim, queries_.data() + index * size);
+  });
+}
+
 Partial Decoder::PartialAt(int64_t unit) const {
   return Partial{partial_max_.data(), partial_sum_.data(), partial_output_.data(), partial_rows_.data()}.Next(shape_,
                                                                                                               unit);
@@ -178,14 +198,19 @@ Partial Decoder::PartialOf(const PlannedItem& plan, int kv_head, int64_t split) 
 }
 
 Unit Decoder::UnitAt(const PlannedItem& plan, int kv_head, int64_t split, int worker) {
-  const int64_t first_query =
-      ((&plan - plans_.data()) * shape_.num_kv_heads + kv_head) * shape_.group * shape_.padded_dim;
+  const int64_t group = (&plan - plans_.data()) * shape_.num_kv_heads + kv_head;
+  const int64_t first_query = group * shape_.group * shape_.padded_dim;
+  FeatureList features;
+  if (cache_.layout().key_order == KeyOrder::kFeatureMajor) {
+    features = {features_.data() + group * shape_.head_dim, num_features_.data()[group]};
+  }
   return {.context = context_,
           .plan = plan,
           .kv_head = kv_head,
           .split = split,
           .queries = queries_.data() + first_query,
           .bf16_queries = plan.bf16_queries ? bf16_queries_.data() + first_query : nullptr,
+          .features = features,
           .partial = PartialOf(plan, kv_head, split),
           .scratch = scratch_[worker]};
 }
@@ -214,7 +239,7 @@ GroupItem Decoder::GroupItemOf(const PlannedItem& plan) const {
                                    : nullptr,
                     .totals = unit_masses_.data() + plan.first_unit,
                     .first_partial = PartialAt(plan.first_unit)};
-  if (plan.item->relative_standard_error != nullptr || plan.has_target()) {
+  if (plan.tells_errors || plan.has_target()) {
     item.first_errors = {error_numbers_.data() + plan.first_unit * GroupErrors::NumbersSize(shape_),
                          error_vectors_.data() + plan.first_unit * GroupErrors::VectorsSize(shape_)};
   }
@@ -417,8 +442,8 @@ void Decoder::Merge(const PlannedItem& plan, int kv_head, int worker) {
 
 // The standard error of a head, relative to it: `merged` and what it errs by share their factor.
 float Decoder::ErrorOf(const PlannedItem& plan, const sampling::StepSums& errors, const float* merged) const {
-  if (plan.method == Method::kExact) return 0;
   if (!plan.tells_errors) return std::numeric_limits<float>::quiet_NaN();
+  if (plan.method == Method::kExact) return 0;
   float norm = 0;
   for (int d = 0; d < shape_.padded_dim; ++d) norm += merged[d] * merged[d];
   float squared_error = sampling::SquaredError(errors);
@@ -442,7 +467,11 @@ void Decoder::WriteOutput(const PlannedItem& plan, int64_t head, float factor, i
 
 void Decoder::MergeGroup(const PlannedItem& plan, int kv_head, int worker) {
   const DecodeItem& item = *plan.item;
-  const bool errors = item.relative_standard_error != nullptr;
+  const bool errors = plan.tells_errors;
+  if (!errors && item.relative_standard_error != nullptr) {
+    std::fill_n(item.relative_standard_error + static_cast<int64_t>(kv_head) * shape_.group, shape_.group,
+                std::numeric_limits<float>::quiet_NaN());
+  }
   for (int in_group = 0; in_group < shape_.group; ++in_group) {
     const int64_t head = static_cast<int64_t>(kv_head) * shape_.group + in_group;
     const GroupAnswer answer = MergeGroupHead(context_, plan, GroupItemOf(plan), kv_head, in_group, errors,
@@ -475,7 +504,12 @@ void Decoder::WriteStatistics(const PlannedItem& plan) const {
   for (int kv_head = 0; plan.draws_for_groups() && kv_head < shape_.num_kv_heads; ++kv_head) {
     value_rows += solutions_.data()[(&plan - plans_.data()) * shape_.num_kv_heads + kv_head].spent_rows;
   }
-  *plan.item->statistics = MakeStatistics(cache_.layout(), *plan.item, value_rows);
+  std::optional<int64_t> features;
+  if (plan.item->options.score_draws > 0) {
+    const int32_t* of_item = num_features_.data() + (&plan - plans_.data()) * shape_.num_kv_heads;
+    features = std::accumulate(of_item, of_item + shape_.num_kv_heads, int64_t{0});
+  }
+  *plan.item->statistics = MakeStatistics(cache_.layout(), *plan.item, value_rows, features);
 }
 
 }  // namespace santa::cpu

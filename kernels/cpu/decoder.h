@@ -45,6 +45,7 @@ class Decoder {
   int64_t PlanWave(std::span<const DecodeItem> items);
   int64_t WaveKvBytes() const;
   void PackQueries();
+  void PackAllFeatures();
   void GroupUnits();
   void RunGroups();
   void RunStored();
@@ -87,9 +88,11 @@ class Decoder {
   std::vector<PlannedItem> plans_;  // of the wave
   std::vector<UnitPlace> units_;
   std::vector<UnitPlace> groups_;
-  GrowBuffer<float> queries_;          // packed, [item][H][padded_dim]
+  GrowBuffer<float> queries_;          // packed, [item][H][padded_dim]; or of features, [item][H_kv][G * padded_dim]
   GrowBuffer<uint16_t> bf16_queries_;  // of items with plan.bf16_queries
   GrowBuffer<float> plain_queries_;    // [item][H][D], of items with SKETCHED
+  GrowBuffer<int32_t> features_;       // of feature-major keys, [item][H_kv][D]
+  GrowBuffer<int32_t> num_features_;   // [item][H_kv]
   // [unit]
   GrowBuffer<float> partial_max_;
   GrowBuffer<float> partial_sum_;
@@ -120,6 +123,7 @@ class Decoder {
   // [worker]
   std::vector<WorkerScratch> scratch_;
   std::vector<BudgetScratch> budget_scratch_;
+  std::vector<FeatureScratch> feature_scratch_;
   std::vector<ReadScratch> read_scratch_;
   std::vector<std::vector<Unit>> group_scratch_;
   std::vector<std::vector<BlockArrays>> first_scratch_;

@@ -30,7 +30,7 @@ void Gatherer::StartBlock(const DecodeContext& context, const RunList& runs) {
   num_block_rows_ = runs.num_rows;
   const uint8_t** row = values_;
   for (int run = 0; run < runs.count; ++run) {
-    const uint8_t* values = runs.runs[run].keys + context.cache.value_offset();
+    const uint8_t* values = runs.runs[run].values;
     for (int i = 0; i < runs.runs[run].num_rows; ++i) *row++ = values + i * row_bytes;
   }
 }

@@ -103,6 +103,7 @@ class RowList {
       const int64_t token = begin + rows[i - from];
       const uint8_t* page =
           group_.unit.context.cache.KeyRows(item.layer, item.page_table[token / layout.page_size], group_.unit.kv_head);
+      // (Feature-major keys have no rows; SKETCHED alone asks for them.)
       keys_[i] = page + token % layout.page_size * layout.row_bytes();
       values_[i] = keys_[i] + value_offset;
       if (i < kRowsFetched) FetchRow(scores_keys ? keys_[i] : values_[i], layout.row_bytes());

@@ -20,7 +20,7 @@ void KeyFetcher::Begin(const DecodeContext& context, const DecodeItem& item, int
   num_heads_ = num_heads;
   end_ = end;
   list_ = {};
-  next_block_ = begin;
+  next_block_ = context.cache.layout().key_order == KeyOrder::kFeatureMajor ? end : begin;
   index_ = 0;
   offset_ = 0;
   ahead_ = 0;

@@ -15,7 +15,8 @@ namespace santa::cpu {
 inline constexpr int64_t kBytesBesideRow = 32;
 inline constexpr int64_t kBytesBesideSum = 128;
 
-// Follows the runs of `num_heads` neighbouring heads in the order in which ScoreBlock takes them, block by block, and
+// Of feature-major keys nothing: which of their features will be scored is for the score kernel to know. Else it
+// follows the runs of `num_heads` neighbouring heads in the order in which ScoreBlock takes them, block by block, and
 // stays ahead of it by what fits in an L2 cache.
 class KeyFetcher {
  public:

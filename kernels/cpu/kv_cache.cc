@@ -1,6 +1,7 @@
 #include "kernels/cpu/kv_cache.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -12,6 +13,27 @@ namespace santa::cpu {
 namespace {
 
 constexpr int64_t kTokensPerTask = 64;
+constexpr size_t kMaxRowBytes = 256 * sizeof(float);
+
+// A token's row of feature-major keys: numbers of `size` bytes that are `stride` bytes apart, from `first` on.
+struct Column {
+  uint8_t* first;
+  size_t stride;
+  size_t size;
+  int32_t count;
+
+  void Scatter(const uint8_t* row) const {
+    for (int32_t j = 0; j < count; ++j) std::memcpy(first + j * stride, row + j * size, size);
+  }
+  void Gather(uint8_t* row) const {
+    for (int32_t j = 0; j < count; ++j) std::memcpy(row + j * size, first + j * stride, size);
+  }
+};
+
+Column ColumnOf(const KvLayout& layout, uint8_t* head, int64_t token) {
+  const size_t size = SizeOf(layout.dtype);
+  return {head + token % layout.page_size * size, layout.page_size * size, size, layout.head_dim};
+}
 
 }  // namespace
 
@@ -34,13 +56,13 @@ absl::StatusOr<KvCache> KvCache::Allocate(const KvLayout& layout, int32_t num_pa
   if (!sketches.ok()) return sketches.status();
   cache.sketches_ = *std::move(sketches);
   cache.row_.resize(layout.row_bytes());
+  cache.stored_.resize(layout.row_bytes());
   return cache;
 }
 
-uint8_t* KvCache::KeyRow(const KvAppend& append, int64_t token, int32_t kv_head) const {
+uint8_t* KvCache::HeadOf(const KvAppend& append, int64_t token, int32_t kv_head) const {
   const int32_t page = append.page_table[token / layout_.page_size];
-  return memory_.data() + PageOffset(append.layer, page) + layout_.head_page_bytes() * kv_head +
-         layout_.row_bytes() * (token % layout_.page_size);
+  return memory_.data() + PageOffset(append.layer, page) + layout_.head_page_bytes() * kv_head;
 }
 
 void KvCache::Append(const KvAppend& append, ThreadPool& pool) {
@@ -52,8 +74,16 @@ void KvCache::Append(const KvAppend& append, ThreadPool& pool) {
     for (int64_t token = task * kTokensPerTask; token < end; ++token) {
       for (int32_t head = 0; head < layout_.num_kv_heads; ++head) {
         const size_t source = (static_cast<size_t>(token) * layout_.num_kv_heads + head) * head_bytes;
-        uint8_t* row = KeyRow(append, append.position + token, head);
-        Convert(append.dtype, k + source, layout_.dtype, row, layout_.head_dim);
+        const int64_t position = append.position + token;
+        uint8_t* of_head = HeadOf(append, position, head);
+        uint8_t* row = of_head + RowOffset(position);
+        if (layout_.key_order == KeyOrder::kFeatureMajor) {
+          std::array<uint8_t, kMaxRowBytes> key;
+          Convert(append.dtype, k + source, layout_.dtype, key.data(), layout_.head_dim);
+          ColumnOf(layout_, of_head, position).Scatter(key.data());
+        } else {
+          Convert(append.dtype, k + source, layout_.dtype, row, layout_.head_dim);
+        }
         Convert(append.dtype, v + source, layout_.dtype, row + value_offset(), layout_.head_dim);
       }
     }
@@ -79,8 +109,15 @@ bool KvCache::Compare(const KvAppend& append) {
   for (int64_t token = 0; token < append.num_tokens; ++token) {
     for (int32_t head = 0; head < layout_.num_kv_heads; ++head) {
       const size_t source = (static_cast<size_t>(token) * layout_.num_kv_heads + head) * head_bytes;
-      const uint8_t* row = KeyRow(append, append.position + token, head);
-      if (!matches(append.k, source, row) || !matches(append.v, source, row + value_offset())) return false;
+      const int64_t position = append.position + token;
+      uint8_t* of_head = HeadOf(append, position, head);
+      const uint8_t* row = of_head + RowOffset(position);
+      const uint8_t* key = row;
+      if (layout_.key_order == KeyOrder::kFeatureMajor) {
+        ColumnOf(layout_, of_head, position).Gather(stored_.data());
+        key = stored_.data();
+      }
+      if (!matches(append.k, source, key) || !matches(append.v, source, row + value_offset())) return false;
     }
   }
   return true;

@@ -1,4 +1,4 @@
-// The paged KV cache in host memory: [layer][page][K|V][kv_head][token][D].
+// The paged KV cache in host memory: [layer][page][K|V][kv_head][token][D], K also as [D][token] (KeyOrder).
 #ifndef SANTA_KERNELS_CPU_KV_CACHE_H_
 #define SANTA_KERNELS_CPU_KV_CACHE_H_
 
@@ -23,7 +23,7 @@ class KvCache {
   const KvLayout& layout() const { return layout_; }
   int32_t num_pages() const { return num_pages_; }
 
-  // The first row of K of one head of a page; that of V is value_offset() bytes further.
+  // K of one head of a page; V is value_offset() bytes further.
   const uint8_t* KeyRows(int32_t layer, int32_t page, int32_t kv_head) const {
     return memory_.data() + PageOffset(layer, page) + layout_.head_page_bytes() * kv_head;
   }
@@ -38,13 +38,16 @@ class KvCache {
   size_t PageOffset(int32_t layer, int32_t page) const {
     return (static_cast<size_t>(layer) * num_pages_ + page) * layout_.layer_page_bytes();
   }
-  uint8_t* KeyRow(const KvAppend& append, int64_t token, int32_t kv_head) const;
+  // Where a head of the page of a token begins, K first; and the token's row in it, of token-major numbers.
+  uint8_t* HeadOf(const KvAppend& append, int64_t token, int32_t kv_head) const;
+  size_t RowOffset(int64_t token) const { return layout_.row_bytes() * (token % layout_.page_size); }
 
   KvLayout layout_;
   int32_t num_pages_ = 0;
   PageMemory memory_;
   Sketches sketches_;
-  std::vector<uint8_t> row_;  // one converted row
+  std::vector<uint8_t> row_;     // one converted row
+  std::vector<uint8_t> stored_;  // and one of feature-major keys, gathered
 };
 
 }  // namespace santa::cpu

@@ -11,6 +11,7 @@
 #include "hwy/highway.h"
 // These need the lines above.
 #include "kernels/cpu/draws-inl.h"
+#include "kernels/cpu/feature_products-inl.h"
 #include "kernels/cpu/inclusions-inl.h"
 #include "kernels/cpu/row_bf16_products-inl.h"
 #include "kernels/cpu/row_products-inl.h"
@@ -32,6 +33,7 @@ constexpr RowKernels MakeTable() {
       .pack_bf16 = nullptr,
       .unpack = Row::Unpack,
       .score = Score<Row>,
+      .score_features = ScoreFeatures<Row>,
       .accumulate = Accumulate<Row>,
       .finish_scores = FinishScores,
       .exponentials = Exponentials,

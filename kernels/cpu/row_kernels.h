@@ -50,6 +50,21 @@ struct ScoreArgs {
   Ahead ahead = {};
 };
 
+// Tokens of one page whose keys lie feature by feature.
+struct FeatureScoreArgs {
+  // The first token's feature 0; a token's features are `stride` bytes apart, tokens one element. Elements up to 2 *
+  // lanes - 1 beyond the last token's may be read, and have no effect.
+  const uint8_t* keys = nullptr;
+  int64_t stride = 0;
+  int num_rows = 0;                   // tokens, [1, kMaxRun]
+  const int32_t* features = nullptr;  // that are read; no other's memory is
+  int num_features = 0;               // >= 0
+  int heads = 0;                      // [1, kChunkHeads]
+  const float* queries = nullptr;     // [num_features][heads]
+  float* scores = nullptr;            // as ScoreArgs::scores
+  const uint8_t* ahead = nullptr;     // as keys, of tokens whose same features will be needed soon; or null
+};
+
 struct AccumulateArgs {
   const uint8_t* rows = nullptr;  // consecutive rows, or null: row_pointers
   const uint8_t* const* row_pointers = nullptr;
@@ -142,6 +157,7 @@ struct RowKernels {
   bool (*pack_bf16)(const float* vector, int head_dim, uint16_t* packed);
   void (*unpack)(const float* packed, int head_dim, float factor, float* vector);  // times `factor`
   void (*score)(const ScoreArgs& args);
+  void (*score_features)(const FeatureScoreArgs& args);
   void (*accumulate)(const AccumulateArgs& args);
 
   // Turns dot products into scores (sampling::Score) in place, pads them with -inf up to a multiple of kRowGroup rows,

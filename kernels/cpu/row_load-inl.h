@@ -24,6 +24,21 @@ using Vector = hn::Vec<FloatTag>;
 inline constexpr int kLanes = HWY_LANES(float);
 inline constexpr int kPair = 2 * kLanes;  // elements of one Load
 
+// Scores of kLanes tokens, a vector a head, interleaved.
+template <int kHeads>
+HWY_INLINE void StoreTokens(const Vector* sums, float* scores) {
+  const FloatTag d;
+  if constexpr (kHeads == 1) {
+    hn::StoreU(sums[0], d, scores);
+  } else if constexpr (kHeads == 2) {
+    hn::StoreInterleaved2(sums[0], sums[1], d, scores);
+  } else if constexpr (kHeads == 3) {
+    hn::StoreInterleaved4(sums[0], sums[1], sums[2], hn::Zero(d), d, scores);
+  } else {
+    hn::StoreInterleaved4(sums[0], sums[1], sums[2], sums[3], d, scores);
+  }
+}
+
 // Elements in order: first half, second half.
 struct LinearOrder {
   static void Pack(const float* vector, int head_dim, float* packed) {
@@ -38,6 +53,8 @@ struct LinearOrder {
     first = hn::LoadU(FloatTag(), vector);
     second = hn::LoadU(FloatTag(), vector + kLanes);
   }
+  // The two vectors of a Load, or what was made of them element by element, as numbers in order.
+  static HWY_INLINE void ToOrder(Vector& /*first*/, Vector& /*second*/) {}
 };
 
 // Elements of even index, then those of odd index.
@@ -64,6 +81,11 @@ struct EvenOddOrder {
   }
   static HWY_INLINE void LoadFloats(const float* vector, Vector& even, Vector& odd) {
     hn::LoadInterleaved2(FloatTag(), vector, even, odd);
+  }
+  static HWY_INLINE void ToOrder(Vector& even, Vector& odd) {
+    alignas(64) float numbers[kPair];
+    hn::StoreInterleaved2(even, odd, FloatTag(), numbers);
+    LinearOrder::LoadFloats(numbers, even, odd);
   }
 };
 

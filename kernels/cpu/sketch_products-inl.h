@@ -124,21 +124,6 @@ HWY_INLINE void Fold(const SketchScoreArgs& args, FoldedQueries<kBits>& out) {
   }
 }
 
-// Scores of kLanes tokens, a vector a head, interleaved.
-template <int kHeads>
-HWY_INLINE void StoreTokens(const Vector* sums, float* scores) {
-  const FloatTag d;
-  if constexpr (kHeads == 1) {
-    hn::StoreU(sums[0], d, scores);
-  } else if constexpr (kHeads == 2) {
-    hn::StoreInterleaved2(sums[0], sums[1], d, scores);
-  } else if constexpr (kHeads == 3) {
-    hn::StoreInterleaved4(sums[0], sums[1], sums[2], hn::Zero(d), d, scores);
-  } else {
-    hn::StoreInterleaved4(sums[0], sums[1], sums[2], sums[3], d, scores);
-  }
-}
-
 // Whole numbers as the products of codes take them, a word for features of one token. 4 bits: bytes, four features a
 // word, in order.
 HWY_INLINE int32_t WordOf(const FoldedQueries<4>& queries, int head, int word) {

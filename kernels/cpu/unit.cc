@@ -40,8 +40,11 @@ void RaiseMax(const Unit& unit, int chunk, const HeadVector& new_max) {
   }
 }
 
-void ScoreBlock(UnitGroup units, const RunList& runs, const RunOrder& after, const BlockArrays* arrays, HeadVector* max,
-                KeyFetcher* fetcher) {
+namespace {
+
+// The dot products of a block; arguments as of ScoreBlock.
+void MultiplyRows(UnitGroup units, const RunList& runs, const RunOrder& after, const BlockArrays* arrays,
+                  KeyFetcher* fetcher) {
   const DecodeContext& context = units[0].context;
   const DecodeShape& shape = context.shape;
   const auto num_units = static_cast<int>(units.size());
@@ -66,6 +69,50 @@ void ScoreBlock(UnitGroup units, const RunList& runs, const RunOrder& after, con
                              .ahead = chunk == 0 ? ahead : Ahead{}});
     }
     if (u == num_units - 1) row += num_rows;
+  }
+}
+
+// Likewise with feature-major keys. Ahead is fetched what the next run has of the same head's features: those of its
+// neighbours are others.
+void MultiplyFeatures(UnitGroup units, const RunList& runs, const RunOrder* after, const BlockArrays* arrays) {
+  const DecodeContext& context = units[0].context;
+  const DecodeShape& shape = context.shape;
+  const KvLayout& layout = context.cache.layout();
+  const auto num_units = static_cast<int>(units.size());
+  const RunOrder keys = {context, runs, num_units, /*values=*/false};
+  int row = 0;
+  for (int index = 0; index < keys.count(); ++index) {
+    const int u = index % num_units;
+    const FeatureList& features = units[u].features;
+    const int next = index + num_units;
+    const uint8_t* ahead = next < keys.count() ? keys.rows(next) : after != nullptr ? after->rows(u) : nullptr;
+    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+      context.kernels.score_features(
+          {.keys = keys.rows(index),
+           .stride = static_cast<int64_t>(layout.page_size * SizeOf(layout.dtype)),
+           .num_rows = runs.runs[index / num_units].num_rows,
+           .features = features.features,
+           .num_features = features.count,
+           .heads = shape.heads(chunk),
+           .queries = units[u].queries + int64_t{chunk} * kChunkHeads * features.count,
+           .scores = arrays[u].chunk_scores(chunk) + static_cast<int64_t>(row) * shape.pitch(chunk),
+           .ahead = chunk == 0 ? ahead : nullptr});
+    }
+    if (u == num_units - 1) row += runs.runs[index / num_units].num_rows;
+  }
+}
+
+}  // namespace
+
+void ScoreBlock(UnitGroup units, const RunList& runs, const RunOrder& after, const BlockArrays* arrays, HeadVector* max,
+                KeyFetcher* fetcher) {
+  const DecodeContext& context = units[0].context;
+  const DecodeShape& shape = context.shape;
+  const auto num_units = static_cast<int>(units.size());
+  if (context.cache.layout().key_order == KeyOrder::kFeatureMajor) {
+    MultiplyFeatures(units, runs, fetcher != nullptr || after.values ? nullptr : &after, arrays);
+  } else {
+    MultiplyRows(units, runs, after, arrays, fetcher);
   }
   for (int u = 0; u < num_units; ++u) {
     for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {

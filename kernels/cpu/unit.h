@@ -10,6 +10,7 @@
 
 #include "kernels/cpu/block.h"
 #include "kernels/cpu/decode_plan.h"
+#include "kernels/cpu/feature_queries.h"
 #include "kernels/cpu/gather.h"
 #include "kernels/cpu/grow_buffer.h"
 #include "kernels/cpu/key_fetcher.h"
@@ -60,8 +61,9 @@ struct Unit {
   const PlannedItem& plan;
   int kv_head;
   int64_t split;
-  const float* queries;          // packed, [G][padded_dim]
+  const float* queries;          // packed, [G][padded_dim]; of feature-major keys as from PackFeatures
   const uint16_t* bf16_queries;  // the same from pack_bf16, or null
+  FeatureList features;          // that are read of feature-major keys
   Partial partial;
   WorkerScratch& scratch;
 

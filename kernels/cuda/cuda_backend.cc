@@ -140,7 +140,7 @@ absl::Status CudaBackend::WarmUp() {
     if (!matches) return absl::InternalError("the device does not hold what was stored in it");
   }
   for (const Method method : kAllMethods) {
-    const AttentionOptions attention = {.method = method, .sample_count = method == Method::kExact ? 0u : 1u};
+    const AttentionOptions attention = {.method = method, .sample_count = DrawsValues(method) ? 1u : 0u};
     if (!Supports(attention, 2).ok()) continue;
     DecodeItem item = {.page_table = &page,
                        .num_tokens = 2,
@@ -178,7 +178,11 @@ absl::Status CudaBackend::Keep(absl::Status status) {
 }
 
 absl::Status CudaBackend::Supports(const AttentionOptions& options, int64_t /*num_tokens*/) const {
-  return SupportsSketch(options, options_.layout);
+  if (options.method == Method::kBernoulliQk || options.score_draws > 0) {
+    return absl::UnimplementedError(absl::StrCat("method is ", std::string(Name(options.method)), ", score_draws is ",
+                                                 options.score_draws, "; the CUDA backend has no score draws"));
+  }
+  return SupportsLayout(options, options_.layout);
 }
 
 absl::Status CudaBackend::Append(std::span<const KvAppend> appends) {
@@ -354,6 +358,10 @@ absl::Status CheckLayout(const KvLayout& layout) {
   if (layout.sketch != Sketch::kNone && layout.sketch != Sketch::kK4) {
     return absl::UnimplementedError(
         absl::StrCat("sketch is ", std::string(Name(layout.sketch)), "; the CUDA backend has none and k4"));
+  }
+  if (layout.key_order != KeyOrder::kTokenMajor) {
+    return absl::UnimplementedError(absl::StrCat("key_order is ", std::string(Name(layout.key_order)),
+                                                 "; the CUDA backend has token-major keys alone"));
   }
   if (layout.group_size() > kMaxGroup) {
     return absl::UnimplementedError(absl::StrCat("num_query_heads / num_kv_heads is ", layout.group_size(),

@@ -27,8 +27,9 @@ struct CudaBackendOptions {
 //
 // INVALID_ARGUMENT for a bad layout, page count, scale or device number; UNIMPLEMENTED, naming field, value and what
 // there is, for a dtype other than bf16, fp16 and fp8_e4m3, a head_dim other than 64, 96, 128, 192 and 256, more than
-// 16 query heads for a key/value head, a sketch other than none and k4, or an older GPU; RESOURCE_EXHAUSTED where the
-// GPU or the host has not got the memory; UNAVAILABLE where there is no GPU or no driver.
+// 16 query heads for a key/value head, a sketch other than none and k4, feature-major keys, or an older GPU;
+// RESOURCE_EXHAUSTED where the GPU or the host has not got the memory; UNAVAILABLE where there is no GPU or no driver.
+// It has no score draws, and so not BERNOULLI_QK.
 //
 // Scores, sums and outputs are fp32, the products' factors bf16 for a bf16 cache and fp16 for the others: queries and
 // softmax weights are rounded to that type (queries that come in another type are scaled by a power of two before

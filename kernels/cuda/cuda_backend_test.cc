@@ -157,6 +157,10 @@ TEST(CudaBackendOptionsTest, RefusesWhatItHasNot) {
   layout.num_query_heads = 34;
   EXPECT_EQ(refusal(layout),
             absl::UnimplementedError("num_query_heads / num_kv_heads is 17; the CUDA backend has 1 to 16"));
+  layout = kLayout;
+  layout.key_order = KeyOrder::kFeatureMajor;
+  EXPECT_EQ(refusal(layout),
+            absl::UnimplementedError("key_order is feature; the CUDA backend has token-major keys alone"));
 }
 
 TEST_F(CudaBackendTest, RefusesADeviceThatIsNotThere) {

@@ -10,6 +10,7 @@
 #include "kernels/attention.h"
 #include "kernels/reference/group_draw.h"
 #include "kernels/reference/head.h"
+#include "kernels/reference/ternary_query.h"
 
 namespace santa::reference {
 namespace {
@@ -173,6 +174,7 @@ Vector EstimateHead(const Head& head, const AttentionOptions& options, std::mt19
   Vector sum(head.v[0].size(), 0.0);
   switch (options.method) {
     case Method::kExact:
+    case Method::kBernoulliQk:
     case Method::kCoordinated:  // see GroupDraw
     case Method::kSketched:
       return Mean(head.p, head.v);
@@ -268,6 +270,7 @@ HeadMoments MomentsOfHead(const Head& head, const AttentionOptions& options) {
   const Vector mean = Mean(head.p, head.v);
   switch (options.method) {
     case Method::kExact:
+    case Method::kBernoulliQk:
     case Method::kCoordinated:  // see GroupDraw
     case Method::kSketched:
       break;
@@ -305,6 +308,12 @@ Output Exact(const Step& step) {
 }
 
 Output Estimate(const Step& step, std::mt19937_64& random) {
+  if (step.options.score_draws > 0) {
+    Step drawn = step;
+    drawn.q = DrawTernaryQuery(step, random);
+    drawn.options.score_draws = 0;
+    return Estimate(drawn, random);
+  }
   Output output;
   if (DrawsForGroups(step)) {
     for (int32_t kv_head = 0; kv_head < step.num_kv_heads; ++kv_head) {

@@ -51,7 +51,8 @@ Output Estimate(const Step& step, std::mt19937_64& random);
 //     COORDINATED  as SYSTEMATIC, one U for the group
 //     SKETCHED     likewise, for numerator and denominator
 //
-// Exact estimates (EXACT, S >= visible tokens) have variance 0.
+// Exact estimates (EXACT, S >= visible tokens) have variance 0. Score draws have no closed form beyond the scores
+// (ternary_query.h): what is given here is the rest, for a drawn query as step.q.
 struct Moments {
   // Of o^ exp(lse^ - lse), which is o^ itself but for SKETCHED, whose lse^ is estimated too: there it is the numerator,
   // which has no bias.

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/attention.h"
+#include "kernels/reference/drawn_queries.h"
 #include "kernels/reference/group_rows.h"
 #include "kernels/reference/number_format.h"
 #include "kernels/reference/row_weights.h"
@@ -101,7 +102,7 @@ class ReferenceBackend : public Backend {
     if (options.target_relative_error > 0) {
       return absl::UnimplementedError("target_relative_error is set; the reference backend takes sample counts alone");
     }
-    return SupportsSketch(options, layout_);
+    return SupportsLayout(options, layout_);
   }
 
   absl::Status Append(std::span<const KvAppend> appends) override {
@@ -211,24 +212,39 @@ class ReferenceBackend : public Backend {
     const bool group = item.options.sample_count < visible &&
                        (item.options.method == Method::kCoordinated || item.options.method == Method::kSketched);
     int64_t rows_read = 0;
+    int64_t features_read = 0;
     for (int32_t kv_head = 0; kv_head < layout_.num_kv_heads; ++kv_head) {
       std::vector<bool> read(visible, false);
+      const std::vector<std::vector<double>> queries = Queries(item, kv_head, &features_read);
       if (group) {
-        DecodeGroup(item, kv_head, first, read);
+        DecodeGroup(item, kv_head, queries, first, read);
       } else {
-        for (int32_t h = kv_head * layout_.group_size(); h < (kv_head + 1) * layout_.group_size(); ++h) {
-          DecodeHead(item, kv_head, h, first, read);
+        for (int32_t g = 0; g < layout_.group_size(); ++g) {
+          DecodeHead(item, kv_head, kv_head * layout_.group_size() + g, queries[g], first, read);
         }
       }
       rows_read += std::count(read.begin(), read.end(), true);
     }
-    if (item.statistics != nullptr) *item.statistics = MakeStatistics(layout_, item, rows_read);
+    if (item.statistics == nullptr) return;
+    *item.statistics = item.options.score_draws == 0 ? MakeStatistics(layout_, item, rows_read)
+                                                     : MakeStatistics(layout_, item, rows_read, features_read);
   }
 
-  std::vector<double> Query(const DecodeItem& item, int32_t h) const {
-    std::vector<double> q(layout_.head_dim);
-    for (size_t d = 0; d < q.size(); ++d) q[d] = Load(item.io_dtype, item.q, static_cast<size_t>(h) * q.size() + d);
-    return q;
+  // Of a group, as its scores are made with them; *features_read grows by those that score draws leave to be read.
+  std::vector<std::vector<double>> Queries(const DecodeItem& item, int32_t kv_head, int64_t* features_read) const {
+    std::vector<std::vector<double>> queries(layout_.group_size(), std::vector<double>(layout_.head_dim));
+    size_t at = static_cast<size_t>(kv_head) * layout_.group_size() * layout_.head_dim;
+    for (std::vector<double>& q : queries) {
+      for (double& x : q) x = Load(item.io_dtype, item.q, at++);
+    }
+    if (item.options.score_draws > 0) {
+      *features_read += DrawQueries(StreamOf(item, kv_head), item.options.score_draws, queries);
+    }
+    return queries;
+  }
+
+  static sampling::RandomStream StreamOf(const DecodeItem& item, int32_t head) {
+    return sampling::MakeRandomStream(item.options.seed, item.sampling_key, item.layer, item.num_tokens - 1, head);
   }
 
   // The score of a token by its key, or by the key that `memory` has in its place.
@@ -236,7 +252,10 @@ class ReferenceBackend : public Backend {
                 int32_t kv_head) const {
     const float* k = &memory[RowIndex(item.layer, item.page_table, token, false, kv_head)];
     double dot = 0;
-    for (int32_t d = 0; d < layout_.head_dim; ++d) dot += q[d] * k[d];
+    for (int32_t d = 0; d < layout_.head_dim; ++d) {
+      if (item.options.score_draws > 0 && q[d] == 0) continue;  // not read
+      dot += q[d] * k[d];
+    }
     const double k_scale = Scale(scales_.k, item.layer, kv_head);
     return sampling::Score(static_cast<float>(dot * k_scale),
                            sampling::EffectiveScale(item.options.scale, layout_.head_dim), item.options.soft_cap);
@@ -266,22 +285,21 @@ class ReferenceBackend : public Backend {
     item.lse[h] = static_cast<float>(lse);
     if (item.relative_standard_error != nullptr) {
       item.relative_standard_error[h] =
-          sampling::RelativeError(static_cast<float>(squared_error), static_cast<float>(norm));
+          item.options.score_draws > 0
+              ? std::numeric_limits<float>::quiet_NaN()
+              : sampling::RelativeError(static_cast<float>(squared_error), static_cast<float>(norm));
     }
   }
 
-  void DecodeHead(const DecodeItem& item, int32_t kv_head, int32_t h, int64_t first, std::vector<bool>& read) {
-    const std::vector<double> q = Query(item, h);
+  void DecodeHead(const DecodeItem& item, int32_t kv_head, int32_t h, const std::vector<double>& q, int64_t first,
+                  std::vector<bool>& read) {
     std::vector<float> scores;
     for (int64_t i = first; i < item.num_tokens; ++i) scores.push_back(ScoreOf(item, q, memory_, i, kv_head));
-    const RowWeights rows(
-        item.options,
-        sampling::MakeRandomStream(item.options.seed, item.sampling_key, item.layer, item.num_tokens - 1, h), first,
-        std::move(scores));
+    const RowWeights rows(item.options, StreamOf(item, h), first, std::move(scores));
     const double lse = WithSink(item, h, rows.lse());
     const double share = std::exp(rows.lse() - lse);
     std::vector<double> o(layout_.head_dim, 0.0);
-    const bool exact = item.options.method == Method::kExact || item.options.sample_count >= read.size();
+    const bool exact = ReadsAllValues(item);
     std::map<int64_t, ErrorTerms> errors;
     for (size_t i = 0; i < read.size(); ++i) {
       const double weight = rows.weights()[i];
@@ -327,14 +345,14 @@ class ReferenceBackend : public Backend {
     const float* sketched_v;
   };
 
-  void DecodeGroup(const DecodeItem& item, int32_t kv_head, int64_t first, std::vector<bool>& read) {
+  void DecodeGroup(const DecodeItem& item, int32_t kv_head, const std::vector<std::vector<double>>& queries,
+                   int64_t first, std::vector<bool>& read) {
     const bool sketched = item.options.method == Method::kSketched;
     const int64_t full = sketched ? item.num_tokens / layout_.page_size * layout_.page_size : item.num_tokens;
     const int32_t first_head = kv_head * layout_.group_size();
     GroupScores scores{.first = first, .exact = {}, .scored = {}, .candidate = {}};
     for (int64_t i = first; i < item.num_tokens; ++i) scores.candidate.push_back(i < full);
-    for (int32_t h = first_head; h < first_head + layout_.group_size(); ++h) {
-      const std::vector<double> q = Query(item, h);
+    for (const std::vector<double>& q : queries) {
       scores.exact.emplace_back();
       scores.scored.emplace_back();
       for (int64_t i = first; i < item.num_tokens; ++i) {
@@ -344,9 +362,7 @@ class ReferenceBackend : public Backend {
       }
     }
     const std::vector<uint32_t> inclusions = Inclusions(scores, item.options);
-    read = RowsRead(
-        scores, inclusions,
-        sampling::MakeRandomStream(item.options.seed, item.sampling_key, item.layer, item.num_tokens - 1, kv_head));
+    read = RowsRead(scores, inclusions, StreamOf(item, kv_head));
     for (int32_t g = 0; g < layout_.group_size(); ++g) {
       FinishGroupHead(item, kv_head, first_head + g, scores, g, inclusions, read,
                       sketched && ValueBits(layout_.sketch) > 0);

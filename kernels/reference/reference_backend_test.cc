@@ -9,8 +9,16 @@ namespace santa::testing {
 const BackendUnderTest kReference = {
     .name = "reference", .make = reference::MakeReferenceBackend, .tells_errors_by_steps = true};
 
+// It keeps keys in one order, whichever is asked for: what is left to test are score draws, with one value stage of
+// each kind.
+BackendUnderTest WithScoreDraws() {
+  BackendUnderTest backend = kReference.FeatureMajor();
+  backend.methods = {Method::kSystematic, Method::kCoordinated};
+  return backend;
+}
+
 INSTANTIATE_TEST_SUITE_P(Reference, BackendSuite,
-                         ::testing::Values(kReference, kReference.Sketched(Sketch::kK4),
+                         ::testing::Values(kReference, WithScoreDraws(), kReference.Sketched(Sketch::kK4),
                                            kReference.Sketched(Sketch::kK4V4), kReference.Sketched(Sketch::kK8V8)),
                          NameOf);
 

@@ -44,12 +44,13 @@ double RowWeights::lse() const { return largest_ + std::log(sum_); }
 
 void RowWeights::Choose() {
   const auto rows = static_cast<int64_t>(scores_.size());
-  if (options_.method == Method::kExact || options_.sample_count >= rows) {
+  if (!DrawsValues(options_.method) || options_.sample_count >= rows) {
     for (int64_t i = 0; i < rows; ++i) weights_[i] = std::exp(static_cast<double>(scores_[i]) - largest_) / sum_;
     return;
   }
   switch (options_.method) {
     case Method::kExact:
+    case Method::kBernoulliQk:
     case Method::kCoordinated:  // see group_rows.h
     case Method::kSketched:
       return;

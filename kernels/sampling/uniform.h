@@ -49,6 +49,8 @@ enum class Purpose : uint32_t {
   // Index 0 (of a pilot: 1): where the one draw of a whole group begins (COORDINATED, SKETCHED); the stream's head is
   // the group's.
   kInclusion = 4,
+  // Of score draws (kernels/sampling/ternary_query.h), 32 bits a draw and feature; the stream's head is the group's.
+  kScore = 5,
 };
 
 // The place a random number is drawn for: one query head of one decode step.
@@ -60,7 +62,7 @@ struct RandomStream {
 };
 
 // `head` is the query head's index in [0, H) for every method that draws per query head, the key/value head's for those
-// that draw once for a group (Purpose::kInclusion).
+// that draw once for a group (Purpose::kInclusion, kScore).
 // layer and head must be below 2^16 (Validate(KvLayout) sees to it), position in [0, 2^32).
 SANTA_HOST_DEVICE RandomStream MakeRandomStream(uint64_t seed, uint64_t sampling_key, int32_t layer, int64_t position,
                                                 int32_t head) {

@@ -47,7 +47,7 @@ TEST(UniformTest, EveryPartOfThePlaceChangesTheNumber) {
         for (const int64_t position : {int64_t{0}, int64_t{1}, (int64_t{1} << 31) - 1}) {
           for (const int32_t head : {0, 1}) {
             const RandomStream stream = MakeRandomStream(seed, sampling_key, layer, position, head);
-            for (const Purpose purpose : {Purpose::kDraw, Purpose::kBudget, Purpose::kTile}) {
+            for (const Purpose purpose : {Purpose::kDraw, Purpose::kBudget, Purpose::kTile, Purpose::kScore}) {
               for (const uint32_t index : {0u, 1u, 2u, 0xffffffffu}) {
                 numbers.insert(Random64(stream, purpose, index));
                 ++places;

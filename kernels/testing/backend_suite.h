@@ -41,10 +41,11 @@ struct BackendUnderTest {
   std::function<KvLayout(KvLayout)> nearest_layout = nullptr;
   // The type that the backend rounds queries to before it multiplies them with a cache of type `stored`; null: none.
   std::function<DType(DType stored)> query_type = nullptr;
-  // The estimators that it has, of all its layouts' `sketch`.
+  // The estimators that it has, of all its layouts' `sketch` and `key_order`.
   std::vector<Method> methods = {Method::kSanta,       Method::kStratified, Method::kSystematic,
                                  Method::kS2antaFlash, Method::kS2antaProp, Method::kCoordinated};
   Sketch sketch = Sketch::kNone;
+  KeyOrder key_order = KeyOrder::kTokenMajor;
   // Of which of them it tells standard errors.
   std::vector<Method> tells_errors_of = {kAllMethods.begin(), kAllMethods.end()};
   // Whether they leave out what rows differ by over a whole sequence (sampling::StepSums).
@@ -60,7 +61,15 @@ struct BackendUnderTest {
   KvLayout Nearest(const KvLayout& layout) const {
     KvLayout nearest = nearest_layout ? nearest_layout(layout) : layout;
     nearest.sketch = sketch;
+    nearest.key_order = key_order;
     return nearest;
+  }
+  // The same with keys in the other order, which has score draws too.
+  BackendUnderTest FeatureMajor() const {
+    BackendUnderTest other = *this;
+    other.name += "_feature";
+    other.key_order = KeyOrder::kFeatureMajor;
+    return other;
   }
   // The same with a sketch, which is all that SKETCHED differs by.
   BackendUnderTest Sketched(Sketch with) const {

@@ -88,17 +88,31 @@ void ExpectReads(const std::string& what, const KvLayout& layout, const referenc
   const int64_t samples = step.options.sample_count;
   const int64_t group = step.num_query_heads / step.num_kv_heads;
   const bool sketched = step.options.method == Method::kSketched;
+  const bool all_values = !DrawsValues(step.options.method);
   const auto row = static_cast<int64_t>(layout.row_bytes());
   EXPECT_EQ(statistics.visible_tokens, visible) << what;
   int64_t most = group * samples;
   if (sketched) most = samples + step.num_tokens % layout.page_size;
   if (step.options.method == Method::kCoordinated) most = samples;
+  if (all_values) most = visible;
   // One row for all heads of a group may, at S = 1, be none: the chances sum to a little less.
   EXPECT_GE(statistics.value_rows_read, DrawsForGroups(step.options.method) && samples < 2 ? 0 : step.num_kv_heads)
       << what;
+  if (all_values) {
+    EXPECT_EQ(statistics.value_rows_read, visible * step.num_kv_heads) << what;
+  }
   EXPECT_LE(statistics.value_rows_read, step.num_kv_heads * std::min(visible, most)) << what;
   EXPECT_EQ(statistics.key_rows_read, sketched ? statistics.value_rows_read : visible * step.num_kv_heads) << what;
-  int64_t bytes = (statistics.key_rows_read + statistics.value_rows_read) * row;
+  int64_t bytes = statistics.value_rows_read * row;
+  if (step.options.score_draws > 0) {
+    for (int32_t kv_head = 0; kv_head < step.num_kv_heads; ++kv_head) {
+      const std::vector<bool> read = FeaturesRead(step, kv_head);
+      bytes += std::count(read.begin(), read.end(), true) * visible * static_cast<int64_t>(SizeOf(layout.dtype));
+    }
+    for (const float error : answer.relative_standard_error) EXPECT_TRUE(std::isnan(error)) << what;
+  } else {
+    bytes += statistics.key_rows_read * row;
+  }
   if (sketched) {
     const int64_t pages = step.num_tokens / layout.page_size - (step.num_tokens - visible) / layout.page_size;
     const int bits = KeyBits(layout.sketch) + ValueBits(layout.sketch);
@@ -243,6 +257,7 @@ reference::Step Cache::StepOf(const Query& query) const {
   step.num_tokens = query.num_tokens > 0 ? query.num_tokens : query.sequence->tokens.count;
   step.q = reference::RoundAll(query.io_dtype, query.q);
   if (query_type_) step.q = reference::RoundAll(query_type_(layout_.dtype), step.q);
+  if (!query.drawn_q.empty()) step.q = query.drawn_q;
   step.k = query.sequence->tokens.k;
   step.v = query.sequence->tokens.v;
   step.sink_logits.assign(query.sink_logits.begin(), query.sink_logits.end());
@@ -355,10 +370,59 @@ std::vector<AttentionOptions> SampledMethods(const BackendUnderTest& backend, ui
   return all;
 }
 
+std::vector<AttentionOptions> ScoreDrawMethods(const BackendUnderTest& backend, uint32_t score_draws,
+                                               uint32_t sample_count, uint64_t seed) {
+  if (backend.key_order != KeyOrder::kFeatureMajor) return {};
+  std::vector<AttentionOptions> all = SampledMethods(backend, sample_count, seed);
+  all.push_back({.method = Method::kBernoulliQk, .seed = seed});
+  for (AttentionOptions& options : all) options.score_draws = score_draws;
+  return all;
+}
+
+std::vector<double> DrawnQuery(Cache& cache, const Query& query) {
+  const KvLayout& layout = cache.layout();
+  const int32_t heads = layout.num_query_heads;
+  const int32_t dims = layout.head_dim;
+  const auto row = static_cast<size_t>(layout.num_kv_heads) * dims;
+  Query probe = query;
+  probe.num_tokens = query.num_tokens > 0 ? query.num_tokens : query.sequence->tokens.count;
+  probe.options = {.method = Method::kBernoulliQk,
+                   .seed = query.options.seed,
+                   .scale = 1,
+                   .window = 1,
+                   .score_draws = query.options.score_draws};
+  probe.sink_logits.clear();
+  // The page stands for every page: one token of it is seen.
+  Sequence sequence = cache.Add({.count = 1, .k = std::vector<double>(row, 0), .v = std::vector<double>(row, 0)},
+                                query.sequence->layer);
+  sequence.sampling_key = query.sequence->sampling_key;
+  sequence.pages.resize((probe.num_tokens - 1) / layout.page_size + 1, sequence.pages[0]);
+  probe.sequence = &sequence;
+  std::vector<double> drawn(query.q.size());
+  for (int32_t j = 0; j < dims; ++j) {
+    Tokens key{.count = 1, .k = std::vector<double>(row, 0), .v = std::vector<double>(row, 0)};
+    for (int32_t kv_head = 0; kv_head < layout.num_kv_heads; ++kv_head) key.k[kv_head * dims + j] = 1;
+    cache.Overwrite(sequence, probe.num_tokens - 1, key);
+    const Answer answer = cache.Decode({probe})[0];
+    for (int32_t h = 0; h < heads; ++h) drawn[h * dims + j] = answer.lse[h];
+  }
+  return drawn;
+}
+
+std::vector<bool> FeaturesRead(const reference::Step& step, int32_t kv_head) {
+  const int32_t group = step.num_query_heads / step.num_kv_heads;
+  std::vector<bool> read(step.head_dim, false);
+  for (int32_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+    for (int32_t j = 0; j < step.head_dim; ++j) read[j] = read[j] || step.q[h * step.head_dim + j] != 0;
+  }
+  return read;
+}
+
 std::string Describe(const KvLayout& layout) {
   std::ostringstream text;
   text << Name(layout.dtype) << " H=" << layout.num_query_heads << " H_kv=" << layout.num_kv_heads
-       << " D=" << layout.head_dim << " page=" << layout.page_size << " sketch=" << Name(layout.sketch);
+       << " D=" << layout.head_dim << " page=" << layout.page_size << " sketch=" << Name(layout.sketch)
+       << " key_order=" << Name(layout.key_order);
   return text.str();
 }
 
@@ -369,6 +433,7 @@ std::string Describe(const Query& query) {
   if (options.budget_rounding == BudgetRounding::kLargestRemainder) text << " (largest remainder)";
   text << " n=" << (query.num_tokens > 0 ? query.num_tokens : query.sequence->tokens.count)
        << " S=" << options.sample_count << " io=" << Name(query.io_dtype);
+  if (options.score_draws > 0) text << " R=" << options.score_draws;
   if (options.window > 0) text << " window=" << options.window;
   if (options.soft_cap > 0) text << " soft_cap=" << options.soft_cap;
   if (options.scale > 0) text << " scale=" << options.scale;

@@ -43,6 +43,8 @@ struct Query {
   std::vector<float> sink_logits = {};  // [H], or empty
   DType io_dtype = DType::kFloat32;
   std::vector<double> q = {};  // [H][D], rounded to io_dtype on the way
+  // [H][D]: what score draws put in place of q (DrawnQuery), which is the query to the reference; or empty.
+  std::vector<double> drawn_q = {};
 };
 
 struct Answer {
@@ -117,6 +119,17 @@ std::vector<double> RoundingAllowance(const BackendUnderTest& backend, const ref
 
 // Every estimator that the backend has, S2ANTA_PROP with both roundings.
 std::vector<AttentionOptions> SampledMethods(const BackendUnderTest& backend, uint32_t sample_count, uint64_t seed = 0);
+
+// BERNOULLI_QK, and the same estimators, with so many score draws; none where keys are token-major.
+std::vector<AttentionOptions> ScoreDrawMethods(const BackendUnderTest& backend, uint32_t score_draws,
+                                               uint32_t sample_count, uint64_t seed = 0);
+
+// What the score draws of a query put in its place, asked of the backend: with one visible key, which is 1 in feature j
+// and 0 elsewhere, and a scale of 1, lse is feature j. Takes a page of the cache.
+std::vector<double> DrawnQuery(Cache& cache, const Query& query);
+
+// Features of K that some query head of a key/value head's group has in the step's query: of a drawn one, those read.
+std::vector<bool> FeaturesRead(const reference::Step& step, int32_t kv_head);
 
 std::string Describe(const KvLayout& layout);
 std::string Describe(const Query& query);

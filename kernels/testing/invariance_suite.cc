@@ -33,6 +33,7 @@ Work MakeWork(const BackendUnderTest& backend, const BackendFactory& make, const
   }
   std::vector<AttentionOptions> methods = SampledMethods(backend, 50, 7);
   methods.push_back({});
+  for (const AttentionOptions& method : ScoreDrawMethods(backend, 3, 50, 7)) methods.push_back(method);
   int index = 0;
   for (const Sequence& sequence : work.sequences) {
     for (const AttentionOptions& method : methods) {

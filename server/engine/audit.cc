@@ -22,6 +22,7 @@ void UseExact(AttentionOptions* options) {
   options->method = Method::kExact;
   options->sample_count = 0;
   options->target_relative_error = 0;
+  options->score_draws = 0;
 }
 
 // |o - exact| / |exact|; 0 where both are 0.

@@ -76,7 +76,8 @@ class AuditTest : public testing::Test {
   TestStep& Run(TestStep* step, Method method) {
     for (StepItem& item : step->step().items) {
       item.options.method = method;
-      item.options.sample_count = method == Method::kExact ? 0 : 4;
+      item.options.sample_count = DrawsValues(method) ? 4 : 0;
+      item.options.score_draws = method == Method::kBernoulliQk ? 4 : 0;
     }
     auditor_->ApplyFallbacks(&step->step());
     step->step().done = [this, step] { Note(step, &done_); };
@@ -126,6 +127,17 @@ TEST_F(AuditTest, MeasuresSampledItemsAloneAndTheirErrors) {
   EXPECT_THAT(skips_, IsEmpty());
   EXPECT_EQ(engine_->queued_items(), 0);
   EXPECT_EQ(engine_->running_items(), 0);
+}
+
+// Which its exact repeat does not have.
+TEST_F(AuditTest, MeasuresScoreDraws) {
+  backend_.set_sampled_error(0.5);
+  Start(kEvery);
+  Run(&NewStep()->AppendAndAttend(Create(), 0, {1, 2}), Method::kBernoulliQk);
+  WaitFor(1, reports_);
+  EXPECT_EQ(reports_[0].method, Method::kBernoulliQk);
+  EXPECT_THAT(reports_[0].relative_errors, ElementsAre(DoubleNear(0.5, 1e-6)));
+  EXPECT_EQ(reports_[0].changed_answers, 0);
 }
 
 TEST_F(AuditTest, HoldsTheErrorSeenAgainstTheOnePredicted) {

@@ -40,8 +40,20 @@ v1::Method ToMessage(Method method) {
       return v1::METHOD_COORDINATED;
     case Method::kSketched:
       return v1::METHOD_SKETCHED;
+    case Method::kBernoulliQk:
+      return v1::METHOD_BERNOULLI_QK;
   }
   return v1::METHOD_UNSPECIFIED;
+}
+
+v1::KeyOrder ToMessage(KeyOrder order) {
+  switch (order) {
+    case KeyOrder::kTokenMajor:
+      return v1::KEY_ORDER_TOKEN_MAJOR;
+    case KeyOrder::kFeatureMajor:
+      return v1::KEY_ORDER_FEATURE_MAJOR;
+  }
+  return v1::KEY_ORDER_UNSPECIFIED;
 }
 
 v1::Sketch ToMessage(Sketch sketch) {
@@ -66,6 +78,7 @@ void ToMessage(const KvLayout& layout, v1::KvLayout* out) {
   out->set_dtype(ToMessage(layout.dtype));
   out->set_page_size(layout.page_size);
   out->set_sketch(ToMessage(layout.sketch));
+  out->set_key_order(ToMessage(layout.key_order));
 }
 
 void ToMessage(const SequenceInfo& info, v1::Sequence* out) {

@@ -17,6 +17,7 @@ namespace v1 = ::santa::attention::v1;
 v1::DataType ToMessage(DType dtype);
 v1::Method ToMessage(Method method);
 v1::Sketch ToMessage(Sketch sketch);
+v1::KeyOrder ToMessage(KeyOrder order);
 void ToMessage(const KvLayout& layout, v1::KvLayout* out);
 void ToMessage(const SequenceInfo& info, v1::Sequence* out);
 

@@ -137,7 +137,8 @@ absl::StatusOr<AttentionOptions> ToOptions(const v1::AttentionOptions& options, 
                           .scale = options.scale(),
                           .window = options.window(),
                           .soft_cap = options.soft_cap(),
-                          .target_relative_error = options.target_relative_error()};
+                          .target_relative_error = options.target_relative_error(),
+                          .score_draws = options.score_draws()};
   if (!KnownMethod(options.method(), &out.method)) {
     return absl::UnimplementedError(
         absl::StrCat(field, ".method is ", static_cast<int>(options.method()), "; GetServerInfo lists those known"));

@@ -42,6 +42,7 @@ TEST(ValidateTest, AnItemBecomesAStepItem) {
   options->set_window(10);
   options->set_soft_cap(30);
   options->set_budget_rounding(v1::BUDGET_ROUNDING_LARGEST_REMAINDER);
+  options->set_score_draws(12);
   for (int h = 0; h < 4; ++h) options->add_sink_logits(static_cast<float>(h));
 
   StepItem out;
@@ -60,6 +61,7 @@ TEST(ValidateTest, AnItemBecomesAStepItem) {
   EXPECT_EQ(out.options.window, 10U);
   EXPECT_EQ(out.options.soft_cap, 30.0F);
   EXPECT_EQ(out.options.budget_rounding, BudgetRounding::kLargestRemainder);
+  EXPECT_EQ(out.options.score_draws, 12U);
   EXPECT_EQ(out.sink_logits, options->sink_logits().data());
 }
 

@@ -84,6 +84,7 @@ absl::Status FakeBackend::CopyPages(std::span<const PageCopy> copies) {
 absl::Status FakeBackend::Decode(std::span<const DecodeItem> items) {
   if (absl::Status status = Meet(Call::kDecode); !status.ok()) return status;
   for (const DecodeItem& item : items) {
+    const bool exact = item.options.method == Method::kExact && item.options.score_draws == 0;
     const int64_t window = item.options.window;
     const int64_t visible = window > 0 ? std::min(window, item.num_tokens) : item.num_tokens;
     auto* o = static_cast<float*>(item.o);
@@ -96,12 +97,12 @@ absl::Status FakeBackend::Decode(std::span<const DecodeItem> items) {
         for (int d = 0; d < layout_.head_dim; ++d) sum[d] += row[d];
       }
       for (int d = 0; d < layout_.head_dim; ++d) {
-        const double factor = item.options.method == Method::kExact ? 1 : 1 + sampled_error_;
+        const double factor = exact ? 1 : 1 + sampled_error_;
         o[head * layout_.head_dim + d] = static_cast<float>(factor * sum[d] / static_cast<double>(visible));
       }
       item.lse[head] = static_cast<float>(std::log(static_cast<double>(visible)));
       if (item.relative_standard_error == nullptr) continue;
-      item.relative_standard_error[head] = item.options.method == Method::kExact ? 0 : predicted_error_.load();
+      item.relative_standard_error[head] = exact ? 0 : predicted_error_.load();
     }
     if (item.statistics == nullptr) continue;
     const int64_t rows = visible * layout_.num_kv_heads;

@@ -40,7 +40,7 @@ class FakeBackend : public Backend {
   // the first call.
   void set_max_decodes_in_flight(int number) { max_decodes_in_flight_ = number; }
 
-  // The relative error of every method but EXACT; they have none at first.
+  // The relative error of every method but EXACT, and of score draws; they have none at first.
   void set_sampled_error(double error) { sampled_error_ = error; }
 
   // What every method but EXACT says of its error, of every head; NaN, nothing, at first.
