@@ -49,7 +49,7 @@ struct Engine::State {
   bool device_thread_sleeps = false;
   int handing_back = 0;        // batches whose steps are being told
   bool device_taken = false;   // somebody forms or runs a batch: the device thread, or one in RunHere
-  std::vector<Step*> arrived;  // in order; the device thread takes all of it at once
+  std::vector<Step*> arrived;  // in order; whoever takes the device takes all of it at once
   std::deque<Step*> background;
   int64_t queued_items = 0;                                   // of `arrived` and `waiting`
   absl::flat_hash_map<std::string, int64_t> queued_items_of;  // by tenant
@@ -138,6 +138,7 @@ bool Engine::State::AwaitsRunHere(const Step& step) const {
 }
 
 void Engine::RunHere() {
+  if (state_->max_in_flight > 1) return;  // Submit has woken the device thread
   std::unique_lock<std::mutex> lock(state_->mutex);
   if (state_->arrived.empty()) return;
   if (!state_->AwaitsRunHere(*state_->arrived.front())) return state_->WakeDeviceThread();
