@@ -6,7 +6,6 @@
 #include <cstring>
 
 #include "kernels/cpu/row_list.h"
-#include "kernels/sampling/inclusion.h"
 
 namespace santa::cpu {
 namespace {

@@ -16,11 +16,6 @@
 namespace santa {
 namespace {
 
-constexpr StoreLimits kLimits = {.max_sequences = 100,
-                                 .max_tokens_per_sequence = 1000,
-                                 .default_lease = absl::Hours(1),
-                                 .max_lease = absl::Hours(1)};
-
 // Owners write and roll back sequences of their own, whose tokens follow from owner and position; a visitor for each
 // forks one of them at any moment and reads what it got.
 class Crowd {
@@ -117,7 +112,7 @@ void RunCrowd(int max_decodes_in_flight, bool runs_here) {
   FakeBackend backend(TestLayout(2), 64);
   backend.set_max_decodes_in_flight(max_decodes_in_flight);
   PagePool pool(64);
-  SequenceStore store(2, 4, kLimits, &pool);
+  SequenceStore store(2, 4, kTestLimits, &pool);
   Engine engine(&backend, &store, &pool, {.max_queued_items = 100, .max_batch_items = 3}, nullptr);
   Crowd crowd(&engine, &store, backend.layout(), runs_here);
   std::vector<SequenceHandle> handles;

@@ -14,11 +14,6 @@
 namespace santa {
 namespace {
 
-constexpr StoreLimits kLimits = {.max_sequences = 100,
-                                 .max_tokens_per_sequence = 1000,
-                                 .default_lease = absl::Hours(1),
-                                 .max_lease = absl::Hours(1)};
-
 class EngineRunHereTest : public testing::Test {
  protected:
   // The engine learns from one step how long a token takes: more than no time, and less than an hour.
@@ -49,7 +44,7 @@ class EngineRunHereTest : public testing::Test {
 
   FakeBackend backend_{TestLayout(1), 64};
   PagePool pool_{64};
-  SequenceStore store_{1, 4, kLimits, &pool_};
+  SequenceStore store_{1, 4, kTestLimits, &pool_};
   std::atomic<std::thread::id> done_on_;
   Counter done_count_;
   std::deque<TestStep> steps_;

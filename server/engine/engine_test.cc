@@ -22,11 +22,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr StoreLimits kLimits = {.max_sequences = 100,
-                                 .max_tokens_per_sequence = 1000,
-                                 .default_lease = absl::Hours(1),
-                                 .max_lease = absl::Hours(1)};
-
 class EngineTest : public testing::Test {
  protected:
   void Start(const EngineOptions& options = {}) {
@@ -68,7 +63,7 @@ class EngineTest : public testing::Test {
 
   FakeBackend backend_{TestLayout(2), 64};
   PagePool pool_{64};
-  SequenceStore store_{2, 4, kLimits, &pool_};
+  SequenceStore store_{2, 4, kTestLimits, &pool_};
   std::mutex mutex_;
   std::vector<const Step*> reported_;
   std::vector<TestStep*> done_;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "kernels/attention.h"
 #include "server/engine/step.h"
 #include "server/kv/sequence_store.h"
@@ -15,6 +16,11 @@ namespace santa {
 
 // H = 4, H_kv = 2, D = 8, fp32; pages of 4 tokens, fewer than a real backend takes, so that tests reach many soon.
 KvLayout TestLayout(int32_t num_layers);
+
+inline constexpr StoreLimits kTestLimits = {.max_sequences = 100,
+                                            .max_tokens_per_sequence = 1000,
+                                            .default_lease = absl::Hours(1),
+                                            .max_lease = absl::Hours(1)};
 
 // What token `id` has at a place of its k or v. Exact in fp32 for ids below 2^18, and no two ids agree anywhere.
 float TokenValue(int id, bool value, int32_t kv_head, int32_t d);
