@@ -297,6 +297,13 @@ void AttendStream::Impl::RunTimer() {
       reconnect_at_.reset();
       if (!pending_.empty()) OpenStream();
     }
+    if (reconnect_at_ && !connection_->connected()) {
+      constexpr absl::Duration kTurn = absl::Milliseconds(10);  // so soon are the times looked at again
+      lock.unlock();
+      connection_->WaitForChannel(std::min(*reconnect_at_, now + kTurn));
+      lock.lock();
+      continue;
+    }
     timer_wakes_at_ = reconnect_at_.value_or(absl::InfiniteFuture());
     if (!deadlines_.empty()) timer_wakes_at_ = std::min(timer_wakes_at_, deadlines_.begin()->first);
     if (timer_wakes_at_ == absl::InfiniteFuture()) {

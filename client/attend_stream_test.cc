@@ -170,6 +170,20 @@ TEST(AttendStreamTest, SurvivesAServerThatRestarts) {
   ExpectStoredOnce(server, handle, kSteps);
 }
 
+TEST(AttendStreamTest, FindsAServerThatIsBackAfterAWhile) {
+  FakeAttentionServer server;
+  const auto client = MustConnect(server, /*max_attempts=*/1000);
+  const auto stream = client->OpenAttendStream();
+  const v1::SequenceHandle handle = client->CreateSequence()->handle();
+  ASSERT_TRUE(stream->Attend(Request(handle, 0)).ok());
+  server.Stop();
+  auto answer = stream->Submit(Request(handle, 1));
+  absl::SleepFor(absl::Milliseconds(300));  // attempts fail meanwhile
+  server.Start();
+  const AttendStream::Result result = answer.get();
+  EXPECT_TRUE(result.ok()) << result.status();
+}
+
 TEST(AttendStreamTest, ManyThreadsShareAStream) {
   constexpr int kThreads = 4;
   constexpr int kSteps = 40;

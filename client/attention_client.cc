@@ -76,11 +76,12 @@ void SetDeadline(grpc::ClientContext& context, absl::Time deadline) {
 }
 
 // Waits before the next attempt; false when none may follow.
-bool WaitToRetry(Backoff& backoff, absl::Time deadline) {
+bool WaitToRetry(const Connection& connection, Backoff& backoff, absl::Time deadline) {
   if (!backoff.MayRetry()) return false;
-  const absl::Duration delay = backoff.Delay();
-  if (absl::Now() + delay >= deadline) return false;
-  absl::SleepFor(delay);
+  const absl::Time next = absl::Now() + backoff.Delay();
+  if (next >= deadline) return false;
+  connection.WaitForChannel(next);
+  absl::SleepFor(next - absl::Now());
   return true;
 }
 
@@ -105,7 +106,9 @@ absl::StatusOr<Response> Call(const Connection& connection, Rpc<Request, Respons
     if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED && !last_failure.ok()) {
       return ToAbseil(last_failure);
     }
-    if (!IsRetryable(status.error_code()) || !WaitToRetry(backoff, deadline)) return ToAbseil(status);
+    if (!IsRetryable(status.error_code()) || !WaitToRetry(connection, backoff, deadline)) {
+      return ToAbseil(status);
+    }
     last_failure = std::move(status);
   }
 }
@@ -197,9 +200,9 @@ absl::StatusOr<std::unique_ptr<AttentionClient>> AttentionClient::Connect(const 
                                                                           const ClientOptions& options) {
   if (absl::Status status = Validate(options); !status.ok()) return status;
   auto connection = std::make_shared<Connection>();
-  const std::shared_ptr<grpc::Channel> channel = MakeChannel(target, options);
-  connection->stub = v1::AttentionService::NewStub(channel);
-  connection->raw_stub = std::make_unique<grpc::GenericStub>(channel);
+  connection->channel = MakeChannel(target, options);
+  connection->stub = v1::AttentionService::NewStub(connection->channel);
+  connection->raw_stub = std::make_unique<grpc::GenericStub>(connection->channel);
   if (!options.bearer_token.empty()) connection->authorization = absl::StrCat("Bearer ", options.bearer_token);
   connection->retry = options.retry;
 
@@ -282,7 +285,9 @@ absl::StatusOr<v1::Sequence> AttentionClient::AppendKv(const v1::SequenceHandle&
     v1::AppendKvResponse response;
     const grpc::Status status = impl_->Upload(handle, chunks, stored, deadline, response);
     if (status.ok()) return std::move(*response.mutable_sequence());
-    if (!IsRetryable(status.error_code()) || !WaitToRetry(backoff, deadline)) return ToAbseil(status);
+    if (!IsRetryable(status.error_code()) || !WaitToRetry(*impl_->connection(), backoff, deadline)) {
+      return ToAbseil(status);
+    }
 
     v1::GetSequenceRequest request;
     *request.mutable_handle() = handle;

@@ -2,6 +2,7 @@
 #ifndef SANTA_CLIENT_CONNECTION_H_
 #define SANTA_CLIENT_CONNECTION_H_
 
+#include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/support/status.h>
@@ -10,6 +11,8 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "client/retry_policy.h"
 #include "proto/santa/attention/v1/attention.grpc.pb.h"
 
@@ -17,6 +20,7 @@ namespace santa::client_internal {
 
 // Immutable once Connect has returned.
 struct Connection {
+  std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<attention::v1::AttentionService::Stub> stub;
   std::unique_ptr<grpc::GenericStub> raw_stub;  // of the same channel, for messages that we encode ourselves
   std::string authorization;                    // the header's value; empty: none
@@ -26,6 +30,11 @@ struct Connection {
   void Authorize(grpc::ClientContext& context) const {
     if (!authorization.empty()) context.AddMetadata("authorization", authorization);
   }
+
+  // While the channel is not connected somebody has to wait for it, between calls too: gRPC (1.51) goes on with an
+  // attempt to connect only for who waits, else every five seconds.
+  bool connected() const { return channel->GetState(/*try_to_connect=*/false) == GRPC_CHANNEL_READY; }
+  void WaitForChannel(absl::Time until) const { channel->WaitForConnected(absl::ToChronoTime(until)); }
 };
 
 inline absl::Status ToAbseil(const grpc::Status& status) {

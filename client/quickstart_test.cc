@@ -1,6 +1,10 @@
 // The program that the README shows, run as a user would.
 #include <gtest/gtest.h>
 
+#include <thread>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "client/testing/fake_attention_server.h"
 #include "client/testing/run_command.h"
 
@@ -20,6 +24,19 @@ TEST(QuickstartTest, DecodesAgainstAServer) {
   }
   EXPECT_EQ(server.attend_requests(), 4);
   EXPECT_EQ(server.num_sequences(), 0);  // released
+}
+
+// In a process of its own: gRPC's threads of a server would finish the client's attempts to connect.
+TEST(QuickstartTest, WaitsForAServerThatStartsLater) {
+  client_testing::FakeAttentionServer server;
+  server.Stop();
+  std::thread late([&server] {
+    absl::SleepFor(absl::Seconds(1));  // the first attempts have failed
+    server.Start();
+  });
+  const CommandResult result = RunCommand("client/quickstart " + server.target());
+  late.join();
+  EXPECT_EQ(result.exit_code, 0) << result.output;
 }
 
 TEST(QuickstartTest, SaysWhatIsWrong) {
