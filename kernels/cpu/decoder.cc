@@ -24,6 +24,7 @@ Decoder::Decoder(const KvCache& cache, ThreadPool& pool, int64_t min_shared_byte
       feature_scratch_(pool.num_threads()),
       read_scratch_(pool.num_threads()),
       group_scratch_(pool.num_threads()),
+      run_scratch_(pool.num_threads()),
       first_scratch_(pool.num_threads()),
       error_scratch_(pool.num_threads()),
       vectors_(pool.num_threads()) {
@@ -355,21 +356,18 @@ void Decoder::RunStored() {
   ForStoredUnits(stores, GatherDraws);
 }
 
-// step(group unit, worker) for each unit of the plans that draw for groups.
+// step(run of units, worker) for the units of the plans that draw for groups, one by one.
 template <typename Step>
 void Decoder::ForGroupUnits(Step step) {
   pool_.ParallelFor(static_cast<int64_t>(units_.size()), [&](int64_t index, int worker) {
     const UnitPlace& place = units_[index];
     const PlannedItem& plan = plans_[place.item];
-    if (plan.draws_for_groups()) TakeGroupUnit(plan, place.kv_head, place.split, worker, step);
+    if (!plan.draws_for_groups()) return;
+    const Unit unit = UnitAt(plan, place.kv_head, place.split, worker);
+    const GroupItem item = GroupItemOf(plan);
+    const GroupUnit group = GroupUnitOf(unit, item);
+    step(GroupRun(&group, 1), worker);
   });
-}
-
-template <typename Step>
-void Decoder::TakeGroupUnit(const PlannedItem& plan, int kv_head, int64_t split, int worker, Step step) {
-  const Unit unit = UnitAt(plan, kv_head, split, worker);
-  const GroupItem item = GroupItemOf(plan);
-  step(GroupUnitOf(unit, item), worker);
 }
 
 // step(plan, item, key/value head, worker) for each head of the plans that draw for groups.
@@ -392,21 +390,25 @@ void Decoder::RunGroupDraws() {
     return DrawForGroups([this](auto step) { ForGroupUnits(step); }, [this](auto step) { ForGroups(step); });
   }
   ForGroups([this](const PlannedItem& plan, const GroupItem& item, int kv_head, int worker) {
-    const auto for_units = [&](auto step) {
-      for (int64_t split = 0; split < plan.num_splits; ++split) TakeGroupUnit(plan, kv_head, split, worker, step);
-    };
-    DrawForGroups(for_units, [&](auto step) { step(plan, item, kv_head, worker); });
+    std::vector<Unit>& units = group_scratch_[worker];
+    std::vector<GroupUnit>& groups = run_scratch_[worker];
+    units.clear();
+    groups.clear();
+    for (int64_t split = 0; split < plan.num_splits; ++split) units.push_back(UnitAt(plan, kv_head, split, worker));
+    for (const Unit& unit : units) groups.push_back(GroupUnitOf(unit, item));
+    DrawForGroups([&](auto step) { step(GroupRun(groups), worker); },
+                  [&](auto step) { step(plan, item, kv_head, worker); });
   });
 }
 
 // The steps, each for all units or all heads before the next.
 template <typename ForUnits, typename ForHeads>
 void Decoder::DrawForGroups(ForUnits for_units, ForHeads for_heads) {
-  for_units([](const GroupUnit& group, int) { WeighGroup(group); });
+  for_units([](GroupRun groups, int) { std::for_each(groups.begin(), groups.end(), WeighGroup); });
   for_heads([this](const PlannedItem& plan, const GroupItem& item, int kv_head, int) {
     FindMass(context_, plan, item, kv_head);
   });
-  for_units([](const GroupUnit& group, int) { CountSquares(group); });
+  for_units([](GroupRun groups, int) { std::for_each(groups.begin(), groups.end(), CountSquares); });
   for_heads([](const PlannedItem& plan, const GroupItem& item, int kv_head, int) { SolveGroup(plan, item, kv_head); });
   ReadGroups(for_units, for_heads, [](const GroupUnit&) { return true; });
   if (std::none_of(plans_.begin(), plans_.end(), [](const PlannedItem& plan) { return plan.has_target(); })) return;
@@ -417,14 +419,14 @@ void Decoder::DrawForGroups(ForUnits for_units, ForHeads for_heads) {
              [](const GroupUnit& group) { return group.unit.plan.has_target() && !group.solution().done; });
 }
 
-// Draws and reads the rows of the units that are chosen.
+// Draws and reads the rows of the heads that are chosen, by any of their units.
 template <typename ForUnits, typename ForHeads, typename Predicate>
 void Decoder::ReadGroups(ForUnits for_units, ForHeads for_heads, Predicate chosen) {
-  for_units([&](const GroupUnit& group, int) {
-    if (chosen(group)) Include(group);
+  for_units([&](GroupRun groups, int) {
+    if (chosen(groups.front())) std::for_each(groups.begin(), groups.end(), Include);
   });
-  for_units([&](const GroupUnit& group, int worker) {
-    if (chosen(group)) ReadRows(group, read_scratch_[worker]);
+  for_units([&](GroupRun groups, int worker) {
+    if (chosen(groups.front())) ReadRows(groups, read_scratch_[worker]);
   });
   if (std::none_of(plans_.begin(), plans_.end(), [this](const PlannedItem& plan) { return SketchesValues(plan); })) {
     return;
@@ -432,8 +434,9 @@ void Decoder::ReadGroups(ForUnits for_units, ForHeads for_heads, Predicate chose
   for_heads([this](const PlannedItem& plan, const GroupItem& item, int kv_head, int) {
     if (item.corrects()) CheckSketches(context_, plan, item, kv_head);
   });
-  for_units([this](const GroupUnit& group, int worker) {
-    if (group.item.corrects() && group.solution().reads_again) ReadRows(group, read_scratch_[worker]);
+  for_units([this](GroupRun groups, int worker) {
+    const GroupUnit& group = groups.front();
+    if (group.item.corrects() && group.solution().reads_again) ReadRows(groups, read_scratch_[worker]);
   });
 }
 

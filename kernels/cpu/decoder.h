@@ -74,8 +74,6 @@ class Decoder {
   template <typename Step>
   void ForGroupUnits(Step step);
   template <typename Step>
-  void TakeGroupUnit(const PlannedItem& plan, int kv_head, int64_t split, int worker, Step step);
-  template <typename Step>
   void ForGroups(Step step);
   template <typename ForUnits, typename ForHeads>
   void DrawForGroups(ForUnits for_units, ForHeads for_heads);
@@ -137,6 +135,7 @@ class Decoder {
   std::vector<FeatureScratch> feature_scratch_;
   std::vector<ReadScratch> read_scratch_;
   std::vector<std::vector<Unit>> group_scratch_;
+  std::vector<std::vector<GroupUnit>> run_scratch_;
   std::vector<std::vector<BlockArrays>> first_scratch_;
   std::vector<std::vector<float>> error_scratch_;
   std::vector<std::vector<float>> vectors_;  // a query or output in fp32, and a merged output

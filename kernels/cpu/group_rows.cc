@@ -10,8 +10,6 @@
 namespace santa::cpu {
 namespace {
 
-constexpr int kBatchRows = 64;  // rows that are gathered, scored and added up together: they stay in the L2 cache
-
 // Exact scores of the rows read, as weights against the largest, which becomes the partial's.
 void ScoreRows(const GroupUnit& group, const RowList& rows, ReadScratch& scratch) {
   const Unit& unit = group.unit;
@@ -24,9 +22,7 @@ void ScoreRows(const GroupUnit& group, const RowList& rows, ReadScratch& scratch
   for (int begin = 0; begin < rows.num_rows(); begin += kBatchRows) {
     const int count = std::min(kBatchRows, rows.num_rows() - begin);
     for (int i = 0; i < count; ++i) {
-      const int ahead = begin + i + kRowsAhead;
-      if (ahead >= kRowsFetched && ahead < rows.num_rows()) FetchRow(rows.keys()[ahead], row_bytes);
-      FetchRow(rows.values()[begin + i], row_bytes);
+      FetchRow(rows.beside_keys()[begin + i], row_bytes);
       std::memcpy(gathered + i * row_bytes, rows.keys()[begin + i], row_bytes);
     }
     for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
@@ -112,14 +108,19 @@ class RowSums {
     const auto size = static_cast<size_t>(rows_.num_rows()) * shape_.padded_dim;
     sketched_values_ = scratch_.sketched_values.AtLeast(size);
     differences_ = scratch_.differences.AtLeast(size);
-    kernels_.sketch_rows({.rows = rows_.values(),
-                          .codes = rows_.codes(),
-                          .ranges = rows_.ranges(),
-                          .bits = ValueBits(group_.unit.context.cache.layout().sketch),
-                          .num_rows = rows_.num_rows(),
-                          .head_dim = shape_.head_dim,
-                          .sketched = sketched_values_,
-                          .differences = differences_});
+    for (int begin = 0; begin < rows_.num_rows(); begin += kBatchRows) {
+      const int count = std::min(kBatchRows, rows_.num_rows() - begin);
+      for (int i = begin; i < begin + count; ++i) FetchRow(rows_.beside_values()[i], rows_.row_bytes());
+      const int64_t packed = int64_t{begin} * shape_.padded_dim;
+      kernels_.sketch_rows({.rows = rows_.values() + begin,
+                            .codes = rows_.codes() + begin,
+                            .ranges = rows_.ranges() + begin,
+                            .bits = ValueBits(group_.unit.context.cache.layout().sketch),
+                            .num_rows = count,
+                            .head_dim = shape_.head_dim,
+                            .sketched = sketched_values_ + packed,
+                            .differences = differences_ + packed});
+    }
   }
 
   // b of a chunk's heads; w is rows_.weights.
@@ -156,6 +157,7 @@ class RowSums {
                            .sums = group_.unit.output(chunk * kChunkHeads)};
     if (!corrects_) {
       args.row_pointers = rows_.values() + begin;
+      args.beside = chunk == 0 ? rows_.beside_values() + begin : nullptr;
       return kernels_.accumulate(args);
     }
     args.head_dim = shape_.padded_dim;
@@ -344,13 +346,16 @@ class RowSums {
 
 }  // namespace
 
-void ReadRows(const GroupUnit& group, ReadScratch& scratch) {
-  ClearPartial(group.unit);
-  RowList rows(group, scratch);
-  rows.Draw();
-  *group.unit.partial.rows = rows.num_rows();
-  if (group.unit.plan.method == Method::kSketched) ScoreRows(group, rows, scratch);
-  RowSums(group, rows, scratch).Add();
+void ReadRows(GroupRun groups, ReadScratch& scratch) {
+  RowList rows(groups, scratch);
+  for (size_t u = 0; u < groups.size(); ++u) {
+    const GroupUnit& group = groups[u];
+    ClearPartial(group.unit);
+    rows.Take(u);
+    *group.unit.partial.rows = rows.num_rows();
+    if (group.unit.plan.method == Method::kSketched) ScoreRows(group, rows, scratch);
+    RowSums(group, rows, scratch).Add();
+  }
 }
 
 }  // namespace santa::cpu

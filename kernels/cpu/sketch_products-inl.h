@@ -103,67 +103,51 @@ HWY_INLINE HeadVector JoinLanes(const Vector* vectors, Join join) {
   return joined;
 }
 
+// Numbers [i, i + kLanes) of `count`, 0 beyond: there lies another head's, or nobody's.
+HWY_INLINE Vector LoadSome(const float* numbers, int i, int count) {
+  const FloatTag d;
+  return i + kLanes <= count ? hn::LoadU(d, numbers + i) : hn::MaskedLoad(hn::FirstN(d, count - i), d, numbers + i);
+}
+
 template <int kBits, int kHeads>
 HWY_INLINE void Fold(const SketchScoreArgs& args, FoldedQueries<kBits>& out) {
   const FloatTag d;
   constexpr float kMiddle = ((1 << kBits) - 1) / 2.0f;
   constexpr float kLeast = 0x1p-100f;    // less is as good as nothing, and has no reciprocal
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is left in the low bits, rounded
-  alignas(64) float low[kMaxHeadDim];
+  alignas(64) float middle[kMaxHeadDim];
   alignas(64) float step[kMaxHeadDim];
-  alignas(64) float folded[kHeads][kMaxHeadDim];
-  FloatsOf(args.low, args.head_dim, low);
+  FloatsOf(args.low, args.head_dim, middle);
   FloatsOf(args.step, args.head_dim, step);
+  for (int i = 0; i < args.head_dim; i += kLanes) {
+    hn::Store(hn::MulAdd(hn::Load(d, step + i), hn::Set(d, kMiddle), hn::Load(d, middle + i)), d, middle + i);
+  }
   Vector offsets[kChunkHeads];
   Vector largest[kChunkHeads];
-#pragma GCC unroll 4
-  for (int h = 0; h < kChunkHeads; ++h) offsets[h] = largest[h] = hn::Zero(d);
-  const auto fold = [&](int i, int h, Vector q, Vector of_column, Vector middle) HWY_ATTR {
-    const Vector product = hn::Mul(q, of_column);
-    hn::Store(product, d, folded[h] + i);
-    largest[h] = hn::Max(largest[h], hn::Abs(product));
-    // What is not a number, and lost to the whole numbers, stays here.
-    offsets[h] = hn::MulAdd(q, middle, offsets[h]);
-  };
-  const auto middle_of = [&](int i, Vector of_column)
-                             HWY_ATTR { return hn::MulAdd(of_column, hn::Set(d, kMiddle), hn::Load(d, low + i)); };
-  const int whole_vectors = args.head_dim / kLanes * kLanes;
-  for (int i = 0; i < whole_vectors; i += kLanes) {
-    const Vector of_column = hn::Load(d, step + i);
-    const Vector middle = middle_of(i, of_column);
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) fold(i, h, hn::LoadU(d, args.queries + h * args.head_dim + i), of_column, middle);
-  }
-  if (whole_vectors < args.head_dim) {
-    // Beyond lies another head, or nothing.
-    const auto mask = hn::FirstN(d, args.head_dim - whole_vectors);
-    const Vector of_column = hn::Load(d, step + whole_vectors);
-    const Vector middle = middle_of(whole_vectors, of_column);
-    for (int h = 0; h < kHeads; ++h) {
-      const Vector q = hn::MaskedLoad(mask, d, args.queries + h * args.head_dim + whole_vectors);
-      fold(whole_vectors, h, q, of_column, middle);
+  for (int h = 0; h < kChunkHeads; ++h) {
+    Vector offset = hn::Zero(d);
+    Vector most = hn::Zero(d);
+    for (int i = 0; i < args.head_dim && h < kHeads; i += kLanes) {
+      const Vector q = LoadSome(args.queries + h * args.head_dim, i, args.head_dim);
+      most = hn::Max(most, hn::Abs(hn::Mul(q, hn::Load(d, step + i))));
+      // What is not a number, and lost to the whole numbers, stays here.
+      offset = hn::MulAdd(q, hn::Load(d, middle + i), offset);
     }
+    offsets[h] = offset;
+    largest[h] = most;
   }
   const HeadVector most = JoinLanes(largest, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
-  Vector inverse[kHeads];
-  Vector sums[kHeads];
-#pragma GCC unroll 4
   for (int h = 0; h < kHeads; ++h) {
-    inverse[h] = hn::Set(d, most.lane[h] > kLeast ? kMostWhole<kBits> / most.lane[h] : 0);
     out.scale[h] = most.lane[h] / kMostWhole<kBits>;
-    sums[h] = hn::Zero(d);
-  }
-  for (int i = 0; i < args.head_dim; i += kLanes) {
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) {
-      const Vector rounded = hn::MulAdd(hn::Load(d, folded[h] + i), inverse[h], hn::Set(d, kRound));
+    const Vector inverse = hn::Set(d, most.lane[h] > kLeast ? kMostWhole<kBits> / most.lane[h] : 0);
+    Vector sum = hn::Zero(d);
+    for (int i = 0; i < args.head_dim; i += kLanes) {
+      const Vector q = LoadSome(args.queries + h * args.head_dim, i, args.head_dim);
+      const Vector rounded = hn::MulAdd(hn::Mul(q, hn::Load(d, step + i)), inverse, hn::Set(d, kRound));
       StoreWhole(hn::BitCast(hn::RebindToSigned<FloatTag>(), rounded), out.whole[h] + i);
-      sums[h] = hn::Add(sums[h], hn::Sub(rounded, hn::Set(d, kRound)));
+      sum = hn::Add(sum, hn::Sub(rounded, hn::Set(d, kRound)));
     }
-  }
-#pragma GCC unroll 4
-  for (int h = 0; h < kHeads; ++h) {
-    offsets[h] = hn::NegMulAdd(sums[h], hn::Set(d, out.scale[h] * kMiddle), offsets[h]);
+    offsets[h] = hn::NegMulAdd(sum, hn::Set(d, out.scale[h] * kMiddle), offsets[h]);
   }
   const HeadVector offset = JoinLanes(offsets, [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); });
   std::copy_n(offset.lane, kHeads, out.offset);
