@@ -37,7 +37,7 @@ struct ReadScratch {
   GrowBuffer<int32_t> chain;              // which of all
   GrowBuffer<const uint8_t*> chain_rows;  // twice [row]: values, differences
   GrowBuffer<float> products;             // [kind][row]
-  GrowBuffer<float> step_weights;         // twice [row][pitch]
+  GrowBuffer<float> step_weights;         // twice [row][pitch], and kChunkHeads more
 };
 
 // Writes the units' partials (the maximum the largest score of a row read, or the sketch's if that is larger) and

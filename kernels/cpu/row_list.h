@@ -46,6 +46,7 @@ class RowList {
     int count = 0;
     for (size_t u = 0; u < groups.size(); ++u)
       count = Locate(groups[u], rows_ + firsts[u], firsts[u + 1] - firsts[u], count);
+    num_located_ = count;
     // The last rows fetch some that are there.
     std::fill_n(order_ + count, kRowsAhead + kBatchRows, order_[std::max(count - 1, 0)]);
     for (int i = 0; i < std::min(count, kRowsAhead); ++i) FetchRow(order_[i], row_bytes());
@@ -102,6 +103,11 @@ class RowList {
   // What to fetch when the key, or value, of a row has its turn.
   const uint8_t* const* beside_keys() const { return keys() + kRowsAhead; }
   const uint8_t* const* beside_values() const { return values() + kRowsAhead; }
+  // While `rows` more are worked on between this unit and the next: so many rows of the next one, or null.
+  const uint8_t* const* beside_rest(int rows) const {
+    const uint8_t* const* next = beside_values() + num_rows_;
+    return next + rows <= order_ + num_located_ ? next : nullptr;
+  }
   // Of the values, by their sketch; a row that has none: null.
   const uint8_t* const* codes() const { return codes_; }
   const uint16_t* const* ranges() const { return ranges_; }
@@ -224,6 +230,7 @@ class RowList {
   bool scores_keys_ = false;
   int32_t* rows_ = nullptr;  // of all units, tokens from a unit's first on
   const uint8_t** order_ = nullptr;
+  int num_located_ = 0;                  // in order_
   const int32_t* first_rows_ = nullptr;  // [unit]
   // The unit that was taken.
   const GroupUnit* group_ = nullptr;
