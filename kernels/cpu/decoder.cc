@@ -5,6 +5,12 @@
 #include "kernels/cpu/convert.h"
 
 namespace santa::cpu {
+namespace {
+
+constexpr int64_t kHeadsPerThread = 4;  // that each thread takes whole, at least: fewer leave too much to chance
+
+}  // namespace
+
 Decoder::Decoder(const KvCache& cache, ThreadPool& pool, int64_t min_shared_bytes)
     : cache_(cache),
       pool_(pool),
@@ -18,6 +24,7 @@ Decoder::Decoder(const KvCache& cache, ThreadPool& pool, int64_t min_shared_byte
       feature_scratch_(pool.num_threads()),
       read_scratch_(pool.num_threads()),
       group_scratch_(pool.num_threads()),
+      run_scratch_(pool.num_threads()),
       first_scratch_(pool.num_threads()),
       error_scratch_(pool.num_threads()),
       vectors_(pool.num_threads()) {
@@ -82,9 +89,11 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
   const int64_t heads = static_cast<int64_t>(shape_.num_kv_heads) * shape_.group;
   int64_t bytes = 0;
   int64_t blocks = 0;
+  int64_t group_blocks = 0;
+  head_blocks_ = 0;
+  int64_t num_groups = 0;
   int64_t tiles = 0;
   int64_t draws = 0;
-  bool for_groups = false;
   bool has_target = false;
   bool sketches_values = false;
   for (const DecodeItem& item : items) {
@@ -92,7 +101,7 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
     bytes += ItemBytes(plan);
     if (!plans_.empty() && bytes > kWaveBytes) break;
     plan.first_unit = static_cast<int64_t>(units_.size());
-    plan.first_block = blocks;
+    plan.first_block = plan.draws_for_groups() ? group_blocks : blocks;
     plan.first_tile = tiles;
     plan.first_draw = draws;
     for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
@@ -100,14 +109,22 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
         units_.push_back({static_cast<int32_t>(plans_.size()), kv_head, 1, split});
       }
     }
-    if (plan.keeps_blocks()) blocks += plan.num_units(shape_) * plan.blocks_per_split();
-    for_groups = for_groups || plan.draws_for_groups();
+    if (plan.stores_scores()) blocks += plan.num_units(shape_) * plan.blocks_per_split();
+    if (plan.draws_for_groups()) {
+      group_blocks += plan.num_units(shape_) * plan.blocks_per_split();
+      head_blocks_ = std::max(head_blocks_, plan.num_splits * plan.blocks_per_split());
+      num_groups += shape_.num_kv_heads;
+    }
     has_target = has_target || plan.has_target();
     sketches_values = sketches_values || SketchesValues(plan);
     if (plan.method == Method::kS2antaProp) tiles += heads * plan.tiling.count;
     if (plan.method == Method::kSanta) draws += heads * item.options.sample_count;
     plans_.push_back(plan);
   }
+  whole_heads_ = num_groups >= kHeadsPerThread * pool_.num_threads();
+  if (whole_heads_) group_blocks = head_blocks_ * pool_.num_threads();
+  first_group_block_ = blocks;
+  blocks += group_blocks;
   const auto units = static_cast<int64_t>(units_.size());
   queries_.AtLeast(plans_.size() * heads * shape_.padded_dim);
   if (cache_.layout().key_order == KeyOrder::kFeatureMajor) {
@@ -126,11 +143,11 @@ int64_t Decoder::PlanWave(std::span<const DecodeItem> items) {
   tiles_.AtLeast(tiles);
   draws_.AtLeast(draws);
   totals_.AtLeast(plans_.size() * heads);
-  if (for_groups) {
+  if (num_groups > 0) {
     plain_queries_.AtLeast(plans_.size() * heads * shape_.head_dim);
-    block_max_.AtLeast(blocks * shape_.num_chunks);
-    squares_.AtLeast(blocks * kScoreRows);
-    inclusions_.AtLeast(blocks * kScoreRows);
+    block_max_.AtLeast(group_blocks * shape_.num_chunks);
+    squares_.AtLeast(group_blocks * kScoreRows);
+    inclusions_.AtLeast(group_blocks * kScoreRows);
     if (has_target) spreads_.AtLeast(units * shape_.group * sampling::kInclusionBins);
     histograms_.AtLeast(units * sampling::kInclusionBins);
     error_numbers_.AtLeast(units * GroupErrors::NumbersSize(shape_));
@@ -223,6 +240,11 @@ int64_t Decoder::FirstBlockNumber(const Unit& unit) const {
   return unit.plan.first_block + unit_in_item * unit.plan.blocks_per_split();
 }
 
+int64_t Decoder::FirstGroupBlockNumber(const Unit& unit) const {
+  if (!whole_heads_) return FirstBlockNumber(unit);
+  return (&unit.scratch - scratch_.data()) * head_blocks_ + unit.split * unit.plan.blocks_per_split();
+}
+
 GroupItem Decoder::GroupItemOf(const PlannedItem& plan) const {
   const int64_t first_head = (&plan - plans_.data()) * shape_.num_kv_heads * shape_.group;
   GroupItem item = {.lse = group_lse_.data() + first_head,
@@ -246,12 +268,12 @@ GroupItem Decoder::GroupItemOf(const PlannedItem& plan) const {
 }
 
 GroupUnit Decoder::GroupUnitOf(const Unit& unit, const GroupItem& item) const {
-  const int64_t block = FirstBlockNumber(unit);
+  const int64_t block = FirstGroupBlockNumber(unit);
   const int64_t heads = static_cast<int64_t>(shape_.num_kv_heads) * shape_.group;
   return {
       .unit = unit,
       .item = item,
-      .first = FirstBlockOf(unit),
+      .first = BlockArraysAt(first_group_block_ + block),
       .block_max = block_max_.data() + block * shape_.num_chunks,
       .squares = squares_.data() + block * kScoreRows,
       .inclusions = inclusions_.data() + block * kScoreRows,
@@ -259,8 +281,7 @@ GroupUnit Decoder::GroupUnitOf(const Unit& unit, const GroupItem& item) const {
       .score_sketch = score_sketch_};
 }
 
-BlockArrays Decoder::FirstBlockOf(const Unit& unit) const {
-  const int64_t block = FirstBlockNumber(unit);
+BlockArrays Decoder::BlockArraysAt(int64_t block) const {
   return {scores_.data() + block * BlockArrays::ScoresSize(shape_),
           group_masses_.data() + block * BlockArrays::GroupsSize(shape_)};
 }
@@ -273,7 +294,7 @@ void Decoder::ForStoredUnits(Predicate predicate, Step step) {
     if (!predicate(plan)) return;
     const Unit unit = UnitAt(plan, place.kv_head, place.split, worker);
     const StoredItem item = StoredItemOf(plan);
-    step(StoredUnit{unit, item, FirstBlockOf(unit)});
+    step(StoredUnit{unit, item, BlockArraysAt(FirstBlockNumber(unit))});
   });
 }
 
@@ -296,11 +317,12 @@ void Decoder::GroupUnits() {
   }
 }
 
-// The first step of every method; the only one of EXACT and S2ANTA_FLASH.
+// The first step of the methods that draw for each head, and of EXACT, which takes no other; as S2ANTA_FLASH.
 void Decoder::RunGroups() {
   pool_.ParallelFor(static_cast<int64_t>(groups_.size()), [this](int64_t index, int worker) {
     const UnitPlace& place = groups_[index];
     const PlannedItem& plan = plans_[place.item];
+    if (plan.draws_for_groups()) return;
     std::vector<Unit>& units = group_scratch_[worker];
     units.clear();
     for (int head = 0; head < place.num_heads; ++head) {
@@ -308,14 +330,9 @@ void Decoder::RunGroups() {
     }
     if (plan.method == Method::kExact) return ExactUnits(units);
     if (plan.method == Method::kS2antaFlash) return FlashUnits(units);
-    if (plan.draws_for_groups()) {
-      const GroupItem item = GroupItemOf(plan);
-      for (const Unit& unit : units) WeighGroup(GroupUnitOf(unit, item));
-      return;
-    }
     std::vector<BlockArrays>& first = first_scratch_[worker];
     first.clear();
-    for (const Unit& unit : units) first.push_back(FirstBlockOf(unit));
+    for (const Unit& unit : units) first.push_back(BlockArraysAt(FirstBlockNumber(unit)));
     if (plan.method == Method::kS2antaProp) return StoreTiles(units, first.data(), StoredItemOf(plan));
     StoreScores(units, first.data());
   });
@@ -339,6 +356,7 @@ void Decoder::RunStored() {
   ForStoredUnits(stores, GatherDraws);
 }
 
+// step(run of units, worker) for the units of the plans that draw for groups, one by one.
 template <typename Step>
 void Decoder::ForGroupUnits(Step step) {
   pool_.ParallelFor(static_cast<int64_t>(units_.size()), [&](int64_t index, int worker) {
@@ -347,10 +365,12 @@ void Decoder::ForGroupUnits(Step step) {
     if (!plan.draws_for_groups()) return;
     const Unit unit = UnitAt(plan, place.kv_head, place.split, worker);
     const GroupItem item = GroupItemOf(plan);
-    step(GroupUnitOf(unit, item), worker);
+    const GroupUnit group = GroupUnitOf(unit, item);
+    step(GroupRun(&group, 1), worker);
   });
 }
 
+// step(plan, item, key/value head, worker) for each head of the plans that draw for groups.
 template <typename Step>
 void Decoder::ForGroups(Step step) {
   pool_.ParallelFor(static_cast<int64_t>(plans_.size()) * shape_.num_kv_heads, [&](int64_t index, int worker) {
@@ -360,41 +380,63 @@ void Decoder::ForGroups(Step step) {
   });
 }
 
-// The further steps of the methods that draw for groups.
+// The methods that draw for groups. With heads enough for all threads, each takes a head through all steps: what one
+// step leaves for the next stays in its caches, and threads do not wait for one another. Else each step is shared.
 void Decoder::RunGroupDraws() {
   if (std::none_of(plans_.begin(), plans_.end(), [](const PlannedItem& plan) { return plan.draws_for_groups(); })) {
     return;
   }
-  ForGroups([this](const PlannedItem& plan, const GroupItem& item, int kv_head, int) {
-    FindMass(context_, plan, item, kv_head);
+  if (!whole_heads_) {
+    return DrawForGroups([this](auto step) { ForGroupUnits(step); }, [this](auto step) { ForGroups(step); });
+  }
+  ForGroups([this](const PlannedItem& plan, const GroupItem& item, int kv_head, int worker) {
+    std::vector<Unit>& units = group_scratch_[worker];
+    std::vector<GroupUnit>& groups = run_scratch_[worker];
+    units.clear();
+    groups.clear();
+    for (int64_t split = 0; split < plan.num_splits; ++split) units.push_back(UnitAt(plan, kv_head, split, worker));
+    for (const Unit& unit : units) groups.push_back(GroupUnitOf(unit, item));
+    DrawForGroups([&](auto step) { step(GroupRun(groups), worker); },
+                  [&](auto step) { step(plan, item, kv_head, worker); });
   });
-  ForGroupUnits([](const GroupUnit& group, int) { CountSquares(group); });
-  ForGroups([](const PlannedItem& plan, const GroupItem& item, int kv_head, int) { SolveGroup(plan, item, kv_head); });
-  ReadGroups([](const GroupUnit&) { return true; });
-  if (std::none_of(plans_.begin(), plans_.end(), [](const PlannedItem& plan) { return plan.has_target(); })) return;
-  ForGroups([this](const PlannedItem& plan, const GroupItem&, int kv_head, int worker) {
-    if (plan.has_target()) AimAtTarget(plan, kv_head, worker);
-  });
-  ReadGroups([](const GroupUnit& group) { return group.unit.plan.has_target() && !group.solution().done; });
 }
 
-// Draws and reads the rows of the units that are chosen.
-template <typename Predicate>
-void Decoder::ReadGroups(Predicate chosen) {
-  ForGroupUnits([&](const GroupUnit& group, int) {
-    if (chosen(group)) Include(group);
+// The steps, each for all units or all heads before the next.
+template <typename ForUnits, typename ForHeads>
+void Decoder::DrawForGroups(ForUnits for_units, ForHeads for_heads) {
+  for_units([](GroupRun groups, int) { std::for_each(groups.begin(), groups.end(), WeighGroup); });
+  for_heads([this](const PlannedItem& plan, const GroupItem& item, int kv_head, int) {
+    FindMass(context_, plan, item, kv_head);
   });
-  ForGroupUnits([&](const GroupUnit& group, int worker) {
-    if (chosen(group)) ReadRows(group, read_scratch_[worker]);
+  for_units([](GroupRun groups, int) { std::for_each(groups.begin(), groups.end(), CountSquares); });
+  for_heads([](const PlannedItem& plan, const GroupItem& item, int kv_head, int) { SolveGroup(plan, item, kv_head); });
+  ReadGroups(for_units, for_heads, [](const GroupUnit&) { return true; });
+  if (std::none_of(plans_.begin(), plans_.end(), [](const PlannedItem& plan) { return plan.has_target(); })) return;
+  for_heads([this](const PlannedItem& plan, const GroupItem&, int kv_head, int worker) {
+    if (plan.has_target()) AimAtTarget(plan, kv_head, worker);
+  });
+  ReadGroups(for_units, for_heads,
+             [](const GroupUnit& group) { return group.unit.plan.has_target() && !group.solution().done; });
+}
+
+// Draws and reads the rows of the heads that are chosen, by any of their units.
+template <typename ForUnits, typename ForHeads, typename Predicate>
+void Decoder::ReadGroups(ForUnits for_units, ForHeads for_heads, Predicate chosen) {
+  for_units([&](GroupRun groups, int) {
+    if (chosen(groups.front())) std::for_each(groups.begin(), groups.end(), Include);
+  });
+  for_units([&](GroupRun groups, int worker) {
+    if (chosen(groups.front())) ReadRows(groups, read_scratch_[worker]);
   });
   if (std::none_of(plans_.begin(), plans_.end(), [this](const PlannedItem& plan) { return SketchesValues(plan); })) {
     return;
   }
-  ForGroups([this](const PlannedItem& plan, const GroupItem& item, int kv_head, int) {
+  for_heads([this](const PlannedItem& plan, const GroupItem& item, int kv_head, int) {
     if (item.corrects()) CheckSketches(context_, plan, item, kv_head);
   });
-  ForGroupUnits([this](const GroupUnit& group, int worker) {
-    if (group.item.corrects() && group.solution().reads_again) ReadRows(group, read_scratch_[worker]);
+  for_units([this](GroupRun groups, int worker) {
+    const GroupUnit& group = groups.front();
+    if (group.item.corrects() && group.solution().reads_again) ReadRows(groups, read_scratch_[worker]);
   });
 }
 

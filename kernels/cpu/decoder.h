@@ -62,7 +62,8 @@ class Decoder {
   GroupItem GroupItemOf(const PlannedItem& plan) const;
   GroupUnit GroupUnitOf(const Unit& unit, const GroupItem& item) const;
   int64_t FirstBlockNumber(const Unit& unit) const;
-  BlockArrays FirstBlockOf(const Unit& unit) const;
+  int64_t FirstGroupBlockNumber(const Unit& unit) const;  // of block_max_ and its like
+  BlockArrays BlockArraysAt(int64_t block) const;
   Partial PartialAt(int64_t unit) const;
   Partial PartialOf(const PlannedItem& plan, int kv_head, int64_t split) const;
   // Whether sketches of values take part in the answer.
@@ -74,8 +75,10 @@ class Decoder {
   void ForGroupUnits(Step step);
   template <typename Step>
   void ForGroups(Step step);
-  template <typename Predicate>
-  void ReadGroups(Predicate chosen);
+  template <typename ForUnits, typename ForHeads>
+  void DrawForGroups(ForUnits for_units, ForHeads for_heads);
+  template <typename ForUnits, typename ForHeads, typename Predicate>
+  void ReadGroups(ForUnits for_units, ForHeads for_heads, Predicate chosen);
 
   const KvCache& cache_;
   ThreadPool& pool_;
@@ -88,6 +91,11 @@ class Decoder {
   std::vector<PlannedItem> plans_;  // of the wave
   std::vector<UnitPlace> units_;
   std::vector<UnitPlace> groups_;
+  // Of draws for groups: whether a thread takes a head through all steps, with blocks of its own for the longest
+  // head's; and where their blocks begin, behind those of stored scores.
+  bool whole_heads_ = false;
+  int64_t head_blocks_ = 0;
+  int64_t first_group_block_ = 0;
   GrowBuffer<float> queries_;          // packed, [item][H][padded_dim]; or of features, [item][H_kv][G * padded_dim]
   GrowBuffer<uint16_t> bf16_queries_;  // of items with plan.bf16_queries
   GrowBuffer<float> plain_queries_;    // [item][H][D], of items with SKETCHED
@@ -110,6 +118,7 @@ class Decoder {
   // [block]
   GrowBuffer<float> scores_;
   GrowBuffer<uint64_t> group_masses_;
+  // [block of draws for groups]
   GrowBuffer<HeadVector> block_max_;
   GrowBuffer<float> squares_;
   GrowBuffer<uint32_t> inclusions_;
@@ -126,6 +135,7 @@ class Decoder {
   std::vector<FeatureScratch> feature_scratch_;
   std::vector<ReadScratch> read_scratch_;
   std::vector<std::vector<Unit>> group_scratch_;
+  std::vector<std::vector<GroupUnit>> run_scratch_;
   std::vector<std::vector<BlockArrays>> first_scratch_;
   std::vector<std::vector<float>> error_scratch_;
   std::vector<std::vector<float>> vectors_;  // a query or output in fp32, and a merged output

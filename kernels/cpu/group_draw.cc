@@ -11,7 +11,9 @@
 namespace santa::cpu {
 namespace {
 
-constexpr int kPagesAhead = 2;  // how far ahead of their scoring sketches are fetched
+// Sketches are fetched a block ahead: so much of one (in quarters) beside the scores of a page, the rest beside their
+// exponentials, which take a quarter of the time.
+constexpr int64_t kShareBesideScores = 3;
 
 // The sketches of a page of the item: of the keys, and behind them of the values.
 Ahead SketchOf(const GroupUnit& group, int64_t page) {
@@ -20,6 +22,16 @@ Ahead SketchOf(const GroupUnit& group, int64_t page) {
   return {group.unit.context.cache.sketches().Keys(item.layer, item.page_table[page], group.unit.kv_head).codes,
           static_cast<int64_t>(layout.sketch_head_bytes(KeyBits(layout.sketch)) +
                                layout.sketch_head_bytes(ValueBits(layout.sketch)))};
+}
+
+// Of the sketch that is fetched beside a page of the item the part for its scores, or for its exponentials.
+Ahead SketchBeside(const GroupUnit& group, int64_t page, bool scores) {
+  const int page_size = group.unit.context.cache.layout().page_size;
+  const int64_t ahead = page + kBlockRows / page_size;
+  if ((ahead + 1) * page_size > group.unit.plan.full) return {};
+  const Ahead sketch = SketchOf(group, ahead);
+  const int64_t first = sketch.bytes * kShareBesideScores / 4 / 64 * 64;
+  return scores ? Ahead{sketch.begin, first} : Ahead{sketch.begin + first, sketch.bytes - first};
 }
 
 // Scores of tokens [begin, end) of a block by their sketches; of those in a page that is not full, by their keys.
@@ -39,8 +51,6 @@ void ScoreSketches(const GroupUnit& group, int64_t begin, int64_t end, const Blo
       const int64_t head = static_cast<int64_t>(chunk) * kChunkHeads;
       if (token < unit.plan.full) {
         const SketchView keys = context.cache.sketches().Keys(unit.plan.item->layer, id, unit.kv_head);
-        const int64_t ahead = page + kPagesAhead;
-        const bool fetches = chunk == 0 && (ahead + 1) * layout.page_size <= unit.plan.full;
         group.score_sketch({.codes = keys.codes,
                             .low = keys.low,
                             .step = keys.step,
@@ -52,7 +62,7 @@ void ScoreSketches(const GroupUnit& group, int64_t begin, int64_t end, const Blo
                             .heads = shape.heads(chunk),
                             .queries = group.queries + head * shape.head_dim,
                             .scores = scores,
-                            .ahead = fetches ? SketchOf(group, ahead) : Ahead{}});
+                            .ahead = chunk == 0 ? SketchBeside(group, page, /*scores=*/true) : Ahead{}});
         continue;
       }
       const uint8_t* keys = context.cache.KeyRows(unit.plan.item->layer, id, unit.kv_head) + first * layout.row_bytes();
@@ -74,6 +84,30 @@ void ScoreSketches(const GroupUnit& group, int64_t begin, int64_t end, const Blo
     context.kernels.finish_scores(arrays.chunk_scores(chunk), static_cast<int>(end - begin), shape.pitch(chunk),
                                   unit.plan.scale, unit.plan.item->options.soft_cap, max);
   }
+}
+
+// A chunk's scores of tokens [begin, end) become weights; returns their sums.
+HeadVector Exponentiate(const GroupUnit& group, int64_t begin, int64_t end, int chunk, float* weights,
+                        const HeadVector& max) {
+  const RowKernels& kernels = group.unit.context.kernels;
+  const int pitch = group.unit.context.shape.pitch(chunk);
+  const int page_size = group.unit.context.cache.layout().page_size;
+  const bool fetches = chunk == 0 && group.unit.plan.method == Method::kSketched;
+  // Page by page, where that leaves whole groups of rows.
+  if (!fetches || begin % kRowGroup != 0) {
+    return kernels.exponentials(weights, static_cast<int>(end - begin), pitch, max, weights, {});
+  }
+  HeadVector sums = {};
+  for (int64_t token = begin; token < end;) {
+    const int64_t page = token / page_size;
+    const int64_t page_end = std::min(end, (page + 1) * page_size);
+    float* of_page = weights + (token - begin) * pitch;
+    const HeadVector sum = kernels.exponentials(of_page, static_cast<int>(page_end - token), pitch, max, of_page,
+                                                SketchBeside(group, page, /*scores=*/false));
+    for (int lane = 0; lane < kChunkHeads; ++lane) sums.lane[lane] += sum.lane[lane];
+    token = page_end;
+  }
+  return sums;
 }
 
 // A unit's sums of what the sketches say: begun, brought to a larger maximum, packed.
@@ -184,9 +218,7 @@ void WeighGroup(const GroupUnit& group) {
       ScoreBlock({&unit, 1}, unit.Runs(begin, end), {unit.context, next, 1, /*values=*/false}, &arrays, max);
     }
     for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-      float* weights = arrays.chunk_scores(chunk);
-      const HeadVector sum = unit.context.kernels.exponentials(weights, static_cast<int>(end - begin),
-                                                               shape.pitch(chunk), max[chunk], weights, {});
+      const HeadVector sum = Exponentiate(group, begin, end, chunk, arrays.chunk_scores(chunk), max[chunk]);
       group.block_max[number * shape.num_chunks + chunk] = max[chunk];
       for (int lane = 0; lane < shape.heads(chunk); ++lane) {
         const int head = chunk * kChunkHeads + lane;

@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 
 #include "kernels/cpu/grow_buffer.h"
 #include "kernels/cpu/unit.h"
@@ -109,6 +110,9 @@ struct GroupUnit {
   // exp(a block's largest score - lse) of a chunk's heads; 0 for a head that is not a number.
   HeadVector FactorsOf(const HeadVector& max, int chunk) const;
 };
+
+// Neighbouring units of a key/value head, one or more.
+using GroupRun = std::span<const GroupUnit>;
 
 void WeighGroup(const GroupUnit& group);
 void FindMass(const DecodeContext& context, const PlannedItem& plan, const GroupItem& item, int kv_head);

@@ -10,7 +10,15 @@
 namespace santa::cpu {
 namespace {
 
-constexpr int kBatchRows = 64;  // rows that are gathered, scored and added up together: they stay in the L2 cache
+// Numbers of a chunk's heads side by side: heads take the same steps. Of fewer than four heads the last lanes are other
+// rows', and have no effect.
+using Lanes = float __attribute__((vector_size(4 * kChunkHeads)));
+
+Lanes LoadLanes(const float* numbers) {
+  Lanes lanes;
+  std::memcpy(&lanes, numbers, sizeof(lanes));
+  return lanes;
+}
 
 // Exact scores of the rows read, as weights against the largest, which becomes the partial's.
 void ScoreRows(const GroupUnit& group, const RowList& rows, ReadScratch& scratch) {
@@ -24,9 +32,7 @@ void ScoreRows(const GroupUnit& group, const RowList& rows, ReadScratch& scratch
   for (int begin = 0; begin < rows.num_rows(); begin += kBatchRows) {
     const int count = std::min(kBatchRows, rows.num_rows() - begin);
     for (int i = 0; i < count; ++i) {
-      const int ahead = begin + i + kRowsAhead;
-      if (ahead >= kRowsFetched && ahead < rows.num_rows()) FetchRow(rows.keys()[ahead], row_bytes);
-      FetchRow(rows.values()[begin + i], row_bytes);
+      FetchRow(rows.beside_keys()[begin + i], row_bytes);
       std::memcpy(gathered + i * row_bytes, rows.keys()[begin + i], row_bytes);
     }
     for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
@@ -112,14 +118,19 @@ class RowSums {
     const auto size = static_cast<size_t>(rows_.num_rows()) * shape_.padded_dim;
     sketched_values_ = scratch_.sketched_values.AtLeast(size);
     differences_ = scratch_.differences.AtLeast(size);
-    kernels_.sketch_rows({.rows = rows_.values(),
-                          .codes = rows_.codes(),
-                          .ranges = rows_.ranges(),
-                          .bits = ValueBits(group_.unit.context.cache.layout().sketch),
-                          .num_rows = rows_.num_rows(),
-                          .head_dim = shape_.head_dim,
-                          .sketched = sketched_values_,
-                          .differences = differences_});
+    for (int begin = 0; begin < rows_.num_rows(); begin += kBatchRows) {
+      const int count = std::min(kBatchRows, rows_.num_rows() - begin);
+      for (int i = begin; i < begin + count; ++i) FetchRow(rows_.beside_values()[i], rows_.row_bytes());
+      const int64_t packed = int64_t{begin} * shape_.padded_dim;
+      kernels_.sketch_rows({.rows = rows_.values() + begin,
+                            .codes = rows_.codes() + begin,
+                            .ranges = rows_.ranges() + begin,
+                            .bits = ValueBits(group_.unit.context.cache.layout().sketch),
+                            .num_rows = count,
+                            .head_dim = shape_.head_dim,
+                            .sketched = sketched_values_ + packed,
+                            .differences = differences_ + packed});
+    }
   }
 
   // b of a chunk's heads; w is rows_.weights.
@@ -156,6 +167,7 @@ class RowSums {
                            .sums = group_.unit.output(chunk * kChunkHeads)};
     if (!corrects_) {
       args.row_pointers = rows_.values() + begin;
+      args.beside = chunk == 0 ? rows_.beside_values() + begin : nullptr;
       return kernels_.accumulate(args);
     }
     args.head_dim = shape_.padded_dim;
@@ -178,7 +190,7 @@ class RowSums {
       if (i > 0) errors.numbers[1] += Tau(i);
     }
     for (int chunk = 0; chunk < shape_.num_chunks; ++chunk) {
-      AddSteps(errors, chunk);
+      corrects_ ? AddSteps<true>(errors, chunk) : AddSteps<false>(errors, chunk);
       if (group_.unit.plan.method == Method::kSketched) AddStepVectors(errors, chunk);
     }
   }
@@ -224,51 +236,47 @@ class RowSums {
     find(kDifferences, chain_differences_ + 1, chain_differences_, length_ - 1);
   }
 
-  // What the rows of the chain have of a chunk's heads, side by side: heads take the same steps.
-  template <int kPitch>
-  struct ChainRow {
-    float b[kPitch];
-    float w[kPitch];
-  };
-  template <int kPitch>
-  ChainRow<kPitch> RowOf(int chunk, int i) const {
-    ChainRow<kPitch> row;
-    std::copy_n(main_weights(chunk) + chain_[i] * kPitch, kPitch, row.b);
-    std::copy_n(rows_.weights(chunk) + chain_[i] * kPitch, kPitch, row.w);
-    return row;
+  // b and w of row i of the chain.
+  Lanes MainWeights(int chunk, int i) const {
+    return LoadLanes(main_weights(chunk) + int64_t{chain_[i]} * shape_.pitch(chunk));
+  }
+  Lanes Weights(int chunk, int i) const {
+    return LoadLanes(rows_.weights(chunk) + int64_t{chain_[i]} * shape_.pitch(chunk));
   }
 
   // |a|^2 of row i of the chain, and a . a of rows i and i + 1.
-  float Square(int i, float b, float w) const {
-    const float square = b * b * products(kMain)[i];
-    return corrects_ ? square + 2 * b * w * products(kMainDifference)[i] + w * w * products(kDifference)[i] : square;
+  template <bool kCorrects>
+  Lanes Square(int i, Lanes b, Lanes w) const {
+    const Lanes square = b * b * products(kMain)[i];
+    if constexpr (!kCorrects) return square;
+    return square + 2 * b * w * products(kMainDifference)[i] + w * w * products(kDifference)[i];
   }
-  float Cross(int i, float b, float w, float next_b, float next_w) const {
-    const float cross = b * next_b * products(kBefore)[i];
-    return corrects_ ? cross + next_b * w * products(kMainBefore)[i] + next_w * b * products(kDifferenceBefore)[i] +
-                           next_w * w * products(kDifferences)[i]
-                     : cross;
+  template <bool kCorrects>
+  Lanes Cross(int i, Lanes b, Lanes w, Lanes next_b, Lanes next_w) const {
+    const Lanes cross = b * next_b * products(kBefore)[i];
+    if constexpr (!kCorrects) return cross;
+    return cross + next_b * w * products(kMainBefore)[i] + next_w * b * products(kDifferenceBefore)[i] +
+           next_w * w * products(kDifferences)[i];
   }
 
-  template <int kPitch>
-  void AddStepsOf(const GroupErrors& errors, int chunk) {
-    float steps[kPitch] = {};
-    float mass_steps[kPitch] = {};
-    float last_square[kPitch];
-    ChainRow<kPitch> last = RowOf<kPitch>(chunk, 0);
-    for (int lane = 0; lane < kPitch; ++lane) last_square[lane] = Square(0, last.b[lane], last.w[lane]);
+  template <bool kCorrects>
+  void AddSteps(const GroupErrors& errors, int chunk) {
+    Lanes steps = {};
+    Lanes mass_steps = {};
+    Lanes last_b = MainWeights(chunk, 0);
+    Lanes last_w = Weights(chunk, 0);
+    Lanes last_square = Square<kCorrects>(0, last_b, last_w);
     for (int i = 1; i < length_; ++i) {
-      const ChainRow<kPitch> row = RowOf<kPitch>(chunk, i);
       const float tau = Tau(i);
-      for (int lane = 0; lane < kPitch; ++lane) {
-        const float square = Square(i, row.b[lane], row.w[lane]);
-        const float cross = Cross(i - 1, last.b[lane], last.w[lane], row.b[lane], row.w[lane]);
-        const float step = row.b[lane] - last.b[lane];
-        steps[lane] += tau * (square + last_square[lane] - 2 * cross);
-        mass_steps[lane] += tau * step * step;
-        last_square[lane] = square;
-      }
-      last = row;
+      const Lanes b = MainWeights(chunk, i);
+      const Lanes w = Weights(chunk, i);
+      const Lanes square = Square<kCorrects>(i, b, w);
+      const Lanes step = b - last_b;
+      steps += tau * (square + last_square - 2 * Cross<kCorrects>(i - 1, last_b, last_w, b, w));
+      mass_steps += tau * step * step;
+      last_b = b;
+      last_w = w;
+      last_square = square;
     }
     for (int lane = 0; lane < shape_.heads(chunk); ++lane) {
       const int head = chunk * kChunkHeads + lane;
@@ -277,50 +285,43 @@ class RowSums {
     }
   }
 
-  void AddSteps(const GroupErrors& errors, int chunk) {
-    switch (shape_.pitch(chunk)) {
-      case 1:
-        return AddStepsOf<1>(errors, chunk);
-      case 2:
-        return AddStepsOf<2>(errors, chunk);
-      default:
-        return AddStepsOf<kChunkHeads>(errors, chunk);
-    }
-  }
-
-  // Weights with which rows of a add up to the sum over steps of tau (step of b) (step of a).
-  template <int kPitch>
+  // Weights with which rows of a add up to the sum over steps of tau (step of b) (step of a). A row's last lanes are
+  // written over by the next one's.
   void WeighSteps(int chunk, float* of_mains, float* of_differences) const {
-    float last_step[kPitch] = {};  // into row i
-    ChainRow<kPitch> row = RowOf<kPitch>(chunk, 0);
+    const int pitch = shape_.pitch(chunk);
+    Lanes last_step = {};  // into row i
+    Lanes b = MainWeights(chunk, 0);
     for (int i = 0; i < length_; ++i) {
       const bool ends = i + 1 == length_;
-      const ChainRow<kPitch> next = RowOf<kPitch>(chunk, ends ? i : i + 1);
-      const float tau = ends ? 0 : Tau(i + 1);
-      for (int lane = 0; lane < kPitch; ++lane) {
-        const float step = tau * (next.b[lane] - row.b[lane]);
-        of_mains[i * kPitch + lane] = (last_step[lane] - step) * row.b[lane];
-        of_differences[i * kPitch + lane] = (last_step[lane] - step) * row.w[lane];
-        last_step[lane] = step;
+      const Lanes next = MainWeights(chunk, ends ? i : i + 1);
+      const Lanes step = (ends ? 0 : Tau(i + 1)) * (next - b);
+      const Lanes of_main = (last_step - step) * b;
+      std::memcpy(of_mains + int64_t{i} * pitch, &of_main, sizeof(of_main));
+      if (corrects_) {
+        const Lanes of_difference = (last_step - step) * Weights(chunk, i);
+        std::memcpy(of_differences + int64_t{i} * pitch, &of_difference, sizeof(of_difference));
       }
-      row = next;
+      last_step = step;
+      b = next;
     }
   }
 
   void AddStepVectors(const GroupErrors& errors, int chunk) {
     const int pitch = shape_.pitch(chunk);
-    float* of_mains = scratch_.step_weights.AtLeast(size_t{2} * length_ * kChunkHeads);
-    float* of_differences = of_mains + int64_t{length_} * pitch;
-    if (pitch == 1) WeighSteps<1>(chunk, of_mains, of_differences);
-    if (pitch == 2) WeighSteps<2>(chunk, of_mains, of_differences);
-    if (pitch == kChunkHeads) WeighSteps<kChunkHeads>(chunk, of_mains, of_differences);
+    const int64_t size = int64_t{length_} * pitch + kChunkHeads;
+    float* of_mains = scratch_.step_weights.AtLeast(2 * size);
+    float* of_differences = of_mains + size;
+    WeighSteps(chunk, of_mains, of_differences);
     AccumulateArgs args = {.row_pointers = mains_,
                            .num_rows = length_,
                            .head_dim = corrects_ ? shape_.padded_dim : shape_.head_dim,
                            .heads = shape_.heads(chunk),
                            .weights = of_mains,
                            .sums = errors.vectors + int64_t{chunk} * kChunkHeads * shape_.padded_dim};
-    if (!corrects_) return kernels_.accumulate(args);
+    if (!corrects_) {
+      args.beside = chunk == 0 ? rows_.beside_rest(length_) : nullptr;
+      return kernels_.accumulate(args);
+    }
     kernels_.accumulate_packed(args);
     args.row_pointers = chain_differences_;
     args.weights = of_differences;
@@ -344,13 +345,16 @@ class RowSums {
 
 }  // namespace
 
-void ReadRows(const GroupUnit& group, ReadScratch& scratch) {
-  ClearPartial(group.unit);
-  RowList rows(group, scratch);
-  rows.Draw();
-  *group.unit.partial.rows = rows.num_rows();
-  if (group.unit.plan.method == Method::kSketched) ScoreRows(group, rows, scratch);
-  RowSums(group, rows, scratch).Add();
+void ReadRows(GroupRun groups, ReadScratch& scratch) {
+  RowList rows(groups, scratch);
+  for (size_t u = 0; u < groups.size(); ++u) {
+    const GroupUnit& group = groups[u];
+    ClearPartial(group.unit);
+    rows.Take(u);
+    *group.unit.partial.rows = rows.num_rows();
+    if (group.unit.plan.method == Method::kSketched) ScoreRows(group, rows, scratch);
+    RowSums(group, rows, scratch).Add();
+  }
 }
 
 }  // namespace santa::cpu

@@ -9,6 +9,8 @@
 
 namespace santa::cpu {
 
+inline constexpr int kBatchRows = 16;  // rows that are scored, or added up, together: they stay in the L1 cache
+
 // What brings a chunk's weights to the units of the partial.
 struct WeightUnits {
   HeadVector exact = {{1, 1, 1, 1}};
@@ -17,9 +19,11 @@ struct WeightUnits {
 
 // Scratch of one worker.
 struct ReadScratch {
-  // Of all rows read.
-  GrowBuffer<const uint8_t*> keys;
-  GrowBuffer<const uint8_t*> values;
+  // Of all rows read by a run of units.
+  GrowBuffer<int32_t> rows;          // tokens, from a unit's first one on
+  GrowBuffer<int32_t> first_rows;    // [unit]
+  GrowBuffer<const uint8_t*> order;  // where they lie, as they are read
+  // Of the rows read by a unit.
   GrowBuffer<const uint8_t*> codes;    // of the values; of SKETCHED with a value sketch, as the next two
   GrowBuffer<const uint16_t*> ranges;  // of the values' pages
   GrowBuffer<float> sketched_weights;  // [chunk][row][pitch]
@@ -33,12 +37,12 @@ struct ReadScratch {
   GrowBuffer<int32_t> chain;              // which of all
   GrowBuffer<const uint8_t*> chain_rows;  // twice [row]: values, differences
   GrowBuffer<float> products;             // [kind][row]
-  GrowBuffer<float> step_weights;         // twice [row][pitch]
+  GrowBuffer<float> step_weights;         // twice [row][pitch], and kChunkHeads more
 };
 
-// Writes the unit's partial (its maximum the largest score of a row read, or the sketch's if that is larger) and
+// Writes the units' partials (the maximum the largest score of a row read, or the sketch's if that is larger) and
 // errors.
-void ReadRows(const GroupUnit& group, ReadScratch& scratch);
+void ReadRows(GroupRun groups, ReadScratch& scratch);
 
 }  // namespace santa::cpu
 

@@ -150,6 +150,38 @@ inline void ScoreBf16(const ScoreArgs& args) {
   }
 }
 
+// Dots of pairs of rows of kColumns vectors, a vector of sums at a time. What the instruction takes from a sum is as
+// little as from a score.
+template <int kColumns>
+HWY_INLINE void DotsBf16Rows(const PairArgs& args) {
+  const auto column = [](const uint8_t* row, int c)
+                          HWY_ATTR { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(row + c * 64)); };
+  for (int first = 0; first < args.num_pairs; first += kLanes) {
+    const int count = std::min(kLanes, args.num_pairs - first);
+    alignas(64) float sums[kLanes];
+    Vector vectors[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      const int pair = first + std::min(i, count - 1);
+      const uint8_t* x = args.first[pair];
+      const uint8_t* y = args.second[pair];
+      __m512 sum = _mm512_setzero_ps();
+#pragma GCC unroll 8
+      for (int c = 0; c < kColumns; ++c) sum = _mm512_dpbf16_ps(sum, column(x, c), column(y, c));
+      vectors[i] = Vector{sum};
+    }
+    hn::Store(SumEach(vectors), FloatTag(), sums);
+    std::copy_n(sums, count, args.out + first);
+  }
+}
+
+inline void DotsBf16(const PairArgs& args) {
+  // The usual head dimensions.
+  if (args.head_dim == 128) return DotsBf16Rows<4>(args);
+  if (args.head_dim == 64) return DotsBf16Rows<2>(args);
+  Dots<Bf16Row>(args);
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace santa::cpu
 HWY_POP_ATTRIBUTES

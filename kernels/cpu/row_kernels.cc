@@ -67,6 +67,7 @@ const RowKernels* Bf16Table() {
     table.target = HWY_STR(HWY_NAMESPACE) " with BF16";
     table.pack_bf16 = PackBf16;
     table.score = ScoreBf16;
+    table.dots = DotsBf16;
     return table;
   }();
   if (__builtin_cpu_supports("avx512bf16")) return &kTable;

@@ -75,6 +75,8 @@ struct AccumulateArgs {
   float* sums = nullptr;              // packed, [heads][padded_dim]: += weight * row
   const uint8_t* prefetch = nullptr;  // beside `rows`: as many bytes that will be needed soon, or null
   Ahead ahead = {};                   // beside `row_pointers`
+  // Beside `row_pointers`: for each row one that will be needed soon, or null.
+  const uint8_t* const* beside = nullptr;
 };
 
 inline constexpr int kMaxPageSize = 256;

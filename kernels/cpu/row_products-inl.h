@@ -142,8 +142,11 @@ HWY_INLINE void AccumulateColumns(const AccumulateArgs& args, int pair, int tail
     const int64_t column = static_cast<int64_t>(pair) * kPair * Row::kElementBytes;
     const int64_t columns = kTail ? tail * Row::kElementBytes : kPairs * kPair * Row::kElementBytes;
     if (args.prefetch != nullptr) PrefetchBytes(args.prefetch + r * row_bytes + column, columns);
-    if (args.rows == nullptr && r + kAhead < args.num_rows) {
-      for (int64_t i = 0; i < columns; i += 64) __builtin_prefetch(args.row_pointers[r + kAhead] + column + i);
+    if (args.rows == nullptr) {
+      if (args.beside != nullptr) PrefetchBytes(args.beside[r] + column, columns);
+      if (r + kAhead < args.num_rows) {
+        for (int64_t i = 0; i < columns; i += 64) __builtin_prefetch(args.row_pointers[r + kAhead] + column + i);
+      }
     }
 #pragma GCC unroll 8
     for (int p = 0; p < kPairs; ++p) {

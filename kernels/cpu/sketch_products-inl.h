@@ -66,9 +66,13 @@ HWY_INLINE void FloatsOf(const uint16_t* halves, int head_dim, float* floats) {
 // Whole numbers from the low bits of words.
 template <class V>
 HWY_INLINE void StoreWhole(V words, int8_t* whole) {
+#if HWY_TARGET == HWY_AVX3
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(whole), _mm512_cvtepi32_epi8(words.raw));
+#else
   const hn::RebindToUnsigned<hn::DFromV<V>> du;
   const hn::Rebind<uint8_t, decltype(du)> du8;
   hn::StoreU(hn::U8FromU32(hn::And(hn::BitCast(du, words), hn::Set(du, 0xFF))), du8, reinterpret_cast<uint8_t*>(whole));
+#endif
 }
 template <class V>
 HWY_INLINE void StoreWhole(V words, int16_t* whole) {
@@ -76,52 +80,77 @@ HWY_INLINE void StoreWhole(V words, int16_t* whole) {
   hn::StoreU(hn::DemoteTo(d16, hn::ShiftRight<16>(hn::ShiftLeft<16>(words))), d16, whole);
 }
 
+// `join` of the lanes of each of four vectors.
+template <typename Join>
+HWY_INLINE HeadVector JoinLanes(const Vector* vectors, Join join) {
+  const FloatTag d;
+  const hn::RepartitionToWide<hn::RebindToUnsigned<FloatTag>> du64;
+  const auto pairs = [d, du64, join](Vector a, Vector b) HWY_ATTR {
+    return hn::BitCast(du64, join(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b)));
+  };
+  const auto first = pairs(vectors[0], vectors[1]);
+  const auto second = pairs(vectors[2], vectors[3]);
+  // Of each block of four lanes, a lane for each vector.
+  const Vector blocks = join(hn::BitCast(d, hn::InterleaveLower(du64, first, second)),
+                             hn::BitCast(d, hn::InterleaveUpper(du64, first, second)));
+  const hn::CappedTag<float, 4> d4;
+  alignas(64) float lanes[kLanes];
+  hn::Store(blocks, d, lanes);
+  auto all = hn::Load(d4, lanes);
+  for (int block = 1; block < kLanes / 4; ++block) all = join(all, hn::Load(d4, lanes + 4 * block));
+  HeadVector joined;
+  hn::StoreU(all, d4, joined.lane);
+  return joined;
+}
+
+// Numbers [i, i + kLanes) of `count`, 0 beyond: there lies another head's, or nobody's.
+HWY_INLINE Vector LoadSome(const float* numbers, int i, int count) {
+  const FloatTag d;
+  return i + kLanes <= count ? hn::LoadU(d, numbers + i) : hn::MaskedLoad(hn::FirstN(d, count - i), d, numbers + i);
+}
+
 template <int kBits, int kHeads>
 HWY_INLINE void Fold(const SketchScoreArgs& args, FoldedQueries<kBits>& out) {
-  const hn::CappedTag<float, 8> d;
-  const hn::Rebind<int32_t, decltype(d)> di;
+  const FloatTag d;
   constexpr float kMiddle = ((1 << kBits) - 1) / 2.0f;
   constexpr float kLeast = 0x1p-100f;    // less is as good as nothing, and has no reciprocal
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is left in the low bits, rounded
-  constexpr uint32_t kRoundBits = 0x4B400000;
-  const int lanes = static_cast<int>(hn::Lanes(d));
-  alignas(64) float low[kMaxHeadDim];
+  alignas(64) float middle[kMaxHeadDim];
   alignas(64) float step[kMaxHeadDim];
-  alignas(64) float folded[kHeads][kMaxHeadDim];
-  FloatsOf(args.low, args.head_dim, low);
+  FloatsOf(args.low, args.head_dim, middle);
   FloatsOf(args.step, args.head_dim, step);
-  hn::Vec<decltype(d)> offsets[kHeads];
-  hn::Vec<decltype(d)> largest[kHeads];
-#pragma GCC unroll 4
-  for (int h = 0; h < kHeads; ++h) offsets[h] = largest[h] = hn::Zero(d);
-  for (int i = 0; i < args.head_dim; i += lanes) {
-    const auto of_column = hn::Load(d, step + i);
-    const auto middle = hn::MulAdd(of_column, hn::Set(d, kMiddle), hn::Load(d, low + i));
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) {
-      const auto q = hn::LoadU(d, args.queries + h * args.head_dim + i);
-      const auto product = hn::Mul(q, of_column);
-      hn::Store(product, d, folded[h] + i);
-      largest[h] = hn::Max(largest[h], hn::Abs(product));
+  for (int i = 0; i < args.head_dim; i += kLanes) {
+    hn::Store(hn::MulAdd(hn::Load(d, step + i), hn::Set(d, kMiddle), hn::Load(d, middle + i)), d, middle + i);
+  }
+  Vector offsets[kChunkHeads];
+  Vector largest[kChunkHeads];
+  for (int h = 0; h < kChunkHeads; ++h) {
+    Vector offset = hn::Zero(d);
+    Vector most = hn::Zero(d);
+    for (int i = 0; i < args.head_dim && h < kHeads; i += kLanes) {
+      const Vector q = LoadSome(args.queries + h * args.head_dim, i, args.head_dim);
+      most = hn::Max(most, hn::Abs(hn::Mul(q, hn::Load(d, step + i))));
       // What is not a number, and lost to the whole numbers, stays here.
-      offsets[h] = hn::MulAdd(q, middle, offsets[h]);
+      offset = hn::MulAdd(q, hn::Load(d, middle + i), offset);
     }
+    offsets[h] = offset;
+    largest[h] = most;
   }
-#pragma GCC unroll 4
+  const HeadVector most = JoinLanes(largest, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
   for (int h = 0; h < kHeads; ++h) {
-    const float most = hn::GetLane(hn::MaxOfLanes(d, largest[h]));
-    const auto inverse = hn::Set(d, most > kLeast ? kMostWhole<kBits> / most : 0);
-    auto sum = hn::Zero(di);
-    for (int i = 0; i < args.head_dim; i += lanes) {
-      const auto rounded = hn::BitCast(di, hn::MulAdd(hn::Load(d, folded[h] + i), inverse, hn::Set(d, kRound)));
-      StoreWhole(rounded, out.whole[h] + i);
-      sum = hn::Add(sum, rounded);
+    out.scale[h] = most.lane[h] / kMostWhole<kBits>;
+    const Vector inverse = hn::Set(d, most.lane[h] > kLeast ? kMostWhole<kBits> / most.lane[h] : 0);
+    Vector sum = hn::Zero(d);
+    for (int i = 0; i < args.head_dim; i += kLanes) {
+      const Vector q = LoadSome(args.queries + h * args.head_dim, i, args.head_dim);
+      const Vector rounded = hn::MulAdd(hn::Mul(q, hn::Load(d, step + i)), inverse, hn::Set(d, kRound));
+      StoreWhole(hn::BitCast(hn::RebindToSigned<FloatTag>(), rounded), out.whole[h] + i);
+      sum = hn::Add(sum, hn::Sub(rounded, hn::Set(d, kRound)));
     }
-    const auto total = static_cast<uint32_t>(hn::GetLane(hn::SumOfLanes(di, sum))) - args.head_dim * kRoundBits;
-    out.scale[h] = most / kMostWhole<kBits>;
-    out.offset[h] = hn::GetLane(hn::SumOfLanes(d, offsets[h])) -
-                    out.scale[h] * kMiddle * static_cast<float>(static_cast<int32_t>(total));
+    offsets[h] = hn::NegMulAdd(sum, hn::Set(d, out.scale[h] * kMiddle), offsets[h]);
   }
+  const HeadVector offset = JoinLanes(offsets, [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); });
+  std::copy_n(offset.lane, kHeads, out.offset);
 }
 
 // Whole numbers as the products of codes take them, a word for features of one token. 4 bits: bytes, four features a

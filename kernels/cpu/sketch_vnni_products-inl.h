@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include "hwy/highway.h"
 #include "kernels/cpu/row_kernels.h"
@@ -21,113 +22,114 @@ HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")
 namespace santa::cpu {
 namespace HWY_NAMESPACE {
 
+// body(i) for each i in [0, kCount), a constant in each: so an array of sums stays in registers, where loops unrolled
+// by a pragma leave it in memory.
+#define SANTA_INLINE_BODY HWY_ATTR __attribute__((always_inline))
+template <int kCount, typename Body>
+HWY_INLINE void Unroll(Body body) {
+  [&body]<int... i>(std::integer_sequence<int, i...>) SANTA_INLINE_BODY {
+    (body(std::integral_constant<int, i>()), ...);
+  }
+  (std::make_integer_sequence<int, kCount>());
+}
+
 // Whole numbers in digits that vpdpbusd multiplies with codes, four features in a word, 64 products an instruction,
-// exactly: for 8-bit codes two digits, 128 * high + low.
+// exactly: for 4-bit codes as they are, for 8-bit ones two digits, 128 * high + low.
 template <int kBits>
-struct DigitQueries {
-  static constexpr int kDigits = kBits == 8 ? 2 : 1;
+struct DigitQueries;
+
+template <>
+struct DigitQueries<4> {
+  static constexpr int kDigits = 1;
+  const FoldedQueries<4>& queries;
+
+  DigitQueries(const FoldedQueries<4>& queries, int /*heads*/, int /*head_dim*/) : queries(queries) {}
+  __m512i word(int /*digit*/, int head, int four) const { return _mm512_set1_epi32(WordOf(queries, head, four)); }
+};
+
+template <>
+struct DigitQueries<8> {
+  static constexpr int kDigits = 2;
   alignas(64) int8_t digits[kDigits][kChunkHeads][kMaxHeadDim];
 
+  DigitQueries(const FoldedQueries<8>& queries, int heads, int head_dim) {
+    const hn::CappedTag<int16_t, 8> d16;
+    const hn::Rebind<int8_t, decltype(d16)> d8;
+    for (int h = 0; h < heads; ++h) {
+      for (int i = 0; i < head_dim; i += 8) {
+        const auto whole = hn::Load(d16, queries.whole[h] + i);
+        const auto high = hn::ShiftRight<7>(hn::Add(whole, hn::Set(d16, 64)));
+        hn::StoreU(hn::DemoteTo(d8, high), d8, digits[0][h] + i);
+        hn::StoreU(hn::DemoteTo(d8, hn::Sub(whole, hn::ShiftLeft<7>(high))), d8, digits[1][h] + i);
+      }
+    }
+  }
   __m512i word(int digit, int head, int four) const {
     return _mm512_set1_epi32(reinterpret_cast<const int32_t*>(digits[digit][head])[four]);
   }
 };
 
-template <int kBits, int kHeads>
-HWY_INLINE void ToDigits(const FoldedQueries<kBits>& queries, int head_dim, DigitQueries<kBits>& out) {
-  const hn::CappedTag<int16_t, 8> d16;
-  const hn::Rebind<int8_t, decltype(d16)> d8;
-  for (int h = 0; h < kHeads; ++h) {
-    if constexpr (kBits == 4) {
-      std::copy_n(queries.whole[h], head_dim, out.digits[0][h]);
-    } else {
-      for (int i = 0; i < head_dim; i += 8) {
-        const auto whole = hn::Load(d16, queries.whole[h] + i);
-        const auto high = hn::ShiftRight<7>(hn::Add(whole, hn::Set(d16, 64)));
-        hn::StoreU(hn::DemoteTo(d8, high), d8, out.digits[0][h] + i);
-        hn::StoreU(hn::DemoteTo(d8, hn::Sub(whole, hn::ShiftLeft<7>(high))), d8, out.digits[1][h] + i);
-      }
-    }
-  }
-}
-
 // kGroups groups of 16 tokens from `codes` on, so that a digit is loaded once for all of them.
 template <int kBits, int kHeads, int kGroups>
-HWY_INLINE void ScoreTokenGroups(const SketchScoreArgs& args, const FoldedQueries<kBits>& folded,
-                                 const DigitQueries<kBits>& digits, const uint8_t* codes, float* scores) {
+HWY_NOINLINE void ScoreTokenGroups(const SketchScoreArgs& args, const FoldedQueries<kBits>& folded,
+                                   const DigitQueries<kBits>& digits, const uint8_t* codes, SpreadFetch& fetch,
+                                   float* scores) {
   constexpr int kDigits = DigitQueries<kBits>::kDigits;
   const __m512i nibble = _mm512_set1_epi8(15);
-  __m512i sums[kDigits][kGroups][kHeads];
-#pragma GCC unroll 2
-  for (int digit = 0; digit < kDigits; ++digit) {
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g) {
-#pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) sums[digit][g][h] = _mm512_setzero_si512();
-    }
-  }
-  const auto multiply = [&](int four, const __m512i* of_tokens) HWY_ATTR {
-#pragma GCC unroll 2
-    for (int digit = 0; digit < kDigits; ++digit) {
-#pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) {
-        const __m512i q = digits.word(digit, h, four);
-#pragma GCC unroll 4
-        for (int g = 0; g < kGroups; ++g) {
-          sums[digit][g][h] = _mm512_dpbusd_epi32(sums[digit][g][h], of_tokens[g], q);
-        }
-      }
-    }
+  __m512i sums[kDigits][kHeads][kGroups];
+  Unroll<kDigits * kHeads * kGroups>([&](auto i) SANTA_INLINE_BODY { (&sums[0][0][0])[i] = _mm512_setzero_si512(); });
+  const auto multiply = [&](int four, const __m512i* of_tokens) SANTA_INLINE_BODY {
+    Unroll<kDigits * kHeads>([&](auto i) SANTA_INLINE_BODY {
+      const __m512i q = digits.word(i / kHeads, i % kHeads, four);
+      Unroll<kGroups>([&](auto g) SANTA_INLINE_BODY {
+        __m512i& sum = sums[i / kHeads][i % kHeads][g];
+        sum = _mm512_dpbusd_epi32(sum, of_tokens[g], q);
+      });
+    });
   };
   for (int word = 0; word < args.head_dim * kBits / 32; ++word, codes += args.page_size * int64_t{4}) {
+    fetch.Step();
     __m512i bytes[kGroups];
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g) bytes[g] = _mm512_loadu_si512(codes + g * 64);
+    Unroll<kGroups>([&](auto g) SANTA_INLINE_BODY { bytes[g] = _mm512_loadu_si512(codes + g * 64); });
     if constexpr (kBits == 8) {
       multiply(word, bytes);
     } else {
       __m512i half[kGroups];
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) half[g] = _mm512_and_si512(bytes[g], nibble);
+      Unroll<kGroups>([&](auto g) SANTA_INLINE_BODY { half[g] = _mm512_and_si512(bytes[g], nibble); });
       multiply(2 * word, half);
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) half[g] = _mm512_and_si512(_mm512_srli_epi16(bytes[g], 4), nibble);
+      Unroll<kGroups>([&](auto g)
+                          SANTA_INLINE_BODY { half[g] = _mm512_and_si512(_mm512_srli_epi16(bytes[g], 4), nibble); });
       multiply(2 * word + 1, half);
     }
   }
-#pragma GCC unroll 4
-  for (int g = 0; g < kGroups; ++g) {
+  Unroll<kGroups>([&](auto g) SANTA_INLINE_BODY {
     Sums of_heads[kHeads];
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) {
-      __m512i sum = sums[0][g][h];
-      if constexpr (kDigits == 2) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 7), sums[kDigits - 1][g][h]);
+    Unroll<kHeads>([&](auto h) SANTA_INLINE_BODY {
+      __m512i sum = sums[0][h][g];
+      if constexpr (kDigits == 2) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 7), sums[kDigits - 1][h][g]);
       of_heads[h] = Sums{sum};
-    }
+    });
     StoreSums<kBits, kHeads>(folded, of_heads, scores + g * 16 * Pitch(kHeads));
-  }
+  });
 }
 
 template <int kBits, int kHeads>
 HWY_INLINE void ScoreSketchVnniOf(const SketchScoreArgs& args, float* scores) {
   FoldedQueries<kBits> folded;
-  DigitQueries<kBits> digits;
   Fold<kBits, kHeads>(args, folded);
-  ToDigits<kBits, kHeads>(folded, args.head_dim, digits);
+  const DigitQueries<kBits> digits(folded, kHeads, args.head_dim);
   constexpr int kGroups = kBits == 8 ? 2 : 4;
-  const int64_t step = FetchStep(args.ahead, (args.num_rows + 15) / 16);
-  const uint8_t* fetch = args.ahead.begin;
   const int end = args.first + args.num_rows;
-  for (int t = args.first / 16 * 16; t < end;) {
+  const int begin = args.first / 16 * 16;
+  SpreadFetch fetch(args.ahead, (end - begin + 16 * kGroups - 1) / (16 * kGroups) * (args.head_dim * kBits / 32));
+  for (int t = begin; t < end;) {
     const uint8_t* codes = args.codes + t * 4;
     // Whole runs of groups; the page may end within one.
     const int groups = end - t >= 16 * kGroups ? kGroups : 1;
-    PrefetchBytes(fetch, step * groups);
-    fetch += step * groups;
     if (groups == kGroups) {
-      ScoreTokenGroups<kBits, kHeads, kGroups>(args, folded, digits, codes, scores);
+      ScoreTokenGroups<kBits, kHeads, kGroups>(args, folded, digits, codes, fetch, scores);
     } else {
-      ScoreTokenGroups<kBits, kHeads, 1>(args, folded, digits, codes, scores);
+      ScoreTokenGroups<kBits, kHeads, 1>(args, folded, digits, codes, fetch, scores);
     }
     t += 16 * groups;
     scores += 16 * groups * Pitch(kHeads);
@@ -160,6 +162,7 @@ inline void ScoreSketchVnni(const SketchScoreArgs& args) {
 
 }  // namespace HWY_NAMESPACE
 }  // namespace santa::cpu
+#undef SANTA_INLINE_BODY
 HWY_POP_ATTRIBUTES
 #endif  // HWY_TARGET == HWY_AVX3
 

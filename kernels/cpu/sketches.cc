@@ -18,10 +18,6 @@ struct Columns {
   std::vector<float> low, high, step, inverse;
 };
 
-size_t CodeBytes(const KvLayout& layout, int bits) {
-  return static_cast<size_t>(layout.page_size) * layout.head_dim * bits / 8;
-}
-
 // Ranges of the columns, and low and step into `halves`. A number that is none is passed over.
 void FindRanges(const KvLayout& layout, int bits, Columns& columns, uint16_t* halves) {
   const int dims = layout.head_dim;
@@ -75,19 +71,6 @@ absl::StatusOr<Sketches> Sketches::Allocate(const KvLayout& layout, int32_t num_
   return sketches;
 }
 
-SketchView Sketches::View(const uint8_t* head, int bits) const {
-  const auto* halves = reinterpret_cast<const uint16_t*>(head + CodeBytes(layout_, bits));
-  return {head, halves, halves + layout_.head_dim};
-}
-
-SketchView Sketches::Keys(int32_t layer, int32_t page, int32_t kv_head) const {
-  return View(HeadAt(layer, page, kv_head), KeyBits(layout_.sketch));
-}
-
-SketchView Sketches::Values(int32_t layer, int32_t page, int32_t kv_head) const {
-  return View(HeadAt(layer, page, kv_head) + key_bytes_, ValueBits(layout_.sketch));
-}
-
 void Sketches::Build(int32_t layer, int32_t page, int32_t kv_head, const uint8_t* keys, const uint8_t* values) {
   thread_local Columns columns;
   const size_t count = static_cast<size_t>(layout_.page_size) * layout_.head_dim;
@@ -96,7 +79,7 @@ void Sketches::Build(int32_t layer, int32_t page, int32_t kv_head, const uint8_t
   const int key_bits = KeyBits(layout_.sketch);
   const int tokens = layout_.page_size;
   Convert(layout_.dtype, keys, DType::kFloat32, columns.rows.data(), count);
-  FindRanges(layout_, key_bits, columns, reinterpret_cast<uint16_t*>(head + CodeBytes(layout_, key_bits)));
+  FindRanges(layout_, key_bits, columns, reinterpret_cast<uint16_t*>(head + CodeBytes(key_bits)));
   if (key_bits == 8) {
     PlaceCodes(layout_, key_bits, columns,
                [=](int t, int d, uint8_t code) { head[(d / 4 * tokens + t) * 4 + d % 4] = code; });
@@ -111,7 +94,7 @@ void Sketches::Build(int32_t layer, int32_t page, int32_t kv_head, const uint8_t
   head += key_bytes_;
   const int dims = layout_.head_dim;
   Convert(layout_.dtype, values, DType::kFloat32, columns.rows.data(), count);
-  FindRanges(layout_, value_bits, columns, reinterpret_cast<uint16_t*>(head + CodeBytes(layout_, value_bits)));
+  FindRanges(layout_, value_bits, columns, reinterpret_cast<uint16_t*>(head + CodeBytes(value_bits)));
   if (value_bits == 8) {
     PlaceCodes(layout_, value_bits, columns, [=](int t, int d, uint8_t code) { head[t * dims + d] = code; });
   } else {

@@ -35,8 +35,12 @@ class Sketches {
   // Nothing for a layout without a sketch. RESOURCE_EXHAUSTED where the system has not got the memory.
   static absl::StatusOr<Sketches> Allocate(const KvLayout& layout, int32_t num_pages, ThreadPool& pool);
 
-  SketchView Keys(int32_t layer, int32_t page, int32_t kv_head) const;
-  SketchView Values(int32_t layer, int32_t page, int32_t kv_head) const;
+  SketchView Keys(int32_t layer, int32_t page, int32_t kv_head) const {
+    return View(HeadAt(layer, page, kv_head), KeyBits(layout_.sketch));
+  }
+  SketchView Values(int32_t layer, int32_t page, int32_t kv_head) const {
+    return View(HeadAt(layer, page, kv_head) + key_bytes_, ValueBits(layout_.sketch));
+  }
 
   // Makes the sketch of one head of a page from its rows of K and V, of the layout's dtype. Thread safe for different
   // heads and pages.
@@ -49,7 +53,11 @@ class Sketches {
     const size_t pages = static_cast<size_t>(layer) * num_pages_ + page;
     return memory_.data() + (pages * layout_.num_kv_heads + kv_head) * (key_bytes_ + value_bytes_);
   }
-  SketchView View(const uint8_t* head, int bits) const;
+  size_t CodeBytes(int bits) const { return static_cast<size_t>(layout_.page_size) * layout_.head_dim * bits / 8; }
+  SketchView View(const uint8_t* head, int bits) const {
+    const auto* halves = reinterpret_cast<const uint16_t*>(head + CodeBytes(bits));
+    return {head, halves, halves + layout_.head_dim};
+  }
 
   KvLayout layout_;
   int32_t num_pages_ = 0;
