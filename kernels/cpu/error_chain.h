@@ -11,7 +11,7 @@
 
 namespace santa::cpu {
 
-// Rows of a block wait until Flush, when their memory has been fetched.
+// Steps wait until Flush, when the rows' memory has been fetched.
 class ErrorChain {
  public:
   // from_zero: draws are independent, and a row's step is from 0 whatever was drawn before it.
@@ -20,36 +20,45 @@ class ErrorChain {
   // The next rows have none before them.
   void StartRun();
 
-  // What follows until Flush adds to sums[head], head in [0, G).
-  void StartBlock(sampling::StepSums* sums) { sums_ = sums; }
-
-  // A value row that a head may have drawn, its rows in order: fluctuation t, z being the row itself. At most
-  // kBlockRows of a head.
-  void Add(int head, bool drawn, float t, const uint8_t* row) {
-    // Which heads drew a row is random: no branch is asked to guess it.
-    Links& links = links_.data()[head];
-    links.rows[links.count] = row;
-    links.t[links.count] = t;
-    links.count += static_cast<int>(drawn) & static_cast<int>(t != 0);
+  // A value row that a head in [0, G) drew, its rows in order: fluctuation t, into sums[head], z being the row itself.
+  void Add(int head, float t, const uint8_t* row, sampling::StepSums* sums) {
+    if (t == 0) return;
+    sums[head].t += t;
+    Link& last = links_[head];
+    if (last.row != nullptr) {
+      if (num_steps_ == kMostSteps) Measure();
+      rows_[num_steps_] = row;
+      before_[num_steps_] = last.row;
+      taus_[num_steps_] = from_zero_ ? t : (t + last.t) / 2;
+      sums_[num_steps_++] = &sums[head];
+    }
+    if (!from_zero_) last = {row, t};
   }
 
-  void Flush();
+  void Flush() {
+    if (num_steps_ > 0) Measure();
+  }
 
  private:
-  // Rows of one head, the last of the block before among them.
-  struct Links {
-    const uint8_t* rows[kBlockRows + 2];
-    float t[kBlockRows + 2];
-    int count;
-    int begin;  // of the block's own
+  struct Link {
+    const uint8_t* row = nullptr;
+    float t = 0;
   };
+  static constexpr int kMostSteps = 256;
+
+  void Measure();
 
   const DecodeContext* context_ = nullptr;
   bool from_zero_ = false;
-  GrowBuffer<Links> links_;  // [G]
+  int num_heads_ = 0;
+  GrowBuffer<Link> links_buffer_;
+  Link* links_ = nullptr;  // [G]
   GrowBuffer<uint8_t> zeros_;
-  const uint8_t* zero_rows_[kBlockRows] = {};
-  sampling::StepSums* sums_ = nullptr;
+  int num_steps_ = 0;
+  const uint8_t* rows_[kMostSteps] = {};
+  const uint8_t* before_[kMostSteps] = {};
+  float taus_[kMostSteps] = {};
+  sampling::StepSums* sums_[kMostSteps] = {};
 };
 
 }  // namespace santa::cpu

@@ -19,7 +19,6 @@ void Gatherer::Begin(const DecodeContext& context, bool independent) {
   const DecodeShape& shape = context.shape;
   chain_.Begin(context, independent);
   block_below_.AtLeast(shape.group);
-  draws_per_mass_.AtLeast(shape.num_chunks * kChunkHeads);
   const size_t size = static_cast<size_t>(shape.pitch_sum) * kBlockRows;
   counts_.AtLeast(size);
   weights_.AtLeast(size);
@@ -84,52 +83,30 @@ void Gatherer::DrawSystematically(const DecodeContext& context, const BlockArray
   }
 }
 
-template <int kPitch>
-void Gatherer::AddErrorsOf(const DecodeShape& shape, const BlockArrays& arrays, const DrawErrors& errors, int chunk,
-                           int row) {
-  using Design = DrawErrors::Design;
-  const int64_t first = int64_t{row} * kPitch;
-  const float* counts = counts_.data() + FirstOf(chunk) + first;
-  const uint32_t* masses = arrays.chunk_masses(chunk) + first;
-  const float* draws_per_mass = draws_per_mass_.data() + chunk * kChunkHeads;
-  float t[kPitch];
-  if (errors.design == Design::kSystematic) {
-    // sampling::Fluctuation of all lanes at once, without a branch. (A mass is at most 2^30.)
-    for (int lane = 0; lane < kPitch; ++lane) {
-      const float expected = static_cast<float>(static_cast<int32_t>(masses[lane])) * draws_per_mass[lane];
-      const float fraction = sampling::FractionOf(expected);
-      t[lane] = (expected < 1 ? 1.0f : fraction) * (1 - fraction);
-    }
-  } else if (errors.design == Design::kIndependent) {
-    std::copy_n(counts, kPitch, t);
-  } else {
-    for (int lane = 0; lane < shape.heads(chunk); ++lane) {
-      const int head = chunk * kChunkHeads + lane;
-      const uint64_t through = mass_sums_.data()[FirstOf(chunk) + first + lane];
-      const double begin =
-          static_cast<double>(block_below_.data()[head] + through - masses[lane]) * errors.draws_per_mass[head];
-      t[lane] =
-          sampling::StratifiedFluctuation(static_cast<float>(begin - static_cast<double>(static_cast<int64_t>(begin))),
-                                          static_cast<float>(masses[lane] * errors.draws_per_mass[head]));
-    }
-  }
-  for (int lane = 0; lane < shape.heads(chunk); ++lane) {
-    chain_.Add(chunk * kChunkHeads + lane, counts[lane] != 0, t[lane], values_[row]);
-  }
-}
-
 // Of one row of the block, which some head drew.
 void Gatherer::AddErrors(const DecodeShape& shape, const BlockArrays& arrays, const DrawErrors& errors, int row) {
+  using Design = DrawErrors::Design;
   for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-    switch (shape.pitch(chunk)) {
-      case 1:
-        AddErrorsOf<1>(shape, arrays, errors, chunk, row);
-        break;
-      case 2:
-        AddErrorsOf<2>(shape, arrays, errors, chunk, row);
-        break;
-      default:
-        AddErrorsOf<kChunkHeads>(shape, arrays, errors, chunk, row);
+    const int64_t first = int64_t{row} * shape.pitch(chunk);
+    const float* counts = counts_.data() + FirstOf(chunk) + first;
+    const uint32_t* masses = arrays.chunk_masses(chunk) + first;
+    const uint64_t* through = mass_sums_.data() + FirstOf(chunk) + first;
+    uint32_t drawn = 0;
+    for (int lane = 0; lane < shape.heads(chunk); ++lane) drawn |= static_cast<uint32_t>(counts[lane] != 0) << lane;
+    for (; drawn != 0; drawn &= drawn - 1) {
+      const int lane = std::countr_zero(drawn);
+      const int head = chunk * kChunkHeads + lane;
+      float t = counts[lane];
+      if (errors.design == Design::kSystematic) {
+        t = sampling::Fluctuation(static_cast<float>(masses[lane]) * static_cast<float>(errors.draws_per_mass[head]));
+      } else if (errors.design == Design::kStratified) {
+        const double begin =
+            static_cast<double>(block_below_.data()[head] + through[lane] - masses[lane]) * errors.draws_per_mass[head];
+        t = sampling::StratifiedFluctuation(
+            static_cast<float>(begin - static_cast<double>(static_cast<int64_t>(begin))),
+            static_cast<float>(masses[lane] * errors.draws_per_mass[head]));
+      }
+      chain_.Add(head, t, values_[row], errors.sums);
     }
   }
 }
@@ -140,12 +117,6 @@ int Gatherer::Queue(const DecodeContext& context, const HeadVector* factors, flo
   const DecodeShape& shape = context.shape;
   const auto row_bytes = static_cast<int64_t>(context.cache.layout().row_bytes());
   sums_ = sums;
-  if (errors != nullptr) {
-    chain_.StartBlock(errors->sums);
-    for (int head = 0; errors->draws_per_mass != nullptr && head < shape.group; ++head) {
-      draws_per_mass_.data()[head] = static_cast<float>(errors->draws_per_mass[head]);
-    }
-  }
   for (int group = 0; group * kRowGroup < num_block_rows_; ++group) {
     uint32_t drawn = drawn_[group];
     drawn_[group] = 0;

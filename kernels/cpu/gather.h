@@ -78,8 +78,6 @@ class Gatherer {
  private:
   static int64_t FirstOf(int chunk) { return static_cast<int64_t>(DecodeShape::first_lane(chunk)) * kBlockRows; }
 
-  template <int kPitch>
-  void AddErrorsOf(const DecodeShape& shape, const BlockArrays& arrays, const DrawErrors& errors, int chunk, int row);
   void AddErrors(const DecodeShape& shape, const BlockArrays& arrays, const DrawErrors& errors, int row);
 
   template <int kPitch, typename Cursor>
@@ -106,7 +104,6 @@ class Gatherer {
   // The block.
   GrowBuffer<uint64_t> mass_sums_;     // [chunk][row][pitch], inclusive sums; of chunks whose draws are made one by one
   GrowBuffer<uint64_t> block_below_;   // [head], masses of the rows before the block; likewise
-  GrowBuffer<float> draws_per_mass_;   // [chunk][kChunkHeads], of DrawErrors
   GrowBuffer<float> counts_;           // [chunk][row][pitch]
   uint16_t drawn_[kBlockGroups] = {};  // bits of rows
   int num_block_rows_ = 0;
