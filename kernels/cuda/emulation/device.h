@@ -91,8 +91,8 @@ T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
   const int lane = ::santa::emulation::current->lane;
-  return ::santa::emulation::ShuffleFrom(mask, value,
-                                         lane % width < static_cast<int>(delta) ? lane : lane - static_cast<int>(delta));
+  return ::santa::emulation::ShuffleFrom(
+      mask, value, lane % width < static_cast<int>(delta) ? lane : lane - static_cast<int>(delta));
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
@@ -171,16 +171,15 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
 namespace santa::emulation {
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t LaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
-                               Arguments&&... arguments) {
+cudaError_t LaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
   const bool overlaps = config->numAttrs == 1 && config->attrs->val.programmaticStreamSerializationAllowed;
   return QueueKernel({.grid = config->gridDim,
-                                          .block = config->blockDim,
-                                          .dynamic_bytes = config->dynamicSmemBytes,
-                                          .overlaps = overlaps,
-                                          .function = reinterpret_cast<const void*>(kernel),
-                                          .body = [kernel, arguments...] { kernel(arguments...); }},
-                                         config->stream);
+                      .block = config->blockDim,
+                      .dynamic_bytes = config->dynamicSmemBytes,
+                      .overlaps = overlaps,
+                      .function = reinterpret_cast<const void*>(kernel),
+                      .body = [kernel, arguments...] { kernel(arguments...); }},
+                     config->stream);
 }
 
 // kernel<<<grid, block, dynamic_bytes, stream>>>

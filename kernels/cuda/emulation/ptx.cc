@@ -1,15 +1,13 @@
 #include "kernels/cuda/emulation/ptx.h"
 
-#include <bit>
 #include <immintrin.h>
+#include <bit>
 
 namespace santa::emulation {
 namespace {
 
 __m256 WidenHalf(__m128i bits) { return _mm256_cvtph_ps(bits); }
-__m256 WidenBFloat16(__m128i bits) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
+__m256 WidenBFloat16(__m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
 
 template <__m256 (*kWiden)(__m128i)>
 void Multiply(void* const* of_lane, uint32_t mask) {
@@ -27,7 +25,8 @@ void Multiply(void* const* of_lane, uint32_t mask) {
   }
   for (int row = 0; row < 16; ++row) {
     for (int half = 0; half < 2; ++half) {
-      _mm256_store_ps(&wide[row][8 * half], kWiden(_mm_load_si128(reinterpret_cast<const __m128i*>(&a[row][8 * half]))));
+      _mm256_store_ps(&wide[row][8 * half],
+                      kWiden(_mm_load_si128(reinterpret_cast<const __m128i*>(&a[row][8 * half]))));
     }
   }
   __m256 sums[16] = {};

@@ -78,10 +78,7 @@ inline void red_release_gpu_global_add_u32(unsigned* to, unsigned value) {
   MayGiveWay();
   *to += value;
 }
-inline void ld_acquire_gpu_global_u32(unsigned& value, const unsigned* from) {
-  GiveWay(true);  // what a kernel does in a loop
-  value = *from;
-}
+inline void ld_acquire_gpu_global_u32(unsigned& value, const unsigned* from) { value = ReadVolatile(from); }
 inline void discard_global_L2(void* line, int bytes) {
   if (reinterpret_cast<uintptr_t>(line) % bytes != 0) Fail("a line that is not aligned is given up");
   std::memset(line, 0xff, bytes);

@@ -7,6 +7,7 @@ Rewritten are the things that a C++ compiler cannot read, line by line so that i
     extern __shared__ T x[];                                T* x = ...
     kernel<A><<<blocks, threads>>>(argument)                LaunchKernel({blocks, threads}, kernel<A>, argument)
     threadIdx.x                                             current->threadIdx.x
+    *static_cast<volatile T*>(x)                            ReadVolatile(static_cast<volatile T*>(x))
 """
 
 import re
@@ -72,6 +73,7 @@ def rewrite(source):
         r"(\w+(?:<[^<;]*>)?)<<<(.*)>>>\(", r"::santa::emulation::LaunchKernel({\2}, \1, ", source
     )
     source = re.sub(r"(?<![.\w])(threadIdx|blockIdx|blockDim|gridDim)\b", r"::santa::emulation::current->\1", source)
+    source = re.sub(r"\*(static_cast<volatile [^>]*\*>\([^()]*\))", r"::santa::emulation::ReadVolatile(\1)", source)
     source = source.replace("#include <cuda_pipeline_primitives.h>", "")  # which has no part for a host
     source = source.replace(".cuh\"", ".emulated.h\"").replace("__CUDA_ARCH__", "SANTA_EMULATED_ARCH")
     return source

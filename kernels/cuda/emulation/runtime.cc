@@ -20,6 +20,7 @@ namespace {
 constexpr int kMultiprocessors = 4;
 constexpr int kSharedOfMultiprocessor = 228 * 1024, kReservedOfBlock = 1024, kSharedOfBlock = 227 * 1024;
 constexpr size_t kMemoryBytes = size_t{12} << 30;
+constexpr size_t kFilled = size_t{32} << 20;  // of an allocation with NaNs; the system gives the rest as zeros
 
 // A kernel, or whatever else.
 struct Operation {
@@ -39,8 +40,10 @@ std::map<const void*, Allocation> device_memory, pinned_memory;
 size_t bytes_allocated = 0;
 std::map<const void*, int> most_dynamic_bytes;  // of a kernel
 thread_local cudaError_t last_error = cudaSuccess;
+cudaError_t device_error = cudaSuccess;  // every call's after a kernel went wrong
 
 cudaError_t Keep(cudaError_t error) {
+  if (device_error != cudaSuccess) error = device_error;
   if (error != cudaSuccess) last_error = error;
   return error;
 }
@@ -65,14 +68,16 @@ struct CUstream_st {
   void Drain(uint64_t until) {
     while (done < until) {
       const Operation operation = Take();
+      if (device_error != cudaSuccess) continue;
       if (operation.kernel == nullptr) {
         operation.other();
         continue;
       }
-      santa::emulation::RunKernels(operation.kernel, [this]() -> std::shared_ptr<const Kernel> {
+      const bool done = santa::emulation::RunKernels(operation.kernel, [this]() -> std::shared_ptr<const Kernel> {
         if (queue.empty() || queue.front().kernel == nullptr || !queue.front().kernel->overlaps) return nullptr;
         return Take().kernel;
       });
+      if (!done) device_error = cudaErrorIllegalAddress;
     }
   }
   Operation Take() {
@@ -118,11 +123,12 @@ bool Contains(const std::map<const void*, Allocation>& memory, const void* point
 void* Allocate(std::map<const void*, Allocation>& memory, size_t bytes) {
   constexpr size_t kPage = 4096;
   const size_t rounded = (bytes + 255) / 256 * 256, pages = (rounded + kPage - 1) / kPage * kPage;
-  void* const mapped = mmap(nullptr, pages + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* const mapped = mmap(nullptr, pages + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) return nullptr;
   auto* const begin = static_cast<uint8_t*>(mapped);
   mprotect(begin + pages, kPage, PROT_NONE);
-  std::memset(mapped, 0xff, pages);
+  std::memset(mapped, 0xff, std::min(pages, kFilled));
+  std::memset(begin + pages - kPage, 0xff, kPage);
   uint8_t* const pointer = begin + pages - rounded;
   memory[pointer] = {begin, pages + kPage, bytes};
   return pointer;
@@ -156,7 +162,7 @@ cudaError_t QueueKernel(Kernel kernel, cudaStream_t stream) {
     return Keep(cudaErrorInvalidValue);
   }
   Get(stream).Add({std::make_shared<const Kernel>(std::move(kernel)), nullptr});
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 
 }  // namespace santa::emulation
@@ -165,11 +171,11 @@ extern "C" {
 
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaSetDevice(int device) { return Keep(device == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int /*device*/) {
@@ -178,19 +184,19 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int /*device*/) 
   properties->totalGlobalMem = kMemoryBytes;
   properties->major = 9;
   properties->multiProcessorCount = kMultiprocessors;
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       *value = kMultiprocessors;
-      return cudaSuccess;
+      return Keep(cudaSuccess);
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
       *value = kSharedOfMultiprocessor;
-      return cudaSuccess;
+      return Keep(cudaSuccess);
     case cudaDevAttrReservedSharedMemoryPerBlock:
       *value = kReservedOfBlock;
-      return cudaSuccess;
+      return Keep(cudaSuccess);
     default:
       return Keep(cudaErrorInvalidValue);
   }
@@ -201,12 +207,13 @@ cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribu
     return Keep(cudaErrorInvalidValue);
   }
   most_dynamic_bytes[function] = value;
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* /*function*/, int threads,
                                                                    size_t dynamic_bytes, unsigned /*flags*/) {
-  *blocks = std::min<int>(2048 / threads, kSharedOfMultiprocessor / (static_cast<int>(dynamic_bytes) + kReservedOfBlock));
-  return cudaSuccess;
+  *blocks =
+      std::min<int>(2048 / threads, kSharedOfMultiprocessor / (static_cast<int>(dynamic_bytes) + kReservedOfBlock));
+  return Keep(cudaSuccess);
 }
 
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
@@ -220,6 +227,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorNotSupported";
     case cudaErrorInvalidValue:
       return "cudaErrorInvalidValue";
+    case cudaErrorIllegalAddress:
+      return "cudaErrorIllegalAddress";
     default:
       return "another error";
   }
@@ -230,7 +239,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   const std::lock_guard lock(mutex);
   *total = kMemoryBytes;
   *free = kMemoryBytes - bytes_allocated;
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   const std::lock_guard lock(mutex);
@@ -239,61 +248,61 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   *pointer = Allocate(device_memory, bytes);
   if (*pointer == nullptr) return Keep(cudaErrorMemoryAllocation);
   bytes_allocated += bytes;
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaFree(void* pointer) {
   const std::lock_guard lock(mutex);
-  if (pointer == nullptr) return cudaSuccess;
+  if (pointer == nullptr) return Keep(cudaSuccess);
   DrainAll();
   bytes_allocated -= device_memory.at(pointer).bytes;
   Release(device_memory, pointer);
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
   const std::lock_guard lock(mutex);
   *pointer = Allocate(pinned_memory, bytes);
-  return *pointer == nullptr ? Keep(cudaErrorMemoryAllocation) : cudaSuccess;
+  return *pointer == nullptr ? Keep(cudaErrorMemoryAllocation) : Keep(cudaSuccess);
 }
 cudaError_t cudaFreeHost(void* pointer) {
   const std::lock_guard lock(mutex);
-  if (pointer == nullptr) return cudaSuccess;
+  if (pointer == nullptr) return Keep(cudaSuccess);
   DrainAll();
   Release(pinned_memory, pointer);
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   const std::lock_guard lock(mutex);
-  if (bytes == 0) return cudaSuccess;
+  if (bytes == 0) return Keep(cudaSuccess);
   if (kind != cudaMemcpyHostToDevice) CheckOnDevice(from);
   if (kind != cudaMemcpyDeviceToHost) CheckOnDevice(to);
   if (kind == cudaMemcpyHostToDevice && !Contains(pinned_memory, from)) {  // has been taken when the call returns
     std::vector<uint8_t> taken(static_cast<const uint8_t*>(from), static_cast<const uint8_t*>(from) + bytes);
     Get(stream).Add({nullptr, [to, taken = std::move(taken)] { std::memcpy(to, taken.data(), taken.size()); }});
-    return cudaSuccess;
+    return Keep(cudaSuccess);
   }
   Get(stream).Add({nullptr, [to, from, bytes] { std::memcpy(to, from, bytes); }});
   if (kind == cudaMemcpyDeviceToHost && !Contains(pinned_memory, to)) Get(stream).Drain(Get(stream).queued);
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   const std::lock_guard lock(mutex);
   cudaMemcpyAsync(to, from, bytes, kind, nullptr);
   default_stream.Drain(default_stream.queued);
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   const std::lock_guard lock(mutex);
   if (bytes > 0) CheckOnDevice(to);
   Get(stream).Add({nullptr, [to, value, bytes] { std::memset(to, value, bytes); }});
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) {
   const std::lock_guard lock(mutex);
   *stream = new CUstream_st;
   streams.insert(*stream);
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, 0); }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -301,40 +310,40 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   stream->Drain(stream->queued);
   streams.erase(stream);
   delete stream;
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const std::lock_guard lock(mutex);
   Get(stream).Drain(Get(stream).queued);
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaDeviceSynchronize() {
   const std::lock_guard lock(mutex);
   DrainAll();
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
   *event = new CUevent_st;
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   const std::lock_guard lock(mutex);
   if (event->stream != nullptr) event->stream->Drain(event->place);
   delete event;
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const std::lock_guard lock(mutex);
   event->stream = &Get(stream);
   event->place = event->stream->queued + 1;
   event->stream->Add({nullptr, [event] { event->time = Clock::now(); }});
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   const std::lock_guard lock(mutex);
   if (event->stream != nullptr) event->stream->Drain(event->place);
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
   const std::lock_guard lock(mutex);
@@ -342,44 +351,44 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
     if (event->stream == nullptr || event->stream->done < event->place) return Keep(cudaErrorNotReady);
   }
   *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned /*flags*/) {
   const std::lock_guard lock(mutex);
-  if (event->stream == nullptr) return cudaSuccess;
+  if (event->stream == nullptr) return Keep(cudaSuccess);
   Get(stream).Add({nullptr, [from = event->stream, place = event->place] { from->Drain(place); }});
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode /*mode*/) {
   const std::lock_guard lock(mutex);
   Get(stream).capturing = true;
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const std::lock_guard lock(mutex);
   Get(stream).capturing = false;
   *graph = new CUgraph_st{std::exchange(Get(stream).captured, {})};
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long /*flags*/) {
   *executable = new CUgraphExec_st{graph->operations};
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   const std::lock_guard lock(mutex);
   for (const Operation& operation : executable->operations) Get(stream).Add(operation);
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   delete graph;
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
   const std::lock_guard lock(mutex);
   DrainAll();
   delete executable;
-  return cudaSuccess;
+  return Keep(cudaSuccess);
 }
 
 }  // extern "C"

@@ -1,5 +1,6 @@
 #include "kernels/cuda/emulation/threads.h"
 
+#include <signal.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -17,6 +18,10 @@
 namespace santa::emulation {
 
 Thread* current = nullptr;
+uint64_t random_state = [] {
+  const char* const seed = std::getenv("SANTA_EMULATION_SEED");
+  return 0x9e3779b97f4a7c15u * (1 + (seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10)));
+}();
 
 namespace {
 
@@ -109,9 +114,26 @@ class Gpu {
       blocks_[i].stacks = Map(kStackBytes * kMostThreads);
       free_.push_back(&blocks_[i]);
     }
+    // A stray access is to be a kernel's error, as on a GPU, and not the end of the program.
+    struct sigaction action = {};
+    action.sa_flags = SA_ONSTACK | SA_NODEFER;
+    action.sa_handler = +[](int signal) {
+      if (current == nullptr) {
+        ::signal(signal, SIG_DFL);
+        return;
+      }
+      TheGpu().faulted_ = true;
+      TheGpu().Describe("a thread touched memory that is not there");
+      void* nowhere = nullptr;
+      TheGpu().SwitchTo(&nowhere, nullptr);
+    };
+    sigaction(SIGSEGV, &action, nullptr);
   }
 
-  void Run(std::shared_ptr<const Kernel> kernel, const std::function<std::shared_ptr<const Kernel>()>& next) {
+  bool Run(std::shared_ptr<const Kernel> kernel, const std::function<std::shared_ptr<const Kernel>()>& next) {
+    static thread_local uint8_t signal_stack[64 * 1024];
+    const stack_t of_signals = {.ss_sp = signal_stack, .ss_flags = 0, .ss_size = sizeof(signal_stack)};
+    sigaltstack(&of_signals, nullptr);
     Add(std::move(kernel));
     while (!grids_.empty()) {
       bool progress = false;
@@ -131,12 +153,14 @@ class Gpu {
         progress = true;
         SwitchTo(&main_stack_, thread);
       }
+      if (faulted_) return false;
       for (; !finished_.empty(); progress = true) {
         EndBlock(*finished_.back());
         finished_.pop_back();
       }
       if (!progress) Report("nothing can go on");
     }
+    return true;
   }
 
   // Gives the processor to another thread until this one is ready again.
@@ -204,8 +228,15 @@ class Gpu {
     ++block.grid->released;
   }
 
-  [[noreturn]] void Report(const char* what) {
+  void Describe(const char* what) {
     std::fprintf(stderr, "emulated GPU: %s\n", what);
+    if (current == nullptr) return;
+    std::fprintf(stderr, "thread %u of block (%u, %u) of kernel %p\n", current->threadIdx.x, current->blockIdx.x,
+                 current->blockIdx.y, current->warp->block->grid->kernel->function);
+  }
+
+  [[noreturn]] void Report(const char* what) {
+    Describe(what);
     for (const Block& block : blocks_) {
       if (block.live == 0) continue;
       std::fprintf(stderr, "block (%u, %u) of kernel %p:\n", block.index.x, block.index.y,
@@ -270,10 +301,11 @@ class Gpu {
     thread.lane = static_cast<int>(number % 32);
     // Not all at the same place of a page, and so of the processor's cache.
     uint8_t* top = warp.block->stacks + kStackBytes * (number + 1) - number * 9 % 64 * 64;
-    thread.stack = PrepareStack(top, +[] {
-      current->warp->block->grid->kernel->body();
-      TheGpu().EndThread();
-    });
+    thread.stack = PrepareStack(
+        top, +[] {
+          current->warp->block->grid->kernel->body();
+          TheGpu().EndThread();
+        });
   }
 
   void EndBlock(Block& block) {
@@ -328,6 +360,7 @@ class Gpu {
   Warp* running_ = nullptr;
   void* main_stack_ = nullptr;
   int at_once_ = 1, idle_ = 0;
+  bool faulted_ = false;
 };
 
 Gpu& TheGpu() {
@@ -340,29 +373,10 @@ Block& BlockOf(const Thread& thread) { return *thread.warp->block; }
 
 }  // namespace
 
-uint32_t Random() {
-  static uint64_t state = [] {
-    const char* const seed = std::getenv("SANTA_EMULATION_SEED");
-    return 0x9e3779b97f4a7c15u * (1 + (seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10)));
-  }();
-  state ^= state << 13;
-  state ^= state >> 7;
-  state ^= state << 17;
-  return static_cast<uint32_t>(state >> 32);
-}
+void Fail(const char* what) { TheGpu().Report(what); }
 
-void Fail(const char* what) {
-  if (current == nullptr) {
-    std::fprintf(stderr, "emulated GPU: %s\n", what);
-    std::abort();
-  }
-  std::fprintf(stderr, "thread %u of block (%u, %u):\n", current->threadIdx.x, current->blockIdx.x,
-               current->blockIdx.y);
-  TheGpu().Report(what);
-}
-
-void RunKernels(std::shared_ptr<const Kernel> kernel, const std::function<std::shared_ptr<const Kernel>()>& next) {
-  TheGpu().Run(std::move(kernel), next);
+bool RunKernels(std::shared_ptr<const Kernel> kernel, const std::function<std::shared_ptr<const Kernel>()>& next) {
+  return TheGpu().Run(std::move(kernel), next);
 }
 
 void MeetWarp(uint32_t mask, void* mine, Combine combine) {
@@ -372,17 +386,20 @@ void MeetWarp(uint32_t mask, void* mine, Combine combine) {
   if ((mask & me) == 0) Fail("a lane is not among those that it waits for");
   if ((mask & warp.ended) != 0) Fail("a lane is waited for that has ended");
   warp.brought[current->lane] = mine;
-  Meeting* meeting = nullptr;
-  for (Meeting& one : warp.meetings) {
-    if (one.mask == mask) {
-      meeting = &one;
-      break;
+  Meeting* meeting = warp.meetings;
+  if (meeting->mask != mask) {
+    meeting = nullptr;
+    for (Meeting& one : warp.meetings) {
+      if (one.mask == mask) {
+        meeting = &one;
+        break;
+      }
+      if ((one.mask & mask) != 0) Fail("lanes wait for one another by different masks");
+      if (one.mask == 0 && meeting == nullptr) meeting = &one;
     }
-    if ((one.mask & mask) != 0) Fail("lanes wait for one another by different masks");
-    if (one.mask == 0) meeting = &one;
+    if (meeting == nullptr) Fail("more meetings of a warp than there is room for");
+    if (meeting->mask == 0) *meeting = {mask, 0, combine};
   }
-  if (meeting == nullptr) Fail("more meetings of a warp than there is room for");
-  if (meeting->mask == 0) *meeting = {mask, 0, combine};
   if (meeting->combine != combine) Fail("lanes meet at different operations");
   meeting->arrived |= me;
   if (meeting->arrived == mask) {

@@ -35,11 +35,17 @@ struct Kernel {
 };
 
 // Runs a kernel to its end. `next` gives the kernel behind it in its stream where that may overlap, else null; it is
-// run as well.
-void RunKernels(std::shared_ptr<const Kernel> kernel, const std::function<std::shared_ptr<const Kernel>()>& next);
+// run as well. False where a thread touched memory that is not there; then all have been given up.
+bool RunKernels(std::shared_ptr<const Kernel> kernel, const std::function<std::shared_ptr<const Kernel>()>& next);
 
 // Random bits of the seed in the environment's SANTA_EMULATION_SEED.
-uint32_t Random();
+extern uint64_t random_state;
+inline uint32_t Random() {
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  random_state ^= random_state << 17;
+  return static_cast<uint32_t>(random_state >> 32);
+}
 inline bool OneIn(uint32_t n) { return Random() % n == 0; }
 
 // Says what is wrong with the code that runs, and ends the program.
@@ -56,6 +62,13 @@ bool MeetBlock(bool mine);
 void GiveWay(bool waiting);
 inline void MayGiveWay() {
   if (OneIn(16)) GiveWay(false);
+}
+
+// What a kernel does in a loop until another block has written it.
+template <typename T>
+T ReadVolatile(const volatile T* from) {
+  GiveWay(true);
+  return *from;
 }
 
 void WaitForEarlierKernel();
