@@ -4,11 +4,10 @@
 
 #include <cstdint>
 
+// Leaves the stack at hand, whose place goes to *from, for another one. For one source file alone.
 extern "C" void SantaSwitchStack(void** from, void* to);
 asm(R"(
-.pushsection .text.santa_switch_stack,"axG",@progbits,SantaSwitchStack,comdat
-.weak SantaSwitchStack
-.type SantaSwitchStack,@function
+.pushsection .text
 SantaSwitchStack:
   pushq %rbp
   pushq %rbx
@@ -32,7 +31,7 @@ namespace santa::emulation {
 
 // A stack that ends at `top`, prepared so that switching to it calls `entry`, which does not return.
 inline void* PrepareStack(uint8_t* top, void (*entry)()) {
-  auto** slot = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(top) & ~uintptr_t{15});
+  auto** slot = reinterpret_cast<void**>(top - reinterpret_cast<uintptr_t>(top) % 16);
   *--slot = nullptr;
   *--slot = reinterpret_cast<void*>(entry);
   for (int i = 0; i < 6; ++i) *--slot = nullptr;

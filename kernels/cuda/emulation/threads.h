@@ -89,7 +89,7 @@ void WaitForAllCopies();
 struct StaticShared {
   const char* name;
   template <typename T>
-  operator T&() const {
+  operator T&() const {  // NOLINT(google-explicit-constructor): it initializes a reference
     return *static_cast<T*>(Shared(name, sizeof(T)));
   }
 };
