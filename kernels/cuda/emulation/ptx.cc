@@ -29,13 +29,16 @@ void Multiply(void* const* of_lane, uint32_t mask) {
                       kWiden(_mm_load_si128(reinterpret_cast<const __m128i*>(&a[row][8 * half]))));
     }
   }
-  __m256 sums[16] = {};
-  for (int k = 0; k < 16; ++k) {
-    const __m256 right = kWiden(_mm_load_si128(reinterpret_cast<const __m128i*>(b[k])));
-    for (int row = 0; row < 16; ++row) sums[row] = _mm256_fmadd_ps(_mm256_set1_ps(wide[row][k]), right, sums[row]);
-  }
+  __m256 right[16];
+  for (int k = 0; k < 16; ++k) right[k] = kWiden(_mm_load_si128(reinterpret_cast<const __m128i*>(b[k])));
   alignas(32) float d[16][8];
-  for (int row = 0; row < 16; ++row) _mm256_store_ps(d[row], sums[row]);
+  for (int row = 0; row < 16; row += 4) {
+    __m256 sums[4] = {};
+    for (int k = 0; k < 16; ++k) {
+      for (int i = 0; i < 4; ++i) sums[i] = _mm256_fmadd_ps(_mm256_set1_ps(wide[row + i][k]), right[k], sums[i]);
+    }
+    for (int i = 0; i < 4; ++i) _mm256_store_ps(d[row + i], sums[i]);
+  }
   for (int lane = 0; lane < 32; ++lane) {
     const Product& brought = *static_cast<const Product*>(of_lane[lane]);
     for (int i = 0; i < 4; ++i) *brought.d[i] += d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];

@@ -123,7 +123,8 @@ bool Contains(const std::map<const void*, Allocation>& memory, const void* point
 void* Allocate(std::map<const void*, Allocation>& memory, size_t bytes) {
   constexpr size_t kPage = 4096;
   const size_t rounded = (bytes + 255) / 256 * 256, pages = (rounded + kPage - 1) / kPage * kPage;
-  void* const mapped = mmap(nullptr, pages + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const mapped =
+      mmap(nullptr, pages + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) return nullptr;
   auto* const begin = static_cast<uint8_t*>(mapped);
   mprotect(begin + pages, kPage, PROT_NONE);
