@@ -13,7 +13,7 @@ _TARGETS = [
 ]
 
 # --define=cuda=emulated: for the processor, as kernels/cuda/emulation/README.md says.
-_EMULATED_COPTS = ["-march=x86-64-v3", "-ffp-contract=off", "-w"]
+_EMULATED_COPTS = ["-march=x86-64-v3", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
 
 def _rewritten(ctx, file):
     if file.extension == "h":
