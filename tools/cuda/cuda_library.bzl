@@ -12,9 +12,50 @@ _TARGETS = [
     "arch=compute_90,code=[sm_90a,compute_90]",
 ]
 
+# --define=cuda=emulated: for the processor, as kernels/cuda/emulation/README.md says.
+_EMULATED_COPTS = ["-march=x86-64-v3", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
+
+def _rewritten(ctx, file):
+    if file.extension == "h":
+        return file
+    to = ctx.actions.declare_file(file.basename.replace(".cuh", ".emulated.h").replace(".cu", ".emulated.cc"))
+    ctx.actions.run_shell(
+        command = "exec python3 $1 $2 $3",
+        arguments = [ctx.file._rewrite.path, file.path, to.path],
+        inputs = [ctx.file._rewrite, file],
+        outputs = [to],
+        use_default_shell_env = True,
+    )
+    return to
+
+def _emulated(ctx, toolchain, features):
+    infos = [dep[CcInfo] for dep in ctx.attr.deps + [ctx.attr._emulation]]
+    compilation, outputs = cc_common.compile(
+        actions = ctx.actions,
+        name = ctx.label.name,
+        cc_toolchain = toolchain,
+        feature_configuration = features,
+        srcs = [_rewritten(ctx, file) for file in ctx.files.srcs],
+        public_hdrs = [_rewritten(ctx, file) for file in ctx.files.hdrs],
+        compilation_contexts = [info.compilation_context for info in infos],
+        user_compile_flags = _EMULATED_COPTS,
+    )
+    linking, _ = cc_common.create_linking_context_from_compilation_outputs(
+        actions = ctx.actions,
+        name = ctx.label.name,
+        cc_toolchain = toolchain,
+        feature_configuration = features,
+        compilation_outputs = outputs,
+        linking_contexts = [info.linking_context for info in infos],
+        disallow_dynamic_library = True,
+    )
+    return [CcInfo(compilation_context = compilation, linking_context = linking)]
+
 def _cuda_objects_impl(ctx):
     toolchain = find_cpp_toolchain(ctx)
     features = cc_common.configure_features(ctx = ctx, cc_toolchain = toolchain)
+    if ctx.var.get("cuda") == "emulated":
+        return _emulated(ctx, toolchain, features)
     compilation = cc_common.merge_cc_infos(cc_infos = [dep[CcInfo] for dep in ctx.attr.deps]).compilation_context
     objects = []
     for src in ctx.files.srcs:
@@ -69,6 +110,8 @@ _cuda_objects = rule(
         "deps": attr.label_list(providers = [CcInfo]),
         "hdrs": attr.label_list(allow_files = [".h", ".cuh"]),
         "srcs": attr.label_list(allow_files = [".cu"]),
+        "_emulation": attr.label(default = "//kernels/cuda/emulation", providers = [CcInfo]),
+        "_rewrite": attr.label(default = "//kernels/cuda/emulation:rewrite.py", allow_single_file = True),
         "_cc_toolchain": attr.label(default = "@bazel_tools//tools/cpp:current_cc_toolchain"),
     },
     fragments = ["cpp"],
