@@ -21,17 +21,16 @@ __device__ void AnswerCorrected(const GatherTask<Kv, D>& task, CorrectionShared<
   const GroupArrays& arrays = task.arrays;
   const int kv_head = task.kv_head, group_size = task.group_size();
   const bool alone = task.group.alone;
-  if (threadIdx.x == 0) {
-    // Who stood alone in a pilot does so after it.
-    shared.alone = alone || task.group.second_draw ? *arrays.alone(kv_head) : 0;
-    shared.unread = 0;
-  }
+  // Who stood alone in a pilot does so after it.
+  unsigned alone_heads = alone || task.group.second_draw ? *arrays.alone(kv_head) : 0;
+  if (threadIdx.x == 0) shared.alone = shared.unread = 0;
   AddSplits<D, kBlocks>(arrays, kv_head, group_size, shared, vectors, task.wants_error() ? kPartialVectors : 1);
   if (!alone) {
     AddSketches<D, kBlocks>(arrays, kv_head, group_size, shared, vectors);
-    if (threadIdx.x == 0) *arrays.alone(kv_head) = shared.alone;
+    alone_heads |= shared.alone;
+    if (threadIdx.x == 0) *arrays.alone(kv_head) = alone_heads;
   }
-  bool misses = Answer<Kv, D, kBlocks>(task, shared, vectors, alone ? shared.alone : ~shared.alone, shared.unread);
+  bool misses = Answer<Kv, D, kBlocks>(task, shared, vectors, alone ? alone_heads : ~alone_heads, shared.unread);
   if (!task.pilot()) return;
   misses = __syncthreads_or(misses);
   PilotAnswer* pilot = arrays.pilot(kv_head);
@@ -61,19 +60,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 3 :
   LetLaterKernelStart();
   if (group.second_draw && (item.target_relative_error == 0 || task.arrays.pilot(kv_head)->done)) return;
   if (group.alone && *task.arrays.alone(kv_head) == 0) return;
-  if (task.pilot() && task.first_split == 0) {
-    for (int i = threadIdx.x; i < group_size * sampling::kInclusionBins; i += kGatherThreads) {
-      task.arrays.spreads(kv_head)[i] = 0;
-    }
-  }
-  if (threadIdx.x < 8 * kBlocks) {
-    shared.lse[threadIdx.x] = threadIdx.x < group_size ? task.arrays.lse(kv_head)[threadIdx.x] : 0.0f;
-  }
-  for (int i = threadIdx.x; i < 8 * kBlocks * kPitch; i += kGatherThreads) {  // of heads that there are not
-    shared.weight[i / kPitch][i % kPitch] = kNegativeInfinity;
-    for (int vector = 0; vector < kPartialVectors; ++vector) shared.packed[vector][i / kPitch][i % kPitch] = 0;
-  }
-  __syncthreads();
+  ClearShared(task, shared);
   FindInclusions(task, shared, inclusion);
   __syncthreads();
   LoadOctaves(shared.octaves, task.arrays, task.splits, kv_head, group_size, nullptr);

@@ -35,19 +35,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   WaitForEarlierKernel();
   LetLaterKernelStart();
   if (group.second_draw && (item.target_relative_error == 0 || task.arrays.pilot(kv_head)->done)) return;
-  if (task.pilot() && task.first_split == 0) {
-    for (int i = threadIdx.x; i < group_size * sampling::kInclusionBins; i += kGatherThreads) {
-      task.arrays.spreads(kv_head)[i] = 0;
-    }
-  }
-  if (threadIdx.x < 8 * kBlocks) {
-    shared.lse[threadIdx.x] = threadIdx.x < group_size ? task.arrays.lse(kv_head)[threadIdx.x] : 0.0f;
-  }
-  for (int i = threadIdx.x; i < 8 * kBlocks * kPitch; i += kGatherThreads) {  // of heads that there are not
-    shared.weight[i / kPitch][i % kPitch] = kNegativeInfinity;
-    for (int vector = 0; vector < kPartialVectors; ++vector) shared.packed[vector][i / kPitch][i % kPitch] = 0;
-  }
-  __syncthreads();
+  ClearShared(task, shared);
   FindInclusions(task, shared, inclusion);
   // What a split begins with, and COORDINATED stays with.
   const float first_reference[kReferences] = {

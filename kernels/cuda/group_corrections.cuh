@@ -19,7 +19,7 @@ template <int kBlocks>
 struct CorrectionShared : GatherShared<kBlocks> {
   float sketched[8 * kBlocks][kPitch];  // log2 of w~; -inf where there is none
   float own[8 * kBlocks];               // what brings the rows' sums to the answer's reference
-  unsigned alone, unread;               // bits of heads
+  unsigned alone, unread;               // bits of heads, as AddSketches finds them
 };
 
 // Where the sketches of the values of one head's pages lie.
@@ -272,8 +272,8 @@ __device__ void AddSketches(const GroupArrays& arrays, int kv_head, int group_si
     shared.own[head] = own;
     shared.reference[0][kOfAll][head] = max;
     shared.number[kSumW][head] = corrected;
-    if (corrected < static_cast<float>(sampling::kLeastCorrectedMass) * mass) atomicOr(&shared.alone, 1u << head);
-    if (reference == kNegativeInfinity) atomicOr(&shared.unread, 1u << head);
+    if (corrected < static_cast<float>(sampling::kLeastCorrectedMass) * mass) atomicAdd(&shared.alone, 1u << head);
+    if (reference == kNegativeInfinity) atomicAdd(&shared.unread, 1u << head);
   }
   __syncthreads();
   for (int from = 0; from < num_splits; from += 32) {

@@ -81,6 +81,25 @@ struct GatherTask {
   }
 };
 
+// Fills what a block begins with, and clears what later kernels add to. All threads call it.
+template <typename Kv, int D, int kBlocks>
+__device__ __forceinline__ void ClearShared(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared) {
+  const int group_size = task.group_size();
+  if (task.pilot() && task.first_split == 0) {
+    for (int i = threadIdx.x; i < group_size * sampling::kInclusionBins; i += kGatherThreads) {
+      task.arrays.spreads(task.kv_head)[i] = 0;
+    }
+  }
+  if (threadIdx.x < 8 * kBlocks) {
+    shared.lse[threadIdx.x] = threadIdx.x < group_size ? task.arrays.lse(task.kv_head)[threadIdx.x] : 0.0f;
+  }
+  for (int i = threadIdx.x; i < 8 * kBlocks * kPitch; i += kGatherThreads) {  // of heads that there are not
+    shared.weight[i / kPitch][i % kPitch] = kNegativeInfinity;
+    for (int vector = 0; vector < kPartialVectors; ++vector) shared.packed[vector][i / kPitch][i % kPitch] = 0;
+  }
+  __syncthreads();
+}
+
 // The sum of `mine` over the threads before this one; *total: over all.
 __device__ inline unsigned long long SumBefore(unsigned long long mine, unsigned long long (&warp_sum)[kGatherWarps],
                                                unsigned long long* total) {

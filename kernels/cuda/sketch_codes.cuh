@@ -12,8 +12,8 @@ __device__ __forceinline__ float InverseStep(float step) { return __fdividef(1.0
 
 // sampling::CodeOf as a whole number in fp32, without a conversion: 2^23 + x has no room for what is behind the point.
 __device__ __forceinline__ float ValueCode(float x, float low, float inverse_step, float largest) {
-  const float code = fmaxf(0.0f, fminf(largest, __fmul_rn(__fsub_rn(x, low), inverse_step)));
-  return __fsub_rn(__fadd_rn(code, 0x1p23f), 0x1p23f);
+  const float code = fmaxf(0.0f, fminf(largest, (x - low) * inverse_step));
+  return code + 0x1p23f - 0x1p23f;
 }
 
 }  // namespace santa::cuda
