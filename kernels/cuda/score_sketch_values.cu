@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(32 * kWarps<D, kBits>, kBlocksAtOnce<D, kBits>
   const int stage_bytes = geometry.stage_bytes(), stride = CodesOfToken(group_size);
   const unsigned char* ring = bytes + warp * kStages<D, kBits> * stage_bytes;
   const int heads = min(kHeads, group_size - first_head);
-  const Merger merger{reinterpret_cast<float*>(bytes + kWarps<D, kBits> * kStages<D, kBits> * stage_bytes), heads};
+  auto* merged = reinterpret_cast<float*>(bytes + kWarps<D, kBits> * kStages<D, kBits> * stage_bytes);
 
   BlockCursor<kWarps<D, kBits>> cursor(splits, warp);
   Loader<D, kBits> loader{sketches, geometry, splits, cursor, SharedAddress(ring), stage_bytes, warp, lane};
@@ -185,10 +185,16 @@ __global__ void __launch_bounds__(32 * kWarps<D, kBits>, kBlocksAtOnce<D, kBits>
       __syncwarp();  // and the values
       at = loader.After(at);
     }
-    merger.Leave(totals, warp, lane);
-    __syncthreads();
-    merger.Write(arrays, kv_head, splits.work->split + split, first_head, group_size);
-    __syncthreads();
+#pragma unroll
+    for (int quad = 0; quad < kValueQuads; ++quad) {
+      if (kQuad * quad >= heads) break;
+      const Merger merger{merged, min(kQuad, heads - kQuad * quad)};
+      merger.Leave(totals, quad, warp, lane);
+      __syncthreads();
+      merger.Write(arrays, kv_head, splits.work->split + split, first_head + kQuad * quad, group_size);
+      __syncthreads();
+    }
+    totals = ValueTotals<D>();
   }
   WaitCopies<0>();
   ClearCounts(arrays, kv_head, splits.work->split, splits.count);
@@ -200,7 +206,7 @@ cudaError_t Launch(const GroupLaunch& launch, cudaStream_t stream) {
   const int group_size = launch.decode.group_size;
   const int ring_bytes =
       kWarpsOfBlock * kStages<D, kBits> * SketchGeometry<D, kBits>(launch.decode.page_shift).stage_bytes();
-  const int shared_bytes = ring_bytes + TotalsMerger<D, kWarpsOfBlock>::Bytes(std::min(group_size, kHeads));
+  const int shared_bytes = ring_bytes + TotalsMerger<D, kWarpsOfBlock>::Bytes(std::min(group_size, kQuad));
   return LaunchGroup(ScoreSketchValuesKernel<D, kBits>, launch, 32 * kWarpsOfBlock, shared_bytes, stream,
                      (group_size + kHeads - 1) / kHeads);
 }

@@ -133,43 +133,39 @@ __device__ __forceinline__ void AddBlock(ValueTotals<D>& totals, const SketchGeo
   AddParts<kBits, 1>(totals, stage, weights, factor, first_token, begin, end, lane);
 }
 
-// The warps' totals of a split on their way to the split's, in shared memory: [warp][head][kPitch], the sums' maximum,
-// their sum, the mass, then features from 4 on.
+// The warps' totals of a quad's heads over a split on their way to the split's, in shared memory: [warp][head][kPitch],
+// what the sums are measured in, the scores' sum, the mass, then features from 4 on.
 template <int D, int kWarps>
 struct TotalsMerger {
   static constexpr int kPitch = D + 8;  // lanes (r, c) lie in different banks
   float* memory;
-  int heads;
+  int heads;  // of the quad
 
   static __host__ __device__ int Bytes(int heads) { return kWarps * heads * kPitch * static_cast<int>(sizeof(float)); }
 
   __device__ __forceinline__ float* At(int warp, int head) const { return memory + (warp * heads + head) * kPitch; }
 
-  // Leaves a warp's, and begins anew.
-  __device__ __forceinline__ void Leave(ValueTotals<D>& totals, int warp, int lane) const {
+  // Leaves a warp's.
+  __device__ __forceinline__ void Leave(const ValueTotals<D>& totals, int quad, int warp, int lane) const {
+    float sum = totals.scores[quad].sum;
 #pragma unroll
-    for (int quad = 0; quad < kValueQuads; ++quad) {
-      float sum = totals.scores[quad].sum;
-#pragma unroll
-      for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-      const int head = kQuad * quad + lane % 4;
-      if (head >= heads) continue;
-      float* to = At(warp, head);
-      if (lane < 4) {
-        to[0] = totals.scores[quad].max;
-        to[1] = sum;
-        to[2] = totals.mass[quad];
-      }
-#pragma unroll
-      for (int tile = 0; tile < D / 16; ++tile) {
-        to[4 + 16 * tile + lane / 4] = totals.sums[tile][quad];
-        to[4 + 16 * tile + lane / 4 + 8] = totals.sums[tile][2 + quad];
-      }
+    for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    const int head = lane % 4;
+    if (head >= heads) return;
+    float* to = At(warp, head);
+    if (lane < 4) {
+      to[0] = totals.scores[quad].max;
+      to[1] = sum;
+      to[2] = totals.mass[quad];
     }
-    totals = ValueTotals<D>();
+#pragma unroll
+    for (int tile = 0; tile < D / 16; ++tile) {
+      to[4 + 16 * tile + lane / 4] = totals.sums[tile][quad];
+      to[4 + 16 * tile + lane / 4 + 8] = totals.sums[tile][2 + quad];
+    }
   }
 
-  // Adds the warps up. All threads call it, between barriers.
+  // Adds the warps up. first_head: of the quad. All threads call it, between barriers.
   __device__ __forceinline__ void Write(const GroupArrays& arrays, int kv_head, int split, int first_head,
                                         int group_size) const {
     for (int i = 4 * threadIdx.x; i < heads * D; i += 4 * 32 * kWarps) {
