@@ -123,7 +123,8 @@ __global__ void __launch_bounds__(kThreads) AimAtTargetKernel(const __grid_const
   __syncthreads();
   LoadOctaves(shared.octaves, arrays, splits, kv_head, group_size, shared.lse);
   __syncthreads();
-  const int end = sizeof(Code) == 1 ? min(splits.end, FullPagesEnd(item, launch.page_shift)) : splits.end;
+  const bool sketched = group.method == Method::kSketched;
+  const int end = sketched ? min(splits.end, FullPagesEnd(item, launch.page_shift)) : splits.end;
   const auto* codes =
       reinterpret_cast<const QuadCodes<Code>*>(arrays.codes(kv_head, splits.origin / sampling::kCodeBlock));
   CountSpreads(group, splits, codes, end, shared.octaves, counted);
@@ -143,7 +144,7 @@ __global__ void __launch_bounds__(kThreads) AimAtTargetKernel(const __grid_const
     shared.top[bin] = static_cast<float>(sampling::BinTop(bin)) * 0x1p-40f;
   }
   __syncthreads();
-  const float even_share = sizeof(Code) == 1 ? static_cast<float>(sampling::kEvenShare) : 0.0f;
+  const float even_share = sketched ? static_cast<float>(sampling::kEvenShare) : 0.0f;
   const sampling::InclusionThreshold threshold =
       SolveTarget(shared, spreads, group_size, *arrays.threshold(kv_head), arrays.pilot(kv_head)->allowed, even_share);
   __syncthreads();  // all have read the pilot's
@@ -153,7 +154,8 @@ __global__ void __launch_bounds__(kThreads) AimAtTargetKernel(const __grid_const
 }  // namespace
 
 cudaError_t LaunchAimAtTarget(const GroupLaunch& launch, cudaStream_t stream) {
-  const auto kernel = launch.method == Method::kCoordinated ? AimAtTargetKernel<uint16_t> : AimAtTargetKernel<uint8_t>;
+  const auto kernel =
+      CodeBytes(launch.method, launch.sketch) == 2 ? AimAtTargetKernel<uint16_t> : AimAtTargetKernel<uint8_t>;
   const int shared_bytes = launch.decode.group_size * kBins * static_cast<int>(sizeof(unsigned));
   return LaunchGroup(kernel, launch, kThreads, shared_bytes, stream);
 }

@@ -53,7 +53,10 @@ const BackendUnderTest kCuda = {
     .tells_errors_of = {Method::kExact, Method::kCoordinated, Method::kSketched},
     .missing = WhyNoGpu()};
 
-INSTANTIATE_TEST_SUITE_P(Cuda, BackendSuite, ::testing::Values(kCuda, kCuda.Sketched(Sketch::kK4)), NameOf);
+INSTANTIATE_TEST_SUITE_P(Cuda, BackendSuite,
+                         ::testing::Values(kCuda, kCuda.Sketched(Sketch::kK4), kCuda.Sketched(Sketch::kK4V4),
+                                           kCuda.Sketched(Sketch::kK8V8)),
+                         NameOf);
 
 class CudaBackendTest : public ::testing::Test {
  protected:
@@ -157,6 +160,11 @@ TEST(CudaBackendOptionsTest, RefusesWhatItHasNot) {
   layout.num_query_heads = 34;
   EXPECT_EQ(refusal(layout),
             absl::UnimplementedError("num_query_heads / num_kv_heads is 17; the CUDA backend has 1 to 16"));
+  layout = kLayout;
+  layout.dtype = DType::kFloat8E4M3;
+  layout.sketch = Sketch::kK4V4;
+  EXPECT_EQ(refusal(layout),
+            absl::UnimplementedError("sketch is k4v4, dtype is fp8_e4m3; the CUDA backend has none and k4 for it"));
   layout = kLayout;
   layout.key_order = KeyOrder::kFeatureMajor;
   EXPECT_EQ(refusal(layout),

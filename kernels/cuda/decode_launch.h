@@ -15,7 +15,7 @@ namespace santa::cuda {
 // One query token of one sequence in one layer.
 struct DeviceItem {
   const void* layer = nullptr;          // the layer's pool: [page][K|V][kv_head][token][D]
-  const void* sketch = nullptr;         // the layer's sketches of K: [page][kv_head] (kernels/cuda/sketch_layout.h)
+  const void* sketch = nullptr;         // the layer's sketches: [page][kv_head] (kernels/cuda/sketch_layout.h)
   const int32_t* page_table = nullptr;  // [pages of the sequence]
   const void* q = nullptr;              // [H][D] of the type of the products: bf16 for a bf16 cache, else fp16
   void* o = nullptr;                    // [H][D] of io_dtype

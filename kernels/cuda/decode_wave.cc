@@ -37,8 +37,8 @@ TableSlice SliceOf(const ItemPlan& plan, int32_t page_size) {
 
 // Where the scratch of an item lies whose kernel draws by group.
 GroupArrays ArraysOf(uint8_t* scratch, Method method, const KvLayout& layout, const ItemPlan& plan) {
-  return {scratch,         method,     plan.has_target(), layout.num_kv_heads, layout.group_size(),
-          layout.head_dim, plan.begin, plan.end,          plan.splits.count};
+  return {scratch,         method,     layout.sketch, plan.has_target(), layout.num_kv_heads, layout.group_size(),
+          layout.head_dim, plan.begin, plan.end,      plan.splits.count};
 }
 
 // Scratch that the item's scores take.
@@ -59,16 +59,17 @@ WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
   const int64_t one_item = CutSplits(Kernel::kExact, layout, 0, static_cast<int32_t>(most_tokens)).count + 128;
   const int64_t affordable = kPartialBytes / (numbers * 4 + layout.num_query_heads * 8);
   const int64_t items = std::clamp<int64_t>(kQueryBytes / (numbers * 4), 1, kMaxItems);
-  // SANTA with as many draws as there may be wants most, or where heads are wide COORDINATED.
-  const int64_t stored =
-      std::max(StoredScratchBytes(Method::kSanta, layout.num_query_heads, 255, 255 + most_tokens,
-                                  static_cast<uint32_t>(std::min<int64_t>(most_tokens, kMaxSampleCount))),
-               ArraysOf(nullptr, Method::kCoordinated, layout,
-                        {.begin = 63,
-                         .end = static_cast<int32_t>(63 + most_tokens),
-                         .splits = {.count = static_cast<int32_t>(one_item)},
-                         .target_relative_error = 1})
-                   .bytes());
+  // SANTA with as many draws as there may be wants most, or where heads are wide a draw for a group.
+  int64_t stored = StoredScratchBytes(Method::kSanta, layout.num_query_heads, 255, 255 + most_tokens,
+                                      static_cast<uint32_t>(std::min<int64_t>(most_tokens, kMaxSampleCount)));
+  for (const Method method : {Method::kCoordinated, Method::kSketched}) {
+    stored = std::max(stored, ArraysOf(nullptr, method, layout,
+                                       {.begin = 63,
+                                        .end = static_cast<int32_t>(63 + most_tokens),
+                                        .splits = {.count = static_cast<int32_t>(one_item)},
+                                        .target_relative_error = 1})
+                                  .bytes());
+  }
   return {.items = static_cast<int32_t>(items),
           .splits = static_cast<int32_t>(std::clamp(affordable, one_item, one_item * items)),
           .table_entries = std::max<int64_t>(kTableEntries, num_pages),
@@ -374,6 +375,7 @@ absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t
         ToStatus(LaunchGroupDraw({.decode = launch,
                                   .arrays = reinterpret_cast<const GroupArrays*>(device_at(arrays_at_)),
                                   .method = kernel == Kernel::kCoordinated ? Method::kCoordinated : Method::kSketched,
+                                  .sketch = layout_.sketch,
                                   .longest_split = longest_split_,
                                   .most_rows = most_rows_,
                                   .has_targets = has_targets_},

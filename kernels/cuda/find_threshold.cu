@@ -123,7 +123,8 @@ __global__ void __launch_bounds__(kThreads) FindThresholdKernel(const __grid_con
   __syncthreads();
   LoadOctaves(shared.octaves, arrays, splits, kv_head, launch.group_size, shared.lse);
   __syncthreads();
-  const int end = sizeof(Code) == 1 ? min(splits.end, FullPagesEnd(item, launch.page_shift)) : splits.end;
+  const bool sketched = group.method == Method::kSketched;
+  const int end = sketched ? min(splits.end, FullPagesEnd(item, launch.page_shift)) : splits.end;
   const auto* codes =
       reinterpret_cast<const QuadCodes<Code>*>(arrays.codes(kv_head, splits.origin / sampling::kCodeBlock));
   const int quads = CodesOfToken(launch.group_size) / kQuad;
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kThreads) FindThresholdKernel(const __grid_con
 #pragma unroll
     for (int i = 0; i < kRunTokens; ++i) {
       const int token = splits.origin + place + i;
-      if (token < splits.begin || token >= end || (sizeof(Code) == 2 && a_squared[i] == 0)) continue;
+      if (token < splits.begin || token >= end || (!sketched && a_squared[i] == 0)) continue;
       atomicAdd(&shared.histogram[sampling::InclusionBin(a_squared[i])], 1u);
     }
   }
@@ -146,9 +147,9 @@ __global__ void __launch_bounds__(kThreads) FindThresholdKernel(const __grid_con
   __syncthreads();
   if (!IsLastOfGroup(launch, item_index, kv_head, BlockSplits::BlocksOf(group, item), shared.last)) return;
   // Candidates that have a chance: with a floor every one.
-  const int first = item.begin, last = sizeof(Code) == 1 ? FullPagesEnd(item, launch.page_shift) : item.end;
+  const int first = item.begin, last = sketched ? FullPagesEnd(item, launch.page_shift) : item.end;
   const double budget = sampling::InclusionBudget(item.sample_count, max(last - first, 0));
-  const double even = sizeof(Code) == 1 ? sampling::kEvenShare * item.sample_count : 0;
+  const double even = sketched ? sampling::kEvenShare * item.sample_count : 0;
   const sampling::InclusionThreshold threshold = Solve(shared, arrays.histogram(kv_head), budget, even);
   if (threadIdx.x == 0) *arrays.threshold(kv_head) = threshold;
   if (threadIdx.x < launch.group_size) arrays.lse(kv_head)[threadIdx.x] = shared.lse[threadIdx.x];
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(kThreads) FindThresholdKernel(const __grid_con
 
 cudaError_t LaunchFindThreshold(const GroupLaunch& launch, cudaStream_t stream) {
   const auto kernel =
-      launch.method == Method::kCoordinated ? FindThresholdKernel<uint16_t> : FindThresholdKernel<uint8_t>;
+      CodeBytes(launch.method, launch.sketch) == 2 ? FindThresholdKernel<uint16_t> : FindThresholdKernel<uint8_t>;
   return LaunchGroup(kernel, launch, kThreads, 0, stream);
 }
 

@@ -5,6 +5,21 @@
 #include "kernels/cuda/launch.cuh"
 
 namespace santa::cuda {
+namespace {
+
+cudaError_t LaunchScores(const GroupLaunch& launch, cudaStream_t stream) {
+  if (launch.corrects()) return LaunchScoreSketchValues(launch, stream);
+  return launch.method == Method::kSketched ? LaunchScoreSketch(launch, stream) : LaunchScoreKeys(launch, stream);
+}
+
+cudaError_t LaunchGather(GroupLaunch launch, cudaStream_t stream) {
+  if (!launch.corrects()) return LaunchGatherGroup(launch, stream);
+  if (const cudaError_t error = LaunchGatherCorrections(launch, stream)) return error;
+  launch.alone = true;
+  return LaunchGatherCorrections(launch, stream);
+}
+
+}  // namespace
 
 cudaError_t LaunchGroupDraw(const GroupLaunch& whole, cudaStream_t stream) {
   // A block's way from codes to rows is a long one: where there are more splits than the device works on at once, one
@@ -15,14 +30,13 @@ cudaError_t LaunchGroupDraw(const GroupLaunch& whole, cudaStream_t stream) {
   GroupLaunch launch = whole;
   launch.splits_of_block = std::clamp(launch.decode.num_kv_heads * launch.decode.num_work / at_once, 1,
                                       std::clamp(kMaxBlockTokens / launch.longest_split, 1, kMaxBlockSplits));
-  cudaError_t error =
-      launch.method == Method::kSketched ? LaunchScoreSketch(launch, stream) : LaunchScoreKeys(launch, stream);
+  cudaError_t error = LaunchScores(launch, stream);
   if (error == cudaSuccess) error = LaunchFindThreshold(launch, stream);
-  if (error == cudaSuccess) error = LaunchGatherGroup(launch, stream);
+  if (error == cudaSuccess) error = LaunchGather(launch, stream);
   if (error != cudaSuccess || !launch.has_targets) return error;
   error = LaunchAimAtTarget(launch, stream);
   launch.second_draw = true;
-  if (error == cudaSuccess) error = LaunchGatherGroup(launch, stream);
+  if (error == cudaSuccess) error = LaunchGather(launch, stream);
   return error;
 }
 

@@ -6,10 +6,16 @@
 //     FindThreshold            each group's histogram of a_i, and from it kappa
 //     GatherGroup              which rows are read, the weighted sum of those rows, and the answer
 //
+// SKETCHED with a value sketch has in their place
+//
+//     ScoreSketchValues        that, and the sum over all tokens of what the sketches say of their values
+//     GatherCorrections        which rows are read, by how much they differ from what the sketches say, and the answer
+//     GatherCorrections        once more for the heads whose sketch is no help: their rows stand alone
+//
 // An item with a target error (kernels/sampling/target_error.h) has had its pilot draw then, and goes on:
 //
 //     AimAtTarget              kappa for the target, from what the pilot said of its error
-//     GatherGroup              likewise
+//     GatherGroup              likewise, or GatherCorrections
 #ifndef SANTA_KERNELS_CUDA_GROUP_DRAW_H_
 #define SANTA_KERNELS_CUDA_GROUP_DRAW_H_
 
@@ -32,16 +38,23 @@ struct GroupLaunch {
   // launch has ended.
   const GroupArrays* arrays = nullptr;
   Method method = Method::kCoordinated;
-  int32_t longest_split = 0;  // tokens, a multiple of 256, at most 4096
-  int32_t most_rows = 0;      // that a group may read of an item: sample_count, and a page beside it
-  bool has_targets = false;   // any item
+  Sketch sketch = Sketch::kNone;  // the cache's
+  int32_t longest_split = 0;      // tokens, a multiple of 256, at most 4096
+  int32_t most_rows = 0;          // that a group may read of an item: sample_count, and a page beside it
+  bool has_targets = false;       // any item
   // How many splits, one after the other, a block takes. Changes no answer. Set by LaunchGroupDraw.
   int32_t splits_of_block = 1;
   bool second_draw = false;  // after AimAtTarget. Likewise.
+  bool alone = false;        // GatherCorrections once more. Likewise.
+
+  // SKETCHED by sketches of keys and values both.
+  SANTA_HOST_DEVICE bool corrects() const {
+    return method == Method::kSketched && (sketch == Sketch::kK4V4 || sketch == Sketch::kK8V8);
+  }
 };
 
 // Answers every item of the launch: visible tokens more than sample_count >= 1. cudaErrorNotSupported for a shape that
-// the exact kernel has not got either. Asynchronous; nothing is allocated.
+// the exact kernel has not got either, and for a value sketch of an fp8 cache. Asynchronous; nothing is allocated.
 cudaError_t LaunchGroupDraw(const GroupLaunch& launch, cudaStream_t stream);
 
 // Its steps.
@@ -50,6 +63,8 @@ cudaError_t LaunchScoreSketch(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchFindThreshold(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchAimAtTarget(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchGatherGroup(const GroupLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchScoreSketchValues(const GroupLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchGatherCorrections(const GroupLaunch& launch, cudaStream_t stream);
 
 }  // namespace santa::cuda
 

@@ -19,7 +19,15 @@ namespace {
 
 using GroupDrawTest = GpuTest;
 
-constexpr Method kMethods[] = {Method::kCoordinated, Method::kSketched};
+// A method, and the sketch of its cache.
+struct Estimator {
+  Method method;
+  Sketch sketch;
+};
+constexpr Estimator kEstimators[] = {{Method::kCoordinated, Sketch::kK4},
+                                     {Method::kSketched, Sketch::kK4},
+                                     {Method::kSketched, Sketch::kK4V4},
+                                     {Method::kSketched, Sketch::kK8V8}};
 
 std::vector<Item> Seeds(const Problem& problem, int count) {
   std::vector<Item> items;
@@ -27,8 +35,10 @@ std::vector<Item> Seeds(const Problem& problem, int count) {
   return items;
 }
 
-std::string Describe(const AttentionOptions& options) {
-  return std::string(Name(options.method)) + ", S " + std::to_string(options.sample_count);
+std::string Describe(const Problem& problem) {
+  const AttentionOptions& options = problem.step.options;
+  return std::string(Name(options.method)) + ", " + std::string(Name(problem.shape.sketch)) + ", S " +
+         std::to_string(options.sample_count);
 }
 
 // Tokens of the page that is not full, which SKETCHED reads beside its sample.
@@ -37,13 +47,13 @@ uint64_t Unsketched(const Problem& problem) {
   return static_cast<uint64_t>(problem.step.num_tokens % problem.shape.page_size);
 }
 
-// 12 problems of up to 4,096 components: a |z| of 6.5 has a false-alarm rate below 1e-5 for the whole test.
+// 16 problems of up to 4,096 components: a |z| of 6.5 has a false-alarm rate below 1e-5 for the whole test.
 TEST_F(GroupDrawTest, HaveTheEstimatorsMeanAndVariance) {
   for (const int group_size : {1, 4, 7, 16}) {
-    Problem problem = MakeProblem({.group_size = group_size}, 1100);
-    for (const Method method : kMethods) {
+    for (const auto& [method, sketch] : kEstimators) {
+      Problem problem = MakeProblem({.group_size = group_size, .sketch = sketch}, 1100);
       problem.step.options = {.method = method, .sample_count = 100, .scale = 0.1f};
-      SCOPED_TRACE("G " + std::to_string(group_size) + ", " + Describe(problem.step.options));
+      SCOPED_TRACE("G " + std::to_string(group_size) + ", " + Describe(problem));
       const std::vector<Answer> answers = DecodeOnGpu(Seeds(problem, 1500));
       const Fit fit = FitMoments(problem, answers);
       EXPECT_LT(fit.worst_z, 6.5);
@@ -61,12 +71,11 @@ TEST_F(GroupDrawTest, HaveTheEstimatorsMeanAndVariance) {
 TEST_F(GroupDrawTest, TellTheirStandardError) {
   for (const auto& [scale, mean] :
        {std::pair{0.0442f, 1.0}, {0.0663f, 0.0}, {0.1105f, 0.0}, {0.1105f, 1.0}, {0.1768f, 0.0}}) {
-    Problem problem = MakeProblem({.group_size = 4}, 3000);
-    for (double& v : problem.step.v) v = reference::Round(problem.shape.dtype, v + mean);
-    for (const Method method : kMethods) {
+    for (const auto& [method, sketch] : kEstimators) {
+      Problem problem = MakeProblem({.group_size = 4, .sketch = sketch}, 3000);
+      for (double& v : problem.step.v) v = reference::Round(problem.shape.dtype, v + mean);
       problem.step.options = {.method = method, .sample_count = 300, .scale = scale};
-      SCOPED_TRACE(Describe(problem.step.options) + ", scale " + std::to_string(scale) + ", values about " +
-                   std::to_string(mean));
+      SCOPED_TRACE(Describe(problem) + ", scale " + std::to_string(scale) + ", values about " + std::to_string(mean));
       const reference::Output exact = reference::Exact(problem.step);
       const int32_t dim = problem.step.head_dim;
       double told = 0, seen = 0;
@@ -91,16 +100,18 @@ TEST_F(GroupDrawTest, AnswerEveryShape) {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3}) {
     for (const int head_dim : {64, 96, 128, 192, 256}) {
       for (const int64_t tokens : {2, 63, 64, 65, 255, 256, 257, 1700}) {
-        const Shape shape = {.dtype = dtype,
-                             .group_size = kGroups[index % 8],
-                             .num_kv_heads = 1 + index % 3,
-                             .head_dim = head_dim,
-                             .page_size = kPageSizes[index % 5],
-                             .scaled = dtype == DType::kFloat8E4M3 && index % 2 == 0};
+        Shape shape = {.dtype = dtype,
+                       .group_size = kGroups[index % 8],
+                       .num_kv_heads = 1 + index % 3,
+                       .head_dim = head_dim,
+                       .page_size = kPageSizes[index % 5],
+                       .scaled = dtype == DType::kFloat8E4M3 && index % 2 == 0};
         const uint32_t window = index % 4 == 1 ? 150 : 0;
         ++index;
-        Problem problem = MakeProblem(shape, tokens);
-        for (const Method method : kMethods) {
+        for (const auto& [method, sketch] : kEstimators) {
+          if (ValueBits(sketch) > 0 && SizeOf(dtype) == 1) continue;
+          shape.sketch = sketch;
+          Problem problem = MakeProblem(shape, tokens);
           const auto visible = static_cast<uint32_t>(window != 0 && window < tokens ? window : tokens);
           problem.step.options = {.method = method,
                                   .sample_count = visible - visible / 4 - (visible < 4 ? 1 : 0),
@@ -109,7 +120,7 @@ TEST_F(GroupDrawTest, AnswerEveryShape) {
                                   .soft_cap = index % 3 == 0 ? 8.0f : 0.0f};
           problem.step.sink_logits.assign(index % 2 == 0 ? problem.step.num_query_heads : 0, 0.5);
           SCOPED_TRACE(santa::cuda::Describe(shape) + ", n " + std::to_string(tokens) + ", window " +
-                       std::to_string(window) + ", " + Describe(problem.step.options));
+                       std::to_string(window) + ", " + Describe(problem));
           const reference::Output exact = reference::Exact(problem.step);
           const std::vector<Answer> answers = DecodeOnGpu({{&problem, 1}, {&problem, 2}, {&problem, 1}});
           EXPECT_EQ(answers[0].o, answers[2].o);
@@ -134,20 +145,20 @@ TEST_F(GroupDrawTest, AnswerEveryShape) {
 
 // What is read for certain has no error, whatever the sketch thinks of the rest.
 TEST_F(GroupDrawTest, AllOfTheMassOnFewRowsIsExact) {
-  for (const Method method : kMethods) {
-    Problem problem = MakeProblem({.group_size = 4}, 2000);
+  for (const auto& [method, sketch] : kEstimators) {
+    Problem problem = MakeProblem({.group_size = 4, .sketch = sketch}, 2000);
     problem.step.options = {.method = method, .sample_count = 200, .scale = 4.0f};
     const reference::Output exact = reference::Exact(problem.step);
     for (const Answer& answer : DecodeOnGpu(Seeds(problem, 10))) {
-      EXPECT_LT(RelativeError(answer.o, exact.o), 5e-3) << Describe(problem.step.options);
+      EXPECT_LT(RelativeError(answer.o, exact.o), 5e-3) << Describe(problem);
     }
   }
 }
 
 // Splits and batches change nothing: a long item alone and beside short ones.
 TEST_F(GroupDrawTest, TheSameBitsInEveryBatch) {
-  Problem longer = MakeProblem({}, 9000), shorter = MakeProblem({}, 700);
-  for (const Method method : kMethods) {
+  for (const auto& [method, sketch] : kEstimators) {
+    Problem longer = MakeProblem({.sketch = sketch}, 9000), shorter = MakeProblem({.sketch = sketch}, 700);
     longer.step.options = shorter.step.options = {.method = method, .sample_count = 500, .scale = 0.1f};
     const std::vector<Answer> alone = DecodeOnGpu({{&longer, 3}});
     const std::vector<Answer> together = DecodeOnGpu({{&shorter, 1}, {&longer, 3}, {&shorter, 2}, {&longer, 4}});

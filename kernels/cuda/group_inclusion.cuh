@@ -11,15 +11,23 @@ namespace santa::cuda {
 // memory: [code block][CodesOfToken].
 inline constexpr int kMostOctaves = kMaxBlockTokens / sampling::kCodeBlock * kMaxGroup;
 
-// All threads call it, and __syncthreads() afterwards. lse: [G].
+// All threads call it, and __syncthreads() afterwards. lse: [G]; null: the largest scores as they are.
 __device__ __forceinline__ void LoadOctaves(float* octaves, const GroupArrays& arrays, const BlockSplits& splits,
                                             int kv_head, int group_size, const float* lse) {
   const int heads = CodesOfToken(group_size), first = splits.origin / sampling::kCodeBlock;
   const int count = ((splits.end - 1) / sampling::kCodeBlock - first + 1) * heads;
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
     const int head = i % heads;
-    octaves[i] = head < group_size ? arrays.block_max(kv_head, first + i / heads)[head] - lse[head] : kNegativeInfinity;
+    const float* max = arrays.block_max(kv_head, first + i / heads);
+    octaves[i] = head >= group_size ? kNegativeInfinity : lse == nullptr ? max[head] : max[head] - lse[head];
   }
+}
+
+// What a code stands for where values are sketched, times 2^kWeightOctaves: in half precision, as it enters the product
+// with them. `code` is a whole number. Without weight where it is the last one, below half of the smallest half.
+inline constexpr float kWeightOctaves = 6;
+__device__ __forceinline__ float SketchWeight(float code, float steps_of_octave) {
+  return Exp2(fmaf(code, -1.0f / steps_of_octave, kWeightOctaves));
 }
 
 // Codes of four heads of a token.

@@ -7,10 +7,10 @@
 
 namespace santa::cuda {
 
-// On a grid of (key/value heads, work).
+// On a grid of (key/value heads, work, parts of a group's heads).
 inline cudaError_t LaunchGroup(void (*kernel)(GroupLaunch), const GroupLaunch& launch, int threads, int shared_bytes,
-                               cudaStream_t stream) {
-  const dim3 grid(launch.decode.num_kv_heads, launch.decode.num_work);
+                               cudaStream_t stream, int head_parts = 1) {
+  const dim3 grid(launch.decode.num_kv_heads, launch.decode.num_work, head_parts);
   return LaunchOverlapping(kernel, launch, grid, threads, shared_bytes, stream);
 }
 

@@ -13,8 +13,11 @@
 
 namespace santa::cuda {
 
-// Bytes of a score's code: COORDINATED takes its weights from it, SKETCHED only probabilities.
-SANTA_HOST_DEVICE int CodeBytes(Method method) { return method == Method::kCoordinated ? 2 : 1; }
+// Bytes of a score's code: COORDINATED takes its weights from it, SKETCHED only probabilities, and with a value sketch
+// the weights of what that says: as good as these are.
+SANTA_HOST_DEVICE int CodeBytes(Method method, Sketch sketch) {
+  return method == Method::kCoordinated || sketch == Sketch::kK8V8 ? 2 : 1;
+}
 
 // Codes of a token: of its group's heads in fours, so that a thread reads four at a time.
 inline constexpr int kQuad = 4;
@@ -27,6 +30,10 @@ SANTA_HOST_DEVICE int CodesOfToken(int32_t group_size) { return (group_size + kQ
 // Weights are taken against a reference of the head, so that 16 bits hold them and none overflows: those of the answer
 // against the largest of all, those with t against the largest of a row that was left to chance. COORDINATED has p for
 // exp(s), and knows beforehand that no weight is above 1, or 1 / kappa: these are its references.
+//
+// With a value sketch a split adds what the sketches say of its tokens, sum e~ v~ and sum e~, with e~ what a token's
+// code (SketchWeight of kernels/cuda/group_inclusion.cuh) stands for; and what its rows correct: w v - w~ v~ in place
+// of w v and w - w~ in place of w, w~ = e~ / pi. The references are of w and w~ both.
 inline constexpr int kPartialVectors = 3;
 enum Reference { kOfAll, kOfChance, kReferences };
 enum PartialNumber { kSumW, kSumT, kSumTT, kSumTW, kSumTW2, kSumTW2V2, kPartialSums };
@@ -43,14 +50,14 @@ class GroupArrays {
  public:
   GroupArrays() = default;
   // Of an item over the visible tokens [begin, end), cut into so many splits. bytes() grows with end - begin.
-  SANTA_HOST_DEVICE GroupArrays(uint8_t* scratch, Method method, bool has_target, int32_t num_kv_heads,
+  SANTA_HOST_DEVICE GroupArrays(uint8_t* scratch, Method method, Sketch sketch, bool has_target, int32_t num_kv_heads,
                                 int32_t group_size, int32_t head_dim, int32_t begin, int32_t end, int32_t num_splits)
       : first_block_(begin / sampling::kCodeBlock),
         num_blocks_((end - 1) / sampling::kCodeBlock - begin / sampling::kCodeBlock + 1),
         num_splits_(num_splits),
         group_size_(group_size),
         head_dim_(head_dim),
-        block_code_bytes_(sampling::kCodeBlock * CodesOfToken(group_size) * CodeBytes(method)) {
+        block_code_bytes_(sampling::kCodeBlock * CodesOfToken(group_size) * CodeBytes(method, sketch)) {
     uint8_t* at = scratch;
     const auto take = [&at](int64_t bytes) {
       uint8_t* array = at;
@@ -68,6 +75,11 @@ class GroupArrays {
     thresholds_ = reinterpret_cast<sampling::InclusionThreshold*>(
         take(num_kv_heads * static_cast<int64_t>(sizeof(sampling::InclusionThreshold))));
     partials_ = reinterpret_cast<float*>(take(splits * partial_size() * 4));
+    if (method == Method::kSketched && (sketch == Sketch::kK4V4 || sketch == Sketch::kK8V8)) {
+      sketch_sums_ = reinterpret_cast<float*>(take(splits * group_size * head_dim * 4));
+      sketch_masses_ = reinterpret_cast<float2*>(take(splits * group_size * 8));
+      alone_ = reinterpret_cast<unsigned*>(take(int64_t{num_kv_heads} * 4));
+    }
     if (has_target) {
       pilots_ = reinterpret_cast<PilotAnswer*>(take(num_kv_heads * static_cast<int64_t>(sizeof(PilotAnswer))));
       spreads_ = reinterpret_cast<unsigned long long*>(
@@ -107,6 +119,16 @@ class GroupArrays {
     return partials_ + (static_cast<int64_t>(kv_head) * num_splits_ + split) * partial_size();
   }
   SANTA_HOST_DEVICE int partial_numbers() const { return kPartialVectors * group_size_ * head_dim_; }
+  // With a value sketch alone. [splits][G][D]: sums of e~ v~ of a split, and [splits][G] what their e~ is measured in,
+  // in log2 units, and its sum.
+  SANTA_HOST_DEVICE float* sketch_sums(int32_t kv_head, int32_t split) const {
+    return sketch_sums_ + (static_cast<int64_t>(kv_head) * num_splits_ + split) * group_size_ * head_dim_;
+  }
+  SANTA_HOST_DEVICE float2* sketch_masses(int32_t kv_head) const {
+    return sketch_masses_ + static_cast<int64_t>(kv_head) * num_splits_ * group_size_;
+  }
+  // Bits of the heads whose rows stand alone (sampling::kLeastCorrectedMass).
+  SANTA_HOST_DEVICE unsigned* alone(int32_t kv_head) const { return alone_ + kv_head; }
   // Of an item with a target alone.
   SANTA_HOST_DEVICE PilotAnswer* pilot(int32_t kv_head) const { return pilots_ + kv_head; }
   // [G][kInclusionBins]: sums of p^2 by the bins of a, in the units of aim_at_target.cu.
@@ -133,6 +155,9 @@ class GroupArrays {
   float* lse_ = nullptr;
   sampling::InclusionThreshold* thresholds_ = nullptr;
   float* partials_ = nullptr;
+  float* sketch_sums_ = nullptr;
+  float2* sketch_masses_ = nullptr;
+  unsigned* alone_ = nullptr;
   PilotAnswer* pilots_ = nullptr;
   unsigned long long* spreads_ = nullptr;
   int64_t bytes_ = 0;

@@ -69,6 +69,7 @@ struct GatherTask {
         full_end(sketched() ? min(splits.end, FullPagesEnd(item, group.decode.page_shift)) : splits.end) {}
 
   __device__ bool sketched() const { return group.method == Method::kSketched; }
+  __device__ int code_bytes() const { return CodeBytes(group.method, group.sketch); }
   __device__ bool pilot() const { return item.target_relative_error > 0 && !group.second_draw; }
   __device__ bool wants_error() const { return item.relative_standard_error != nullptr || pilot(); }
   __device__ int group_size() const { return group.decode.group_size; }
@@ -79,6 +80,25 @@ struct GatherTask {
            static_cast<size_t>(place) * quads();
   }
 };
+
+// Fills what a block begins with, and clears what later kernels add to. All threads call it.
+template <typename Kv, int D, int kBlocks>
+__device__ __forceinline__ void ClearShared(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared) {
+  const int group_size = task.group_size();
+  if (task.pilot() && task.first_split == 0) {
+    for (int i = threadIdx.x; i < group_size * sampling::kInclusionBins; i += kGatherThreads) {
+      task.arrays.spreads(task.kv_head)[i] = 0;
+    }
+  }
+  if (threadIdx.x < 8 * kBlocks) {
+    shared.lse[threadIdx.x] = threadIdx.x < group_size ? task.arrays.lse(task.kv_head)[threadIdx.x] : 0.0f;
+  }
+  for (int i = threadIdx.x; i < 8 * kBlocks * kPitch; i += kGatherThreads) {  // of heads that there are not
+    shared.weight[i / kPitch][i % kPitch] = kNegativeInfinity;
+    for (int vector = 0; vector < kPartialVectors; ++vector) shared.packed[vector][i / kPitch][i % kPitch] = 0;
+  }
+  __syncthreads();
+}
 
 // The sum of `mine` over the threads before this one; *total: over all.
 __device__ inline unsigned long long SumBefore(unsigned long long mine, unsigned long long (&warp_sum)[kGatherWarps],
@@ -123,7 +143,7 @@ __device__ inline unsigned long long SumOfEarlier(unsigned long long* totals, in
   return all;
 }
 
-// The inclusion of every token with a chance, [place].
+// The inclusion of every token with a chance, [place]; from shared.octaves.
 template <typename Code, typename Kv, int D, int kBlocks>
 __device__ void FindInclusions(const GatherTask<Kv, D>& task, const GatherShared<kBlocks>& shared,
                                uint32_t* inclusion) {
@@ -158,6 +178,19 @@ __device__ void FindInclusions(const GatherTask<Kv, D>& task, const GatherShared
       each[i] = has_chance ? sampling::Inclusion(threshold, a_squared[i]) : 0;
     }
     *reinterpret_cast<uint4*>(inclusion + place) = {each[0], each[1], each[2], each[3]};
+  }
+}
+
+// Likewise, from shared.lse; the inclusions are to be seen by all threads after a barrier. All threads call it.
+template <typename Kv, int D, int kBlocks>
+__device__ __forceinline__ void FindInclusions(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
+                                               uint32_t* inclusion) {
+  LoadOctaves(shared.octaves, task.arrays, task.splits, task.kv_head, task.group_size(), shared.lse);
+  __syncthreads();
+  if (task.code_bytes() == 1) {
+    FindInclusions<uint8_t>(task, shared, inclusion);
+  } else {
+    FindInclusions<uint16_t>(task, shared, inclusion);
   }
 }
 

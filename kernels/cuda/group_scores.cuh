@@ -140,6 +140,14 @@ __device__ __forceinline__ void KeepSums(SplitSums<kWarps, 8 * kBlocks>& shared,
   sums = WarpSums<kBlocks>();
 }
 
+// Clears what later kernels count in. All threads call it.
+__device__ __forceinline__ void ClearCounts(const GroupArrays& arrays, int kv_head, int first_split, int count) {
+  if (threadIdx.x < count) arrays.totals(kv_head)[first_split + threadIdx.x] = 0;
+  if (first_split == 0) {
+    for (int i = threadIdx.x; i < sampling::kInclusionBins; i += blockDim.x) arrays.histogram(kv_head)[i] = 0;
+  }
+}
+
 // Merges the warps' sums into the splits', and clears what later kernels count in. All threads call it.
 template <int kWarps, int kHeads>
 __device__ void FinishSplits(const SplitSums<kWarps, kHeads>& shared, const GroupArrays& arrays, int kv_head,
@@ -154,10 +162,7 @@ __device__ void FinishSplits(const SplitSums<kWarps, kHeads>& shared, const Grou
     for (int w = 0; w < kWarps; ++w) sum += Rescale(shared.of[split][w][head].x, max) * shared.of[split][w][head].y;
     arrays.split_sums(kv_head)[(first_split + split) * group_size + head] = make_float2(max, sum);
   }
-  if (threadIdx.x < count) arrays.totals(kv_head)[first_split + threadIdx.x] = 0;
-  if (first_split == 0) {
-    for (int i = threadIdx.x; i < sampling::kInclusionBins; i += 32 * kWarps) arrays.histogram(kv_head)[i] = 0;
-  }
+  ClearCounts(arrays, kv_head, first_split, count);
 }
 
 }  // namespace santa::cuda

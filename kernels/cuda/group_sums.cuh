@@ -12,6 +12,22 @@
 
 namespace santa::cuda {
 
+// The first split from `split` on that has rows, or the last one.
+__device__ __forceinline__ int FirstWithRows(const int* list_at, int split, int num_splits) {
+  while (split < num_splits - 1 && list_at[split] == list_at[split + 1]) ++split;
+  return min(split, num_splits - 1);
+}
+
+// Two stages of rows, of values both or of keys and values, with room for what is there before and after them:
+// inclusions, and the splits' sum.
+template <typename Kv, int D>
+__host__ __device__ inline int StageBytes(const GroupLaunch& group) {
+  const int inclusions = group.longest_split * group.splits_of_block * static_cast<int>(sizeof(uint32_t));
+  const int vectors = kPartialVectors * group.decode.group_size * D * static_cast<int>(sizeof(float));
+  const int stages = 2 * kGatherWarps * Slab<Kv, D>::kBytes;
+  return inclusions > stages ? (inclusions > vectors ? inclusions : vectors) : (stages > vectors ? stages : vectors);
+}
+
 // Starts copying the rows, `offset` bytes after those of K, of the 16 entries of the list from `at` on; zeros past its
 // end. pages: GatherShared::page.
 template <typename Kv, int D>
@@ -36,12 +52,12 @@ __device__ __forceinline__ float InverseOf(uint32_t inclusion) {
 }
 
 // Starts copying the codes of the 16 entries of the list from `at` on.
-template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ void CopyCodes(uint16_t (*codes)[8 * kBlocks], const GatherTask<Kv, D>& task,
+template <typename Kv, int D, int kBlocks, typename Code>
+__device__ __forceinline__ void CopyCodes(Code (*codes)[8 * kBlocks], const GatherTask<Kv, D>& task,
                                           const uint32_t* list, int end, int at, int lane) {
   const int row = lane % kSlabRows, quads = task.quads();
   if (at + row >= end) return;
-  const QuadCodes<uint16_t>* from = task.template codes<uint16_t>(PlaceOf(list[at + row]));
+  const QuadCodes<Code>* from = task.template codes<Code>(PlaceOf(list[at + row]));
   for (int quad = lane / kSlabRows; quad < quads; quad += 32 / kSlabRows) {
     __pipeline_memcpy_async(codes[row] + kQuad * quad, from + quad, sizeof(*from));
   }
@@ -213,8 +229,13 @@ struct ValueSums {
   // Adds a stage of value rows, times shared.packed.
   __device__ __forceinline__ void Add(const GatherShared<kBlocks>& shared, uint32_t values, int stage,
                                       bool wants_error) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
     Raise(shared, stage, wants_error);
+    Multiply(shared, values, wants_error);
+  }
+
+  // Likewise, where the sums are against the stage's references already.
+  __device__ __forceinline__ void Multiply(const GatherShared<kBlocks>& shared, uint32_t values, bool wants_error) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
 #pragma unroll
     for (int slab = 0; slab < kGatherWarps; ++slab) {
       uint32_t weights[kColumns][2];

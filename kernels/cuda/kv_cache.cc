@@ -192,6 +192,8 @@ absl::Status KvCache::QueueSketches() {
                                     .num_kv_heads = layout_.num_kv_heads,
                                     .head_dim = layout_.head_dim,
                                     .page_size = layout_.page_size,
+                                    .key_bits = KeyBits(layout_.sketch),
+                                    .value_bits = ValueBits(layout_.sketch),
                                     .stored = layout_.dtype};
   full_pages_.clear();
   if (absl::Status status = ToStatus(LaunchSketchBuild(launch, stream_), "LaunchSketchBuild"); !status.ok()) {

@@ -1,4 +1,4 @@
-// Making the sketch (kernels/sampling/sketch.h) of pages of keys that have become full.
+// Making the sketch (kernels/sampling/sketch.h) of pages that have become full.
 #ifndef SANTA_KERNELS_CUDA_SKETCH_BUILD_H_
 #define SANTA_KERNELS_CUDA_SKETCH_BUILD_H_
 
@@ -17,7 +17,8 @@ struct SketchBuildLaunch {
   const int64_t* pages = nullptr;  // [num_pages]: layer * (pages of a layer) + page
   int32_t num_pages = 0;           // at most 65535
   int32_t num_kv_heads = 0, head_dim = 0, page_size = 0;
-  DType stored = DType::kBFloat16;  // bf16, fp16 or fp8
+  int32_t key_bits = 4, value_bits = 0;  // of a code: 4 or 8; 0: values have no sketch
+  DType stored = DType::kBFloat16;       // bf16, fp16 or fp8
 };
 
 // cudaErrorNotSupported for other types.

@@ -1,10 +1,10 @@
 // A warp's scores of a block of 64 tokens from the sketch of its keys.
 //
-// Codes become halves 1024 + code (or 1024 + 16 code) by one logic instruction and enter the product as they are. What
-// has to be added to that, the columns' smallest numbers less what the 1024 have added, comes from one more product a
-// page. Four query heads (a quad) are the even columns of the products' right operand, multiplied by the page's steps;
-// the odd ones have the same heads without them, for the smallest numbers. So lane (r, c) = (lane / 4, lane % 4) gets
-// the scores of tokens r and r + 8 of a slab for head c of the quad, and nothing is moved between lanes.
+// Codes become halves 1024 + code (of 4 bits also 1024 + 16 code) by one instruction and enter the product as they are.
+// What has to be added to that, the columns' smallest numbers less what the 1024 have added, comes from one more
+// product a page. Four query heads (a quad) are the even columns of the products' right operand, multiplied by the
+// page's steps; the odd ones have the same heads without them, for the smallest numbers. So lane (r, c) = (lane / 4,
+// lane % 4) gets the scores of tokens r and r + 8 of a slab for head c of the quad, and nothing is moved between lanes.
 #ifndef SANTA_KERNELS_CUDA_SKETCH_PRODUCTS_CUH_
 #define SANTA_KERNELS_CUDA_SKETCH_PRODUCTS_CUH_
 
@@ -29,12 +29,12 @@ struct SketchQueries {
   uint4 minus1024[D / 32][4];    // the even columns' smallest numbers
 };
 
-// Fills it: the group's queries in half precision, the largest element in [16, 32). Returns the factor that this took,
-// with the sign of `scale`, so that the score's own factor is positive. All threads call it, and __syncthreads()
-// afterwards.
-template <int D, int kQuads>
+// Fills it, for codes of kBits, with the group's quads from `first_quad` on: queries in half precision, the largest
+// element of the group's in [16, 32). Returns the factor that this took, with the sign of `scale`, so that the score's
+// own factor is positive. All threads call it, and __syncthreads() afterwards.
+template <int kBits, int D, int kQuads>
 __device__ float LoadSketchQueries(SketchQueries<D, kQuads>& queries, const DecodeLaunch& launch,
-                                   const DeviceItem& item, int kv_head, float scale) {
+                                   const DeviceItem& item, int kv_head, int first_quad, float scale) {
   const auto* group = static_cast<const uint16_t*>(item.q) + static_cast<size_t>(kv_head) * launch.group_size * D;
   const bool bf16 = launch.dtype == DType::kBFloat16;
   const auto widen = [bf16](uint32_t two) {
@@ -56,14 +56,14 @@ __device__ float LoadSketchQueries(SketchQueries<D, kQuads>& queries, const Deco
   constexpr int kPairs = D / 32;
   for (int i = threadIdx.x; i < kQuads * kPairs * 32; i += blockDim.x) {
     const int lane = i % 32, pair = i / 32 % kPairs, quad = i / 32 / kPairs;
-    const int head = kQuad * quad + lane / 8;
+    const int head = kQuad * (first_quad + quad) + lane / 8;
     uint32_t words[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int at = head * D + 32 * pair + 2 * (lane % 4) + 8 * j;
       const float2 two = head < launch.group_size ? widen(*reinterpret_cast<const uint32_t*>(group + at)) : float2{};
-      // Every other code is 16 times too large.
-      const float mine = lane / 4 % 2 == 0 && j % 2 == 1 ? factor / 16 : factor;
+      // Of 4 bits every other code is 16 times too large.
+      const float mine = kBits == 4 && lane / 4 % 2 == 0 && j % 2 == 1 ? factor / 16 : factor;
       words[j] = Pack<__half>(two.x * mine, two.y * mine);
     }
     queries.of[quad][pair][lane] = {words[0], words[1], words[2], words[3]};
@@ -118,22 +118,33 @@ __device__ __forceinline__ uint32_t MaskOr(uint32_t word, uint32_t mask, uint32_
   return result;
 }
 
+// Two bytes of the word, from the `first` on, as halves 1024 + code.
+__device__ __forceinline__ uint32_t BytePair(uint32_t word, int first) {
+  return __byte_perm(word, 0x64646464, first == 0 ? 0x4140 : 0x4342);
+}
+
 // Dot products of a slab's sketch.
-template <int D>
+template <int D, int kBits>
 __device__ __forceinline__ void ScoreSlab(float (&s)[2], const unsigned char* codes, const PageQueries<D>& page,
                                           int lane) {
-  constexpr int kOfLoad = StepsOfLoad(D);
-  using Load = std::conditional_t<kOfLoad == 4, uint4, uint2>;
+  constexpr int kOfLoad = StepsOfLoad(D, kBits);
+  using Load = std::conditional_t<WordsOfLoad(D, kBits) == 4, uint4, uint2>;
   float sums[4] = {page.add, 0, page.add, 0};
 #pragma unroll
   for (int load = 0; load < D / 16 / kOfLoad; ++load) {
     const Load words = reinterpret_cast<const Load*>(codes)[load * 32 + lane];
 #pragma unroll
     for (int i = 0; i < kOfLoad; ++i) {
-      const uint32_t word = reinterpret_cast<const uint32_t*>(&words)[i], upper = word >> 8;
+      const uint32_t* of_step = reinterpret_cast<const uint32_t*>(&words) + i * WordsOfStep(kBits);
       const uint2 q = page.step[load * kOfLoad + i];
-      Mma<__half>(sums, MaskOr(word, 0x000f000f, kHalves1024), MaskOr(upper, 0x000f000f, kHalves1024),
-                  MaskOr(word, 0x00f000f0, kHalves1024), MaskOr(upper, 0x00f000f0, kHalves1024), q.x, q.y);
+      if constexpr (kBits == 4) {
+        const uint32_t word = of_step[0], upper = word >> 8;
+        Mma<__half>(sums, MaskOr(word, 0x000f000f, kHalves1024), MaskOr(upper, 0x000f000f, kHalves1024),
+                    MaskOr(word, 0x00f000f0, kHalves1024), MaskOr(upper, 0x00f000f0, kHalves1024), q.x, q.y);
+      } else {
+        Mma<__half>(sums, BytePair(of_step[0], 0), BytePair(of_step[0], 2), BytePair(of_step[1], 0),
+                    BytePair(of_step[1], 2), q.x, q.y);
+      }
     }
   }
   s[0] = sums[0];

@@ -57,6 +57,8 @@ struct DeviceProblem {
                              .num_kv_heads = problem.shape.num_kv_heads,
                              .head_dim = problem.shape.head_dim,
                              .page_size = problem.shape.page_size,
+                             .key_bits = KeyBits(problem.shape.sketch),
+                             .value_bits = ValueBits(problem.shape.sketch),
                              .stored = problem.shape.dtype},
                             nullptr));
     Check(cudaDeviceSynchronize());
@@ -92,10 +94,15 @@ Batch Cut(const std::vector<Item>& items) {
 
 GroupArrays ArraysOf(uint8_t* scratch, const Item& item, const ItemPlan& plan) {
   const Shape& shape = item.problem->shape;
-  return {scratch,           item.problem->step.options.method,
-          plan.has_target(), shape.num_kv_heads,
-          shape.group_size,  shape.head_dim,
-          plan.begin,        plan.end,
+  return {scratch,
+          item.problem->step.options.method,
+          shape.sketch,
+          plan.has_target(),
+          shape.num_kv_heads,
+          shape.group_size,
+          shape.head_dim,
+          plan.begin,
+          plan.end,
           plan.splits.count};
 }
 
@@ -175,6 +182,7 @@ void Launch(DecodeLaunch launch, const std::vector<Item>& items, const Batch& ba
       Check(LaunchGroupDraw({.decode = launch,
                              .arrays = parts.arrays.get(),
                              .method = kernel == Kernel::kCoordinated ? Method::kCoordinated : Method::kSketched,
+                             .sketch = items[0].problem->shape.sketch,
                              .longest_split = parts.longest_split,
                              .most_rows = parts.most_rows},
                             nullptr));
@@ -211,13 +219,13 @@ KvLayout Shape::layout() const {
           .head_dim = head_dim,
           .page_size = page_size,
           .dtype = dtype,
-          .sketch = Sketch::kK4};
+          .sketch = sketch};
 }
 
 std::string Describe(const Shape& shape) {
   return std::string(Name(shape.dtype)) + (shape.scaled ? " scaled" : "") + " G " + std::to_string(shape.group_size) +
          " H_kv " + std::to_string(shape.num_kv_heads) + " D " + std::to_string(shape.head_dim) + " page " +
-         std::to_string(shape.page_size);
+         std::to_string(shape.page_size) + " " + std::string(Name(shape.sketch));
 }
 
 Problem MakeProblem(const Shape& shape, int64_t num_tokens) {

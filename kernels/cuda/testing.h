@@ -48,7 +48,7 @@ class DeviceVector {
   T* data_ = nullptr;
 };
 
-// What a launch's items have in common. Their cache has a sketch of keys.
+// What a launch's items have in common.
 struct Shape {
   DType dtype = DType::kBFloat16;
   int32_t group_size = 4;
@@ -56,6 +56,7 @@ struct Shape {
   int32_t head_dim = 128;
   int32_t page_size = 64;
   bool scaled = false;  // fp8 with scales other than 1: powers of two, so that nothing is rounded
+  Sketch sketch = Sketch::kK4;
 
   KvLayout layout() const;
   DType query_type() const { return dtype == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat16; }

@@ -1,0 +1,231 @@
+// SKETCHED's scores and sums of values: the sketches of K and V of every full page once, codes to scratch. The tokens
+// of a page that is not full have no sketch: their scores are exact, and they take no part in the sums.
+//
+// Grid: (key/value head, work, eight heads of its group). A block takes some splits; each warp takes every kWarps-th
+// block of 64 tokens of one after the other. Asynchronous copies bring its keys, then its values, into a ring of the
+// warp's own, ahead of its products.
+#include <algorithm>
+
+#include "kernels/cuda/group_launch.cuh"
+#include "kernels/cuda/group_scores.cuh"
+#include "kernels/cuda/sketch_values.cuh"
+
+namespace santa::cuda {
+namespace {
+
+constexpr int kHeads = kQuad * kValueQuads;
+
+// What there is shared memory for, whatever the page size.
+template <int D, int kBits>
+constexpr int kWarps = D > 128 && kBits == 8 ? 2 : 4;
+template <int D, int kBits>
+constexpr int kStages = D <= 128 && kBits == 4 ? 3 : 2;  // each of a block's keys or of its values
+template <int D, int kBits>
+constexpr int kBlocksAtOnce = D <= 128 && kBits == 4 ? 3 : 2;
+
+// A warp's copies, ahead of its products: keys, then values, of one block of 64 tokens after the other.
+template <int D, int kBits>
+struct Loader {
+  static constexpr int kRing = kStages<D, kBits>;
+  const SketchView<D, kBits>& sketches;
+  const SketchGeometry<D, kBits>& geometry;
+  const BlockSplits& splits;
+  BlockCursor<kWarps<D, kBits>> cursor;
+  uint32_t ring;
+  int stage_bytes, warp, lane;
+  int at = 0;
+  bool of_values = false;
+
+  __device__ __forceinline__ void Next() {
+    if (!cursor.done()) {
+      const size_t offset = of_values ? SketchPartBytes(D, 1 << sketches.page_shift, kBits) : 0;
+      sketches.CopyBlock(ring + at, geometry, cursor.block, offset, lane);
+      if (of_values) cursor.Advance(splits, warp);
+      of_values = !of_values;
+    }
+    CommitCopies();
+    at = After(at);
+  }
+  __device__ __forceinline__ int After(int stage_at) const {
+    return stage_at + stage_bytes == kRing * stage_bytes ? 0 : stage_at + stage_bytes;
+  }
+};
+
+// A quad's dot products of a block.
+template <int D, int kBits>
+__device__ __forceinline__ void ScoreQuad(QuadScores& s, const SketchQueries<D, kValueQuads>& queries,
+                                          const SketchGeometry<D, kBits>& geometry, const unsigned char* stage,
+                                          int quad, int first_token, int end, int lane) {
+  using Geometry = SketchGeometry<D, kBits>;
+  if (geometry.parts == 1) {
+    if (first_token >= end) return;
+    const PageQueries<D> page(queries, quad, stage + kBlockSlabs * Geometry::kSlabBytes, lane);
+#pragma unroll
+    for (int slab = 0; slab < kBlockSlabs; ++slab) {
+      ScoreSlab<D, kBits>(s[slab], stage + slab * Geometry::kSlabBytes, page, lane);
+    }
+    return;
+  }
+#pragma unroll
+  for (int slab = 0; slab < kBlockSlabs; ++slab) {
+    if (first_token + slab * kSlabRows >= end) return;
+    const int part = slab * kSlabRows / geometry.part_tokens, in_part = slab - part * geometry.part_tokens / kSlabRows;
+    const unsigned char* codes = stage + part * geometry.part_bytes();
+    const PageQueries<D> page(queries, quad, codes + geometry.part_tokens / 16 * Geometry::kSlabBytes, lane);
+    ScoreSlab<D, kBits>(s[slab], codes + in_part * Geometry::kSlabBytes, page, lane);
+  }
+}
+
+// Writes a quad's codes of a block and its largest scores, and adds it to the quad's softmax; weights: what the codes
+// stand for, of tokens before `sketched_end`. Returns the factors of what was summed before, and of the block.
+template <typename Code>
+__device__ __forceinline__ float2 EncodeQuad(float (&weights)[2 * kBlockSlabs], QuadScores& s,
+                                             const SketchScorer& scorer, const BlockSplits& splits, int first_token,
+                                             int sketched_end, Code* codes, int stride, float* block_max, bool is_head,
+                                             LaneSum& sums, int lane) {
+  const float scale = ScaleQuad(s, scorer, splits, first_token, lane);
+  const float largest = LargestOf(s);
+  const float max = fmaxf(largest * scale, -sampling::kMaxScore);
+  const float steps = scale * sampling::kStepsPerOctave<Code>;
+  Code* to = codes + lane / 4 * stride + lane % 4;
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < 2 * kBlockSlabs; ++i) {
+    constexpr float kMost = sampling::kNoWeight<Code>;
+    // As sampling::EncodeScore, without a conversion: 2^23 + x has x in its last bits.
+    const float code = fminf(fmaf(s[i / 2][i % 2] - largest, -steps, 0x1p23f), 0x1p23f + kMost);
+    to[8 * i * stride] = static_cast<Code>(__float_as_uint(code));
+    const float weight = SketchWeight(code - 0x1p23f, sampling::kStepsPerOctave<Code>);
+    sum += weight;
+    weights[i] = first_token + 8 * i + lane / 4 < sketched_end ? weight : 0;
+  }
+  const float raised = fmaxf(sums.max, max);
+  const float2 factors = {Exp2(sums.max - raised), Exp2(max - raised - kWeightOctaves)};
+  sums.sum = factors.x * sums.sum + factors.y * sum;
+  sums.max = raised;
+  if (lane < kQuad && is_head) block_max[lane] = max;
+  return factors;
+}
+
+template <int D, int kBits>
+__global__ void __launch_bounds__(32 * kWarps<D, kBits>, kBlocksAtOnce<D, kBits>)
+    ScoreSketchValuesKernel(const __grid_constant__ GroupLaunch group) {
+  using Code = std::conditional_t<kBits == 4, uint8_t, uint16_t>;
+  using Merger = TotalsMerger<D, kWarps<D, kBits>>;
+  extern __shared__ __align__(1024) unsigned char bytes[];
+  const DecodeLaunch& launch = group.decode;
+  __shared__ SketchQueries<D, kValueQuads> queries;
+  LetLaterKernelStart();
+  if (!BlockSplits::IsFirst(group)) return WaitForEarlierKernel();
+  const int item_index = launch.work[blockIdx.y].item;
+  const DeviceItem& item = launch.items[item_index];
+  const BlockSplits splits(group, item);
+  const int kv_head = blockIdx.x, first_head = kHeads * blockIdx.z, group_size = launch.group_size;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const SketchView<D, kBits> sketches(launch, item, kv_head, kBits);
+  const GroupArrays arrays = group.arrays[item_index];
+  const SketchGeometry<D, kBits> geometry(launch.page_shift);
+  const int stage_bytes = geometry.stage_bytes(), stride = CodesOfToken(group_size);
+  const unsigned char* ring = bytes + warp * kStages<D, kBits> * stage_bytes;
+  const int heads = min(kHeads, group_size - first_head);
+  auto* merged = reinterpret_cast<float*>(bytes + kWarps<D, kBits> * kStages<D, kBits> * stage_bytes);
+
+  BlockCursor<kWarps<D, kBits>> cursor(splits, warp);
+  Loader<D, kBits> loader{sketches, geometry, splits, cursor, SharedAddress(ring), stage_bytes, warp, lane};
+  WaitForEarlierKernel();
+#pragma unroll
+  for (int i = 0; i < kStages<D, kBits> - 1; ++i) loader.Next();
+  const float factor =
+      LoadSketchQueries<kBits>(queries, launch, item, kv_head, first_head / kQuad, Scorer(item, kv_head).scale);
+  const SketchScorer scorer(item, kv_head, factor);
+  __syncthreads();
+  ValueTotals<D> totals;
+  int at = 0;
+#pragma unroll 1
+  for (int split = 0; split < splits.count; ++split) {
+#pragma unroll 1
+    for (; cursor.split == split; cursor.Advance(splits, warp)) {
+      const int block = cursor.block, first = block * sampling::kCodeBlock;
+      float weights[kValueQuads][2 * kBlockSlabs] = {}, keep[kValueQuads] = {1, 1}, factors[kValueQuads] = {};
+      loader.Next();
+      WaitCopies<kStages<D, kBits> - 1>();
+#pragma unroll
+      for (int quad = 0; quad < kValueQuads; ++quad) {
+        if (quad > 0 && kQuad * quad >= heads) break;
+        QuadScores s = {};
+        ScoreQuad<D, kBits>(s, queries, geometry, ring + at, quad, first, sketches.end, lane);
+        if (first + sampling::kCodeBlock > sketches.end) {
+#pragma unroll
+          for (int slab = 0; slab < kBlockSlabs; ++slab) {
+            const int token = first + slab * kSlabRows;
+            if (token < sketches.end || token >= splits.end) continue;
+            const float2 exact = ScoreExactly<D>(launch, item, splits, kv_head, first_head / kQuad + quad, token, lane);
+            s[slab][0] = Hold(exact.x * factor);
+            s[slab][1] = Hold(exact.y * factor);
+          }
+        }
+        const int head = first_head + kQuad * quad;
+        const float2 both =
+            EncodeQuad(weights[quad], s, scorer, splits, first, sketches.end,
+                       reinterpret_cast<Code*>(arrays.codes(kv_head, block)) + head, stride,
+                       arrays.block_max(kv_head, block) + head, head + lane < group_size, totals.scores[quad], lane);
+        keep[quad] = both.x;
+        factors[quad] = both.y;
+      }
+      if (__any_sync(~0u, keep[0] != 1 || keep[1] != 1)) totals.Keep(keep);
+      BlockWeights turned;
+      TurnWeights(turned, weights);
+      __syncwarp();  // the keys have been read
+      at = loader.After(at);
+      loader.Next();
+      WaitCopies<kStages<D, kBits> - 1>();
+      if (first < sketches.end) {
+        AddBlock<kBits>(totals, geometry, ring + at, turned, factors, first, splits.begin, sketches.end, lane);
+      }
+      __syncwarp();  // and the values
+      at = loader.After(at);
+    }
+#pragma unroll
+    for (int quad = 0; quad < kValueQuads; ++quad) {
+      if (kQuad * quad >= heads) break;
+      const Merger merger{merged, min(kQuad, heads - kQuad * quad)};
+      merger.Leave(totals, quad, warp, lane);
+      __syncthreads();
+      merger.Write(arrays, kv_head, splits.work->split + split, first_head + kQuad * quad, group_size);
+      __syncthreads();
+    }
+    totals = ValueTotals<D>();
+  }
+  WaitCopies<0>();
+  ClearCounts(arrays, kv_head, splits.work->split, splits.count);
+}
+
+template <int D, int kBits>
+cudaError_t Launch(const GroupLaunch& launch, cudaStream_t stream) {
+  constexpr int kWarpsOfBlock = kWarps<D, kBits>;
+  const int group_size = launch.decode.group_size;
+  const int ring_bytes =
+      kWarpsOfBlock * kStages<D, kBits> * SketchGeometry<D, kBits>(launch.decode.page_shift).stage_bytes();
+  const int shared_bytes = ring_bytes + TotalsMerger<D, kWarpsOfBlock>::Bytes(std::min(group_size, kQuad));
+  return LaunchGroup(ScoreSketchValuesKernel<D, kBits>, launch, 32 * kWarpsOfBlock, shared_bytes, stream,
+                     (group_size + kHeads - 1) / kHeads);
+}
+
+struct Launcher {
+  const GroupLaunch& launch;
+  cudaStream_t stream;
+
+  template <typename Kv, int D, int kBlocks>
+  cudaError_t Run() const {  // one kernel for all types of cache and groups
+    return launch.sketch == Sketch::kK4V4 ? Launch<D, 4>(launch, stream) : Launch<D, 8>(launch, stream);
+  }
+};
+
+}  // namespace
+
+cudaError_t LaunchScoreSketchValues(const GroupLaunch& launch, cudaStream_t stream) {
+  if (launch.decode.dtype == DType::kFloat8E4M3) return cudaErrorNotSupported;
+  return Dispatch(launch.decode, Launcher{launch, stream});
+}
+
+}  // namespace santa::cuda
