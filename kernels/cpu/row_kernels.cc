@@ -46,6 +46,7 @@ constexpr RowKernels MakeTable() {
       .count_bins = CountBins,
       .inclusions = Inclusions,
       .sketch_sums = SketchSums,
+      .draw_rows = DrawRows,
       .sketch_rows = SketchRows<Row>,
       .accumulate_packed = Accumulate<Fp32Row>,
       .dots_packed = Dots<Fp32Row>,

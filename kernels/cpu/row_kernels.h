@@ -196,6 +196,9 @@ struct RowKernels {
                          uint32_t* inclusions);
 
   // sums += factor * weight * row as the sketch has it; returns the sums of factor * weight.
+  // The rows of them that the draw reads, as numbers from `first` on: written to `rows`, with room for all and
+  // kRowGroup more; returns how many. past: of the line, beyond the last multiple of sampling::kCertain; moved on.
+  int (*draw_rows)(const uint32_t* inclusions, int num_rows, int32_t first, uint32_t* past, int32_t* rows);
   HeadVector (*sketch_sums)(const SketchSumArgs& args);
   void (*sketch_rows)(const SketchRowArgs& args);
   // `accumulate` and `dots` of rows that are packed vectors, with padded_dim as their head_dim.
