@@ -334,6 +334,25 @@ TEST(RowKernelsTest, RowsAreDrawnAsTheDrawIsDefined) {
   }
 }
 
+TEST(RowKernelsTest, RoughExponentialsAreNear) {
+  const float none = -std::numeric_limits<float>::infinity();
+  std::vector<float> scores;
+  for (float score = 2; score > -84; score -= 0.0113f) scores.push_back(score);
+  scores.resize(scores.size() / kRowGroup * kRowGroup);
+  const auto near = static_cast<int>(scores.size());
+  for (const float score : {-85.0f, -1e30f, none, std::numeric_limits<float>::quiet_NaN()}) scores.push_back(score);
+  const auto count = static_cast<int>(scores.size());
+  scores.resize(near + kRowGroup, none);
+  std::vector<float> weights(scores.size());
+  GetRowKernels(DType::kBFloat16).rough_exponentials(scores.data(), count, 1, {{2, 2, 2, 2}}, weights.data(), {});
+  for (int i = 0; i < near; ++i) {
+    const double exact = std::exp(static_cast<double>(scores[i]) - 2);
+    ASSERT_NEAR(weights[i], exact, 8e-5 * exact) << scores[i];
+  }
+  for (int i = near; i < near + 3; ++i) EXPECT_EQ(weights[i], 0) << scores[i];
+  EXPECT_TRUE(std::isnan(weights[near + 3]));
+}
+
 // A split of a group of which no row was drawn.
 TEST(RowKernelsTest, NoRowsSumToNothing) {
   for (const int pitch : {1, 2, 4}) {
