@@ -73,16 +73,17 @@ inline uint64_t Inclusions(const sampling::InclusionThreshold& threshold, const 
   const auto kappa = hn::Set(d, threshold.kappa);
   const auto floor = hn::Set(d, threshold.floor);
   const auto one = hn::Set(d, static_cast<float>(sampling::kCertain));
-  uint64_t sum = 0;
+  // Of a block: below 2^32.
+  auto sums = hn::Zero(di);
   int row = 0;
   for (; row + kLanes <= num_rows; row += kLanes) {
     const auto pi = hn::MulAdd(kappa, hn::Sqrt(hn::LoadU(d, squares + row)), floor);
     const auto units = hn::Max(hn::NearestInt(hn::Min(hn::Mul(pi, one), one)), hn::Set(di, 1));
     const auto some = hn::IfThenElseZero(hn::RebindMask(di, hn::Gt(pi, hn::Zero(d))), units);
     hn::StoreU(some, di, reinterpret_cast<int32_t*>(inclusions) + row);
-    // At most 16 lanes of 2^20.
-    sum += static_cast<uint64_t>(hn::GetLane(hn::SumOfLanes(di, some)));
+    sums = hn::Add(sums, some);
   }
+  auto sum = static_cast<uint64_t>(hn::GetLane(hn::SumOfLanes(di, sums)));
   for (; row < num_rows; ++row) sum += inclusions[row] = sampling::Inclusion(threshold, squares[row]);
   return sum;
 }
