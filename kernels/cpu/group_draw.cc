@@ -256,33 +256,35 @@ void FindMass(const DecodeContext& context, const PlannedItem& plan, const Group
   }
 }
 
-void CountSquares(const GroupUnit& group) {
-  const DecodeShape& shape = group.unit.context.shape;
-  uint32_t* histogram = group.item.histograms + group.index() * sampling::kInclusionBins;
+void CountSquares(GroupRun groups) {
+  const DecodeShape& shape = groups.front().unit.context.shape;
+  uint32_t* histogram = groups.front().item.histograms + groups.front().index() * sampling::kInclusionBins;
   std::fill_n(histogram, sampling::kInclusionBins, 0u);
-  if (group.item.spreads != nullptr) {
-    const int64_t size = static_cast<int64_t>(shape.group) * sampling::kInclusionBins;
-    std::fill_n(group.item.spreads + group.index() * size, size, 0.0f);
-  }
-  const bool all = group.unit.plan.method == Method::kSketched;  // every candidate has a chance
-  group.ForEachBlock([&](int64_t begin, int64_t end, int64_t number, const BlockArrays& arrays) {
-    const int candidates = group.Candidates(begin, end);
-    float* squares = group.squares + number * kScoreRows;
-    std::fill_n(squares, kScoreRows, 0.0f);
-    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-      const HeadVector factors = group.FactorsOf(group.block_max[number * shape.num_chunks + chunk], chunk);
-      group.unit.context.kernels.add_squares(arrays.chunk_scores(chunk), candidates, shape.pitch(chunk), factors,
-                                             squares);
+  for (const GroupUnit& group : groups) {
+    if (group.item.spreads != nullptr) {
+      const int64_t size = static_cast<int64_t>(shape.group) * sampling::kInclusionBins;
+      std::fill_n(group.item.spreads + group.index() * size, size, 0.0f);
     }
-    group.unit.context.kernels.count_bins(squares, candidates, all, histogram);
-    if (group.item.spreads != nullptr) AddSpreads(group, number, candidates, arrays);
-  });
+    const bool all = group.unit.plan.method == Method::kSketched;  // every candidate has a chance
+    group.ForEachBlock([&](int64_t begin, int64_t end, int64_t number, const BlockArrays& arrays) {
+      const int candidates = group.Candidates(begin, end);
+      float* squares = group.squares + number * kScoreRows;
+      std::fill_n(squares, kScoreRows, 0.0f);
+      for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+        const HeadVector factors = group.FactorsOf(group.block_max[number * shape.num_chunks + chunk], chunk);
+        group.unit.context.kernels.add_squares(arrays.chunk_scores(chunk), candidates, shape.pitch(chunk), factors,
+                                               squares);
+      }
+      group.unit.context.kernels.count_bins(squares, candidates, all, histogram);
+      if (group.item.spreads != nullptr) AddSpreads(group, number, candidates, arrays);
+    });
+  }
 }
 
 void SolveGroup(const PlannedItem& plan, const GroupItem& item, int kv_head) {
   uint32_t* __restrict sum = item.histograms + kv_head * plan.num_splits * sampling::kInclusionBins;
-  for (int64_t split = 1; split < plan.num_splits; ++split) {
-    const uint32_t* __restrict other = sum + split * sampling::kInclusionBins;
+  for (int64_t run = 1; run < item.runs_per_head; ++run) {
+    const uint32_t* __restrict other = sum + run * sampling::kInclusionBins;
     for (int bin = 0; bin < sampling::kInclusionBins; ++bin) sum[bin] += other[bin];
   }
   GroupSolution& solution = item.solution[kv_head];
