@@ -250,6 +250,7 @@ GroupItem Decoder::GroupItemOf(const PlannedItem& plan) const {
   GroupItem item = {.lse = group_lse_.data() + first_head,
                     .solution = solutions_.data() + (&plan - plans_.data()) * shape_.num_kv_heads,
                     .histograms = histograms_.data() + plan.first_unit * sampling::kInclusionBins,
+                    .runs_per_head = whole_heads_ ? 1 : plan.num_splits,
                     .spreads = plan.has_target()
                                    ? spreads_.data() + plan.first_unit * shape_.group * sampling::kInclusionBins
                                    : nullptr,
@@ -408,7 +409,7 @@ void Decoder::DrawForGroups(ForUnits for_units, ForHeads for_heads) {
   for_heads([this](const PlannedItem& plan, const GroupItem& item, int kv_head, int) {
     FindMass(context_, plan, item, kv_head);
   });
-  for_units([](GroupRun groups, int) { std::for_each(groups.begin(), groups.end(), CountSquares); });
+  for_units([](GroupRun groups, int) { CountSquares(groups); });
   for_heads([](const PlannedItem& plan, const GroupItem& item, int kv_head, int) { SolveGroup(plan, item, kv_head); });
   ReadGroups(for_units, for_heads, [](const GroupUnit&) { return true; });
   if (std::none_of(plans_.begin(), plans_.end(), [](const PlannedItem& plan) { return plan.has_target(); })) return;

@@ -92,18 +92,21 @@ HeadVector Exponentiate(const GroupUnit& group, int64_t begin, int64_t end, int 
   const RowKernels& kernels = group.unit.context.kernels;
   const int pitch = group.unit.context.shape.pitch(chunk);
   const int page_size = group.unit.context.cache.layout().page_size;
-  const bool fetches = chunk == 0 && group.unit.plan.method == Method::kSketched;
+  const bool sketched = group.unit.plan.method == Method::kSketched;
+  // COORDINATED's weights, and those of a value sketch, are in the answer.
+  const auto exponentials = sketched && !group.item.corrects() ? kernels.rough_exponentials : kernels.exponentials;
+  const bool fetches = chunk == 0 && sketched;
   // Page by page, where that leaves whole groups of rows.
   if (!fetches || begin % kRowGroup != 0) {
-    return kernels.exponentials(weights, static_cast<int>(end - begin), pitch, max, weights, {});
+    return exponentials(weights, static_cast<int>(end - begin), pitch, max, weights, {});
   }
   HeadVector sums = {};
   for (int64_t token = begin; token < end;) {
     const int64_t page = token / page_size;
     const int64_t page_end = std::min(end, (page + 1) * page_size);
     float* of_page = weights + (token - begin) * pitch;
-    const HeadVector sum = kernels.exponentials(of_page, static_cast<int>(page_end - token), pitch, max, of_page,
-                                                SketchBeside(group, page, /*scores=*/false));
+    const HeadVector sum = exponentials(of_page, static_cast<int>(page_end - token), pitch, max, of_page,
+                                        SketchBeside(group, page, /*scores=*/false));
     for (int lane = 0; lane < kChunkHeads; ++lane) sums.lane[lane] += sum.lane[lane];
     token = page_end;
   }
@@ -253,33 +256,35 @@ void FindMass(const DecodeContext& context, const PlannedItem& plan, const Group
   }
 }
 
-void CountSquares(const GroupUnit& group) {
-  const DecodeShape& shape = group.unit.context.shape;
-  uint32_t* histogram = group.item.histograms + group.index() * sampling::kInclusionBins;
+void CountSquares(GroupRun groups) {
+  const DecodeShape& shape = groups.front().unit.context.shape;
+  uint32_t* histogram = groups.front().item.histograms + groups.front().index() * sampling::kInclusionBins;
   std::fill_n(histogram, sampling::kInclusionBins, 0u);
-  if (group.item.spreads != nullptr) {
-    const int64_t size = static_cast<int64_t>(shape.group) * sampling::kInclusionBins;
-    std::fill_n(group.item.spreads + group.index() * size, size, 0.0f);
-  }
-  const bool all = group.unit.plan.method == Method::kSketched;  // every candidate has a chance
-  group.ForEachBlock([&](int64_t begin, int64_t end, int64_t number, const BlockArrays& arrays) {
-    const int candidates = group.Candidates(begin, end);
-    float* squares = group.squares + number * kScoreRows;
-    std::fill_n(squares, kScoreRows, 0.0f);
-    for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
-      const HeadVector factors = group.FactorsOf(group.block_max[number * shape.num_chunks + chunk], chunk);
-      group.unit.context.kernels.add_squares(arrays.chunk_scores(chunk), candidates, shape.pitch(chunk), factors,
-                                             squares);
+  for (const GroupUnit& group : groups) {
+    if (group.item.spreads != nullptr) {
+      const int64_t size = static_cast<int64_t>(shape.group) * sampling::kInclusionBins;
+      std::fill_n(group.item.spreads + group.index() * size, size, 0.0f);
     }
-    group.unit.context.kernels.count_bins(squares, candidates, all, histogram);
-    if (group.item.spreads != nullptr) AddSpreads(group, number, candidates, arrays);
-  });
+    const bool all = group.unit.plan.method == Method::kSketched;  // every candidate has a chance
+    group.ForEachBlock([&](int64_t begin, int64_t end, int64_t number, const BlockArrays& arrays) {
+      const int candidates = group.Candidates(begin, end);
+      float* squares = group.squares + number * kScoreRows;
+      std::fill_n(squares, kScoreRows, 0.0f);
+      for (int chunk = 0; chunk < shape.num_chunks; ++chunk) {
+        const HeadVector factors = group.FactorsOf(group.block_max[number * shape.num_chunks + chunk], chunk);
+        group.unit.context.kernels.add_squares(arrays.chunk_scores(chunk), candidates, shape.pitch(chunk), factors,
+                                               squares);
+      }
+      group.unit.context.kernels.count_bins(squares, candidates, all, histogram);
+      if (group.item.spreads != nullptr) AddSpreads(group, number, candidates, arrays);
+    });
+  }
 }
 
 void SolveGroup(const PlannedItem& plan, const GroupItem& item, int kv_head) {
-  uint32_t* sum = item.histograms + kv_head * plan.num_splits * sampling::kInclusionBins;
-  for (int64_t split = 1; split < plan.num_splits; ++split) {
-    const uint32_t* other = sum + split * sampling::kInclusionBins;
+  uint32_t* __restrict sum = item.histograms + kv_head * plan.num_splits * sampling::kInclusionBins;
+  for (int64_t run = 1; run < item.runs_per_head; ++run) {
+    const uint32_t* __restrict other = sum + run * sampling::kInclusionBins;
     for (int bin = 0; bin < sampling::kInclusionBins; ++bin) sum[bin] += other[bin];
   }
   GroupSolution& solution = item.solution[kv_head];

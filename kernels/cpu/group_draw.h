@@ -54,7 +54,8 @@ struct GroupErrors {
 struct GroupItem {
   float* lse;                     // [H], natural, of all visible tokens as they were scored
   GroupSolution* solution;        // [kv_head]
-  uint32_t* histograms;           // [unit][kInclusionBins]
+  uint32_t* histograms;           // [unit][kInclusionBins], of a run of units in its first one's place
+  int64_t runs_per_head;          // a run is all of a head's units, or one
   float* spreads;                 // [unit][G][kInclusionBins], of a head's p^2; null without a target
   uint64_t* totals;               // [unit], the sum of its inclusions
   Partial first_partial;          // of unit (0, 0); the others follow
@@ -116,7 +117,7 @@ using GroupRun = std::span<const GroupUnit>;
 
 void WeighGroup(const GroupUnit& group);
 void FindMass(const DecodeContext& context, const PlannedItem& plan, const GroupItem& item, int kv_head);
-void CountSquares(const GroupUnit& group);
+void CountSquares(GroupRun groups);
 void SolveGroup(const PlannedItem& plan, const GroupItem& item, int kv_head);
 // After a pilot: the threshold for the target, given |o|^2 and E |o^ - o|^2 of each head of the group as the pilot has
 // them, or that the pilot's answer will do.

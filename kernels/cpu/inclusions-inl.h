@@ -73,18 +73,71 @@ inline uint64_t Inclusions(const sampling::InclusionThreshold& threshold, const 
   const auto kappa = hn::Set(d, threshold.kappa);
   const auto floor = hn::Set(d, threshold.floor);
   const auto one = hn::Set(d, static_cast<float>(sampling::kCertain));
-  uint64_t sum = 0;
+  // Of a block: below 2^32.
+  auto sums = hn::Zero(di);
   int row = 0;
   for (; row + kLanes <= num_rows; row += kLanes) {
     const auto pi = hn::MulAdd(kappa, hn::Sqrt(hn::LoadU(d, squares + row)), floor);
     const auto units = hn::Max(hn::NearestInt(hn::Min(hn::Mul(pi, one), one)), hn::Set(di, 1));
     const auto some = hn::IfThenElseZero(hn::RebindMask(di, hn::Gt(pi, hn::Zero(d))), units);
     hn::StoreU(some, di, reinterpret_cast<int32_t*>(inclusions) + row);
-    // At most 16 lanes of 2^20.
-    sum += static_cast<uint64_t>(hn::GetLane(hn::SumOfLanes(di, some)));
+    sums = hn::Add(sums, some);
   }
+  auto sum = static_cast<uint64_t>(hn::GetLane(hn::SumOfLanes(di, sums)));
   for (; row < num_rows; ++row) sum += inclusions[row] = sampling::Inclusion(threshold, squares[row]);
   return sum;
+}
+
+// Of each lane the sum of the lanes up to and with it.
+template <class V>
+HWY_INLINE V PrefixSums(V lanes) {
+  const hn::DFromV<V> d;
+  // Highway shifts within blocks of four lanes. Across them: lanes with the last one of the block before theirs, and of
+  // the second before.
+  alignas(64) static constexpr int32_t kBlockBefore[16] = {0, 0, 0, 0, 3, 3, 3, 3, 7, 7, 7, 7, 11, 11, 11, 11};
+  alignas(64) static constexpr int32_t kSecondBefore[16] = {0, 0, 0, 0, 0, 0, 0, 0, 3, 3, 3, 3, 7, 7, 7, 7};
+  lanes = hn::Add(lanes, hn::ShiftLeftLanes<1>(d, lanes));
+  lanes = hn::Add(lanes, hn::ShiftLeftLanes<2>(d, lanes));
+  if constexpr (kLanes > 4) {
+    const auto before = hn::TableLookupLanes(lanes, hn::SetTableIndices(d, kBlockBefore));
+    lanes = hn::Add(lanes, hn::IfThenZeroElse(hn::FirstN(d, 4), before));
+  }
+  if constexpr (kLanes > 8) {
+    const auto before = hn::TableLookupLanes(lanes, hn::SetTableIndices(d, kSecondBefore));
+    lanes = hn::Add(lanes, hn::IfThenZeroElse(hn::FirstN(d, 8), before));
+  }
+  return lanes;
+}
+
+// sampling::IsIncluded, without a branch: which rows are drawn is random, and no guess is good.
+inline int DrawRows(const uint32_t* inclusions, int num_rows, int32_t first, uint32_t* past, int32_t* rows) {
+  const hn::RebindToUnsigned<FloatTag> d;
+  const hn::RebindToSigned<FloatTag> di;
+  // A block's inclusions, 2^20 each at most, add up to less than 2^32.
+  static_assert(uint64_t{kBlockRows + 1} << sampling::kInclusionBits <= uint64_t{1} << 32);
+  int count = 0;
+  int row = 0;
+  const auto last = hn::IndicesFromVec(d, hn::Set(di, kLanes - 1));
+  auto line = hn::Set(d, *past);
+  for (; row + kLanes <= num_rows; row += kLanes) {
+    const auto inclusion = hn::LoadU(d, inclusions + row);
+    const auto after = hn::Add(line, PrefixSums(inclusion));
+    const auto before = hn::Sub(after, inclusion);
+    const auto drawn = hn::RebindMask(
+        di, hn::Ne(hn::ShiftRight<sampling::kInclusionBits>(after), hn::ShiftRight<sampling::kInclusionBits>(before)));
+    hn::StoreU(hn::Compress(hn::Iota(di, first + row), drawn), di, rows + count);
+    count += static_cast<int>(hn::CountTrue(di, drawn));
+    line = hn::TableLookupLanes(after, last);
+  }
+  uint32_t at = hn::GetLane(line) & (sampling::kCertain - 1);
+  for (; row < num_rows; ++row) {
+    at += inclusions[row];
+    rows[count] = first + row;
+    count += static_cast<int>(at >> sampling::kInclusionBits);
+    at &= sampling::kCertain - 1;
+  }
+  *past = at;
+  return count;
 }
 
 }  // namespace HWY_NAMESPACE

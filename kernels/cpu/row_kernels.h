@@ -167,9 +167,11 @@ struct RowKernels {
   void (*finish_scores)(float* scores, int num_rows, int pitch, float scale, float soft_cap, HeadVector* max);
 
   // weights = exp(scores - max), which may be the same array, and their sums. 0 where it would be subnormal. `weights`
-  // may be null: only the sums.
+  // may be null: only the sums. Roughly: within 7.5e-5, for weights that choose rows and are in no answer.
   HeadVector (*exponentials)(const float* scores, int num_rows, int pitch, const HeadVector& max, float* weights,
                              const Ahead& ahead);
+  HeadVector (*rough_exponentials)(const float* scores, int num_rows, int pitch, const HeadVector& max, float* weights,
+                                   const Ahead& ahead);
 
   // In place of the weights (uint32 in the same array) their masses (sampling::RowMass), and those of each group of
   // kRowGroup rows: group_masses[group][pitch].
@@ -194,6 +196,9 @@ struct RowKernels {
   void (*count_bins)(const float* squares, int num_rows, bool zeros, uint32_t* histogram);
   uint64_t (*inclusions)(const sampling::InclusionThreshold& threshold, const float* squares, int num_rows,
                          uint32_t* inclusions);
+  // The rows of them that the draw reads, as numbers from `first` on: written to `rows`, with room for all and
+  // kRowGroup more; returns how many. past: of the line, beyond the last multiple of sampling::kCertain; moved on.
+  int (*draw_rows)(const uint32_t* inclusions, int num_rows, int32_t first, uint32_t* past, int32_t* rows);
 
   // sums += factor * weight * row as the sketch has it; returns the sums of factor * weight.
   HeadVector (*sketch_sums)(const SketchSumArgs& args);

@@ -308,6 +308,51 @@ TEST(RowKernelsTest, BinsAreCountedAsTheyAreDefined) {
   }
 }
 
+TEST(RowKernelsTest, RowsAreDrawnAsTheDrawIsDefined) {
+  std::mt19937_64 random(7);
+  std::vector<uint32_t> inclusions(kBlockRows);
+  std::vector<int32_t> found(kBlockRows + kRowGroup);
+  for (const double certain : {0.0, 0.1, 1.0}) {
+    for (uint32_t& each : inclusions) {
+      each = std::bernoulli_distribution(certain)(random) ? sampling::kCertain : random() % (sampling::kCertain / 8);
+    }
+    inclusions[3] = inclusions[17] = 0;
+    for (const int num_rows : {0, 1, 7, 64, 201, kBlockRows}) {
+      const auto offset = static_cast<uint32_t>(random() % sampling::kCertain);
+      constexpr int32_t kFirst = 512;
+      std::vector<int32_t> expected;
+      uint64_t before = 0;
+      for (int row = 0; row < num_rows; before += inclusions[row++]) {
+        if (sampling::IsIncluded(before, inclusions[row], offset)) expected.push_back(kFirst + row);
+      }
+      uint32_t past = offset;
+      const int count =
+          GetRowKernels(DType::kBFloat16).draw_rows(inclusions.data(), num_rows, kFirst, &past, found.data());
+      ASSERT_EQ(std::vector<int32_t>(found.begin(), found.begin() + count), expected) << num_rows << ", " << certain;
+      ASSERT_EQ(past, (offset + before) % sampling::kCertain);
+    }
+  }
+}
+
+TEST(RowKernelsTest, RoughExponentialsAreNear) {
+  const float none = -std::numeric_limits<float>::infinity();
+  std::vector<float> scores;
+  for (float score = 2; score > -84; score -= 0.0113f) scores.push_back(score);
+  scores.resize(scores.size() / kRowGroup * kRowGroup);
+  const auto near = static_cast<int>(scores.size());
+  for (const float score : {-85.0f, -1e30f, none, std::numeric_limits<float>::quiet_NaN()}) scores.push_back(score);
+  const auto count = static_cast<int>(scores.size());
+  scores.resize(near + kRowGroup, none);
+  std::vector<float> weights(scores.size());
+  GetRowKernels(DType::kBFloat16).rough_exponentials(scores.data(), count, 1, {{2, 2, 2, 2}}, weights.data(), {});
+  for (int i = 0; i < near; ++i) {
+    const double exact = std::exp(static_cast<double>(scores[i]) - 2);
+    ASSERT_NEAR(weights[i], exact, 8e-5 * exact) << scores[i];
+  }
+  for (int i = near; i < near + 3; ++i) EXPECT_EQ(weights[i], 0) << scores[i];
+  EXPECT_TRUE(std::isnan(weights[near + 3]));
+}
+
 // A split of a group of which no row was drawn.
 TEST(RowKernelsTest, NoRowsSumToNothing) {
   for (const int pitch : {1, 2, 4}) {

@@ -33,7 +33,7 @@ class RowList {
     const GroupUnit& first = groups.front();
     scores_keys_ = first.unit.plan.method == Method::kSketched;
     const auto most = static_cast<size_t>(groups.back().unit.end() - first.unit.begin());
-    rows_ = scratch.rows.AtLeast(most);
+    rows_ = scratch.rows.AtLeast(most + kRowGroup);
     order_ = scratch.order.AtLeast((scores_keys_ ? 2 : 1) * most + kRowsAhead + kBatchRows);
     int32_t* firsts = scratch.first_rows.AtLeast(groups.size() + 1);
     firsts[0] = 0;
@@ -133,29 +133,18 @@ class RowList {
     for (int64_t before = group.unit.kv_head * group.unit.plan.num_splits; before < group.index(); ++before) {
       line += group.item.totals[before];
     }
-    // Past the last multiple of kCertain; no row is longer than that, so that each passes the next once at most.
-    auto past_before = static_cast<uint32_t>(line & (sampling::kCertain - 1));
-    int count_before = 0;
+    auto past = static_cast<uint32_t>(line & (sampling::kCertain - 1));
+    int count = 0;
     int32_t first = 0;
     group.ForEachBlock([&](int64_t begin, int64_t end, int64_t number, const BlockArrays& /*arrays*/) {
       const int candidates = group.Candidates(begin, end);
       const auto block_rows = static_cast<int>(end - begin);
-      const uint32_t* inclusions = group.inclusions + number * kScoreRows;
-      uint32_t past = past_before;
-      int count = count_before;
-      // Which rows are drawn is random: no branch is asked to guess it.
-      for (int row = 0; row < candidates; ++row) {
-        past += inclusions[row];
-        tokens[count] = first + row;
-        count += static_cast<int>(past >> sampling::kInclusionBits);
-        past &= sampling::kCertain - 1;
-      }
+      count += group.unit.context.kernels.draw_rows(group.inclusions + number * kScoreRows, candidates, first, &past,
+                                                    tokens + count);
       for (int row = candidates; row < block_rows; ++row) tokens[count++] = first + row;
-      past_before = past;
-      count_before = count;
       first += block_rows;
     });
-    return count_before;
+    return count;
   }
 
   // Where a unit's rows lie: their keys, if those are scored, and then their values, from order_[first] on. Returns

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "hwy/highway.h"
 #include "kernels/cpu/fetch-inl.h"
@@ -24,6 +25,20 @@ namespace santa::cpu {
 namespace HWY_NAMESPACE {
 
 inline constexpr int kMaxHeadDim = 256;
+
+// name<kCount>(body): body(i) for each i in [0, kCount), a constant in each: so an array of sums stays in registers,
+// where loops unrolled by a pragma leave it in memory. Inlined only where it was defined for the same instructions,
+// hence a macro.
+#define SANTA_INLINE_BODY HWY_ATTR __attribute__((always_inline))
+#define SANTA_DEFINE_UNROLL(name)                                           \
+  template <int kCount, typename Body>                                      \
+  HWY_INLINE void name(Body body) {                                         \
+    [&body]<int... i>(std::integer_sequence<int, i...>) SANTA_INLINE_BODY { \
+      (body(std::integral_constant<int, i>()), ...);                        \
+    }                                                                       \
+    (std::make_integer_sequence<int, kCount>());                            \
+  }
+SANTA_DEFINE_UNROLL(Unroll)
 
 using Words = hn::Vec<hn::RebindToUnsigned<FloatTag>>;                           // of 32 bits
 using Halves = hn::Vec<hn::Repartition<int16_t, hn::RebindToSigned<FloatTag>>>;  // signed, of 16 bits
@@ -115,40 +130,44 @@ HWY_INLINE void Fold(const SketchScoreArgs& args, FoldedQueries<kBits>& out) {
   constexpr float kMiddle = ((1 << kBits) - 1) / 2.0f;
   constexpr float kLeast = 0x1p-100f;    // less is as good as nothing, and has no reciprocal
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is left in the low bits, rounded
-  alignas(64) float middle[kMaxHeadDim];
+  alignas(64) float low[kMaxHeadDim];
   alignas(64) float step[kMaxHeadDim];
-  FloatsOf(args.low, args.head_dim, middle);
+  FloatsOf(args.low, args.head_dim, low);
   FloatsOf(args.step, args.head_dim, step);
-  for (int i = 0; i < args.head_dim; i += kLanes) {
-    hn::Store(hn::MulAdd(hn::Load(d, step + i), hn::Set(d, kMiddle), hn::Load(d, middle + i)), d, middle + i);
-  }
+  // All heads side by side: a sum waits for its last term, other heads' do not.
   Vector offsets[kChunkHeads];
   Vector largest[kChunkHeads];
-  for (int h = 0; h < kChunkHeads; ++h) {
-    Vector offset = hn::Zero(d);
-    Vector most = hn::Zero(d);
-    for (int i = 0; i < args.head_dim && h < kHeads; i += kLanes) {
+  Unroll<kChunkHeads>([&](auto h) SANTA_INLINE_BODY { offsets[h] = largest[h] = hn::Zero(d); });
+  for (int i = 0; i < args.head_dim; i += kLanes) {
+    const Vector steps = hn::Load(d, step + i);
+    const Vector middles = hn::MulAdd(steps, hn::Set(d, kMiddle), hn::Load(d, low + i));
+    Unroll<kHeads>([&](auto h) SANTA_INLINE_BODY {
       const Vector q = LoadSome(args.queries + h * args.head_dim, i, args.head_dim);
-      most = hn::Max(most, hn::Abs(hn::Mul(q, hn::Load(d, step + i))));
+      largest[h] = hn::Max(largest[h], hn::Abs(hn::Mul(q, steps)));
       // What is not a number, and lost to the whole numbers, stays here.
-      offset = hn::MulAdd(q, hn::Load(d, middle + i), offset);
-    }
-    offsets[h] = offset;
-    largest[h] = most;
+      offsets[h] = hn::MulAdd(q, middles, offsets[h]);
+    });
   }
   const HeadVector most = JoinLanes(largest, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
-  for (int h = 0; h < kHeads; ++h) {
+  Vector inverses[kHeads];
+  Vector sums[kHeads];
+  Unroll<kHeads>([&](auto h) SANTA_INLINE_BODY {
     out.scale[h] = most.lane[h] / kMostWhole<kBits>;
-    const Vector inverse = hn::Set(d, most.lane[h] > kLeast ? kMostWhole<kBits> / most.lane[h] : 0);
-    Vector sum = hn::Zero(d);
-    for (int i = 0; i < args.head_dim; i += kLanes) {
+    inverses[h] = hn::Set(d, most.lane[h] > kLeast ? kMostWhole<kBits> / most.lane[h] : 0);
+    sums[h] = hn::Zero(d);
+  });
+  for (int i = 0; i < args.head_dim; i += kLanes) {
+    const Vector steps = hn::Load(d, step + i);
+    Unroll<kHeads>([&](auto h) SANTA_INLINE_BODY {
       const Vector q = LoadSome(args.queries + h * args.head_dim, i, args.head_dim);
-      const Vector rounded = hn::MulAdd(hn::Mul(q, hn::Load(d, step + i)), inverse, hn::Set(d, kRound));
+      const Vector rounded = hn::MulAdd(hn::Mul(q, steps), inverses[h], hn::Set(d, kRound));
       StoreWhole(hn::BitCast(hn::RebindToSigned<FloatTag>(), rounded), out.whole[h] + i);
-      sum = hn::Add(sum, hn::Sub(rounded, hn::Set(d, kRound)));
-    }
-    offsets[h] = hn::NegMulAdd(sum, hn::Set(d, out.scale[h] * kMiddle), offsets[h]);
+      sums[h] = hn::Add(sums[h], hn::Sub(rounded, hn::Set(d, kRound)));
+    });
   }
+  Unroll<kHeads>([&](auto h) SANTA_INLINE_BODY {
+    offsets[h] = hn::NegMulAdd(sums[h], hn::Set(d, out.scale[h] * kMiddle), offsets[h]);
+  });
   const HeadVector offset = JoinLanes(offsets, [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); });
   std::copy_n(offset.lane, kHeads, out.offset);
 }

@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <utility>
 
 #include "hwy/highway.h"
 #include "kernels/cpu/row_kernels.h"
@@ -22,16 +21,7 @@ HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")
 namespace santa::cpu {
 namespace HWY_NAMESPACE {
 
-// body(i) for each i in [0, kCount), a constant in each: so an array of sums stays in registers, where loops unrolled
-// by a pragma leave it in memory.
-#define SANTA_INLINE_BODY HWY_ATTR __attribute__((always_inline))
-template <int kCount, typename Body>
-HWY_INLINE void Unroll(Body body) {
-  [&body]<int... i>(std::integer_sequence<int, i...>) SANTA_INLINE_BODY {
-    (body(std::integral_constant<int, i>()), ...);
-  }
-  (std::make_integer_sequence<int, kCount>());
-}
+SANTA_DEFINE_UNROLL(UnrollVnni)
 
 // Whole numbers in digits that vpdpbusd multiplies with codes, four features in a word, 64 products an instruction,
 // exactly: for 4-bit codes as they are, for 8-bit ones two digits, 128 * high + low.
@@ -77,11 +67,12 @@ HWY_NOINLINE void ScoreTokenGroups(const SketchScoreArgs& args, const FoldedQuer
   constexpr int kDigits = DigitQueries<kBits>::kDigits;
   const __m512i nibble = _mm512_set1_epi8(15);
   __m512i sums[kDigits][kHeads][kGroups];
-  Unroll<kDigits * kHeads * kGroups>([&](auto i) SANTA_INLINE_BODY { (&sums[0][0][0])[i] = _mm512_setzero_si512(); });
+  UnrollVnni<kDigits * kHeads * kGroups>([&](auto i)
+                                             SANTA_INLINE_BODY { (&sums[0][0][0])[i] = _mm512_setzero_si512(); });
   const auto multiply = [&](int four, const __m512i* of_tokens) SANTA_INLINE_BODY {
-    Unroll<kDigits * kHeads>([&](auto i) SANTA_INLINE_BODY {
+    UnrollVnni<kDigits * kHeads>([&](auto i) SANTA_INLINE_BODY {
       const __m512i q = digits.word(i / kHeads, i % kHeads, four);
-      Unroll<kGroups>([&](auto g) SANTA_INLINE_BODY {
+      UnrollVnni<kGroups>([&](auto g) SANTA_INLINE_BODY {
         __m512i& sum = sums[i / kHeads][i % kHeads][g];
         sum = _mm512_dpbusd_epi32(sum, of_tokens[g], q);
       });
@@ -90,21 +81,21 @@ HWY_NOINLINE void ScoreTokenGroups(const SketchScoreArgs& args, const FoldedQuer
   for (int word = 0; word < args.head_dim * kBits / 32; ++word, codes += args.page_size * int64_t{4}) {
     fetch.Step();
     __m512i bytes[kGroups];
-    Unroll<kGroups>([&](auto g) SANTA_INLINE_BODY { bytes[g] = _mm512_loadu_si512(codes + g * 64); });
+    UnrollVnni<kGroups>([&](auto g) SANTA_INLINE_BODY { bytes[g] = _mm512_loadu_si512(codes + g * 64); });
     if constexpr (kBits == 8) {
       multiply(word, bytes);
     } else {
       __m512i half[kGroups];
-      Unroll<kGroups>([&](auto g) SANTA_INLINE_BODY { half[g] = _mm512_and_si512(bytes[g], nibble); });
+      UnrollVnni<kGroups>([&](auto g) SANTA_INLINE_BODY { half[g] = _mm512_and_si512(bytes[g], nibble); });
       multiply(2 * word, half);
-      Unroll<kGroups>([&](auto g)
-                          SANTA_INLINE_BODY { half[g] = _mm512_and_si512(_mm512_srli_epi16(bytes[g], 4), nibble); });
+      UnrollVnni<kGroups>(
+          [&](auto g) SANTA_INLINE_BODY { half[g] = _mm512_and_si512(_mm512_srli_epi16(bytes[g], 4), nibble); });
       multiply(2 * word + 1, half);
     }
   }
-  Unroll<kGroups>([&](auto g) SANTA_INLINE_BODY {
+  UnrollVnni<kGroups>([&](auto g) SANTA_INLINE_BODY {
     Sums of_heads[kHeads];
-    Unroll<kHeads>([&](auto h) SANTA_INLINE_BODY {
+    UnrollVnni<kHeads>([&](auto h) SANTA_INLINE_BODY {
       __m512i sum = sums[0][h][g];
       if constexpr (kDigits == 2) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 7), sums[kDigits - 1][h][g]);
       of_heads[h] = Sums{sum};
@@ -162,7 +153,6 @@ inline void ScoreSketchVnni(const SketchScoreArgs& args) {
 
 }  // namespace HWY_NAMESPACE
 }  // namespace santa::cpu
-#undef SANTA_INLINE_BODY
 HWY_POP_ATTRIBUTES
 #endif  // HWY_TARGET == HWY_AVX3
 

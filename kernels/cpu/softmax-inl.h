@@ -50,6 +50,25 @@ HWY_INLINE Vector ExpOfNegative(Vector x) {
   return hn::IfThenZeroElse(too_low, hn::Mul(p, hn::BitCast(d, exponent)));
 }
 
+// The same within 7.5e-5, for half of the work.
+HWY_INLINE Vector RoughExpOfNegative(Vector x) {
+  const FloatTag d;
+  const hn::RebindToSigned<FloatTag> di;
+  const auto too_low = hn::Lt(x, hn::Set(d, -86.6f));
+  // 2^y: n = round(y), with the exponent's bias in the low bits of `shifted` beside it, and 2^f for |f| <= 1/2.
+  const Vector y = hn::Mul(x, hn::Set(d, 1.44269504f));
+  const Vector shift = hn::Set(d, 12582912.0f + 127);
+  const Vector shifted = hn::Add(y, shift);
+  const Vector f = hn::Sub(y, hn::Sub(shifted, shift));
+  // The cubic with the least relative error.
+  Vector p = hn::Set(d, 0.0551716691f);
+  p = hn::MulAdd(p, f, hn::Set(d, 0.242611122f));
+  p = hn::MulAdd(p, f, hn::Set(d, 0.693260985f));
+  p = hn::MulAdd(p, f, hn::Set(d, 0.999928074f));
+  const Vector power = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
+  return hn::IfThenZeroElse(too_low, hn::Mul(p, power));
+}
+
 // Out of line: Highway's tanh is long, and few models cap their scores.
 HWY_NOINLINE void SoftCap(float* scores, int count, float soft_cap) {
   const FloatTag d;
@@ -92,8 +111,9 @@ inline void FinishScores(float* scores, int num_rows, int pitch, float scale, fl
   std::fill(scores + count, scores + padded, -std::numeric_limits<float>::infinity());
 }
 
-inline HeadVector Exponentials(const float* scores, int num_rows, int pitch, const HeadVector& max, float* weights,
-                               const Ahead& ahead) {
+template <Vector (*kExp)(Vector)>
+HeadVector Exponentials(const float* scores, int num_rows, int pitch, const HeadVector& max, float* weights,
+                        const Ahead& ahead) {
   const FloatTag d;
   const int padded = PaddedCount(num_rows, pitch);
   const Vector largest = hn::LoadDup128(d, max.lane);
@@ -102,7 +122,7 @@ inline HeadVector Exponentials(const float* scores, int num_rows, int pitch, con
   const uint8_t* fetch = ahead.begin;
   for (int i = 0; i < padded; i += kLanes, fetch += step) {
     PrefetchBytes(fetch, step);
-    const Vector weight = ExpOfNegative(hn::Sub(hn::LoadU(d, scores + i), largest));
+    const Vector weight = kExp(hn::Sub(hn::LoadU(d, scores + i), largest));
     if (weights != nullptr) hn::StoreU(weight, d, weights + i);
     sum = hn::Add(sum, weight);
   }
