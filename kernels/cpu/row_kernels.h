@@ -167,7 +167,7 @@ struct RowKernels {
   void (*finish_scores)(float* scores, int num_rows, int pitch, float scale, float soft_cap, HeadVector* max);
 
   // weights = exp(scores - max), which may be the same array, and their sums. 0 where it would be subnormal. `weights`
-  // may be null: only the sums. Roughly: within 7.5e-5, for weights that choose rows and are in no answer.
+  // may be null: only the sums. Roughly: within 9e-5, for weights that choose rows and are in no answer.
   HeadVector (*exponentials)(const float* scores, int num_rows, int pitch, const HeadVector& max, float* weights,
                              const Ahead& ahead);
   HeadVector (*rough_exponentials)(const float* scores, int num_rows, int pitch, const HeadVector& max, float* weights,
