@@ -102,14 +102,15 @@ TEST_P(BackendSuite, DrawnScoresHaveTheirMeanAndVariance) {
       EXPECT_NEAR(squares / variance, 1, 0.15) << Describe(work.query) << " head " << h;
     }
     double features = 0;
+    const auto number = static_cast<int64_t>(SizeOf(work.cache->layout().dtype));
     for (const Answer& answer : answers) {
-      const auto bytes = answer.statistics.kv_bytes_read - answer.statistics.value_rows_read * dims * 4;
-      features += static_cast<double>(bytes) / 4 / kSeeds;
+      const int64_t bytes = answer.statistics.kv_bytes_read - answer.statistics.value_rows_read * dims * number;
+      features += static_cast<double>(bytes) / static_cast<double>(number) / kSeeds;
     }
     double expected = 0;
     for (int32_t kv_head = 0; kv_head < kv_heads; ++kv_head) expected += reference::ExpectedFeatures(step, kv_head);
-    // Each of 32 is read or not: a deviation of 3 at most.
-    EXPECT_NEAR(features, expected, 6 * 3 / std::sqrt(kSeeds)) << Describe(work.query);
+    // Each feature is read or not: a deviation of a half at most.
+    EXPECT_NEAR(features, expected, 6 * std::sqrt(kv_heads * dims / 4.0 / kSeeds)) << Describe(work.query);
   }
 }
 
@@ -188,14 +189,15 @@ TEST_P(BackendSuite, QueriesWithoutChanceAreExact) {
   Work work(GetParam(), kSmall, 100, 1, 84);
   ASSERT_NE(work.cache, nullptr);
   const auto size = static_cast<int64_t>(work.query.q.size());
+  const int64_t dims = work.cache->layout().head_dim;
   std::vector<std::vector<double>> exact(3, std::vector<double>(size, 0.0));
   for (int64_t at = 0; at < size; ++at) {
-    if (at % 16 == at / 16) exact[1][at] = -1.75;
+    if (at % dims == at / dims) exact[1][at] = -1.75;
     exact[2][at] = at % 3 == 0 ? 0.5 : -0.5;
   }
-  const int64_t values = int64_t{100} * 2 * 16 * 4;
-  const int64_t feature = int64_t{100} * 4;
-  const int64_t features[] = {0, 6, 32};
+  const int64_t feature = int64_t{100} * static_cast<int64_t>(SizeOf(work.cache->layout().dtype));
+  const int64_t values = 2 * dims * feature;
+  const int64_t features[] = {0, 6, 2 * dims};
   for (int i = 0; i < 3; ++i) {
     work.query.q = exact[i];
     work.query.drawn_q = exact[i];
