@@ -140,7 +140,9 @@ absl::Status CudaBackend::WarmUp() {
     if (!matches) return absl::InternalError("the device does not hold what was stored in it");
   }
   for (const Method method : kAllMethods) {
-    const AttentionOptions attention = {.method = method, .sample_count = DrawsValues(method) ? 1u : 0u};
+    const AttentionOptions attention = {.method = method,
+                                        .sample_count = DrawsValues(method) ? 1u : 0u,
+                                        .score_draws = method == Method::kBernoulliQk ? 1u : 0u};
     if (!Supports(attention, 2).ok()) continue;
     DecodeItem item = {.page_table = &page,
                        .num_tokens = 2,
@@ -178,10 +180,6 @@ absl::Status CudaBackend::Keep(absl::Status status) {
 }
 
 absl::Status CudaBackend::Supports(const AttentionOptions& options, int64_t /*num_tokens*/) const {
-  if (options.method == Method::kBernoulliQk || options.score_draws > 0) {
-    return absl::UnimplementedError(absl::StrCat("method is ", std::string(Name(options.method)), ", score_draws is ",
-                                                 options.score_draws, "; the CUDA backend has no score draws"));
-  }
   return SupportsLayout(options, options_.layout);
 }
 
@@ -359,10 +357,6 @@ absl::Status CheckLayout(const KvLayout& layout) {
     return absl::UnimplementedError(absl::StrCat("sketch is ", std::string(Name(layout.sketch)),
                                                  ", dtype is fp8_e4m3; the CUDA backend has none and k4 for it"));
   }
-  if (layout.key_order != KeyOrder::kTokenMajor) {
-    return absl::UnimplementedError(absl::StrCat("key_order is ", std::string(Name(layout.key_order)),
-                                                 "; the CUDA backend has token-major keys alone"));
-  }
   if (layout.group_size() > kMaxGroup) {
     return absl::UnimplementedError(absl::StrCat("num_query_heads / num_kv_heads is ", layout.group_size(),
                                                  "; the CUDA backend has 1 to ", kMaxGroup));
@@ -439,7 +433,8 @@ int64_t CudaOverheadBytes(const KvLayout& layout) {
   // Scratch, kWaves buffers, and what the context and the kernels' code take.
   const auto limits = cuda::WaveLimits::For(layout, 1);
   const int64_t numbers = int64_t{layout.num_query_heads} * layout.head_dim;
-  return limits.splits * (numbers * 4 + layout.num_query_heads * 8) + limits.items * numbers * (2 + 8 * kWaves) +
+  const auto queries = static_cast<int64_t>(cuda::QueryScratchBytes(layout));
+  return limits.splits * (numbers * 4 + layout.num_query_heads * 8) + limits.items * (queries + numbers * 8 * kWaves) +
          cuda::WaveLimits::kStoredBytes + (int64_t{512} << 20);
 }
 

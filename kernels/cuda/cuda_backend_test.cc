@@ -53,9 +53,18 @@ const BackendUnderTest kCuda = {
     .tells_errors_of = {Method::kExact, Method::kCoordinated, Method::kSketched},
     .missing = WhyNoGpu()};
 
+// Feature-major keys are multiplied in fp32 with the query as it came, and weights enter the products with V in parts
+// that lose nothing.
+BackendUnderTest FeatureMajor() {
+  BackendUnderTest backend = kCuda.FeatureMajor();
+  backend.exact_tolerance = BackendUnderTest{}.exact_tolerance;
+  backend.query_type = nullptr;
+  return backend;
+}
+
 INSTANTIATE_TEST_SUITE_P(Cuda, BackendSuite,
-                         ::testing::Values(kCuda, kCuda.Sketched(Sketch::kK4), kCuda.Sketched(Sketch::kK4V4),
-                                           kCuda.Sketched(Sketch::kK8V8)),
+                         ::testing::Values(kCuda, FeatureMajor(), kCuda.Sketched(Sketch::kK4),
+                                           kCuda.Sketched(Sketch::kK4V4), kCuda.Sketched(Sketch::kK8V8)),
                          NameOf);
 
 class CudaBackendTest : public ::testing::Test {
@@ -165,10 +174,6 @@ TEST(CudaBackendOptionsTest, RefusesWhatItHasNot) {
   layout.sketch = Sketch::kK4V4;
   EXPECT_EQ(refusal(layout),
             absl::UnimplementedError("sketch is k4v4, dtype is fp8_e4m3; the CUDA backend has none and k4 for it"));
-  layout = kLayout;
-  layout.key_order = KeyOrder::kFeatureMajor;
-  EXPECT_EQ(refusal(layout),
-            absl::UnimplementedError("key_order is feature; the CUDA backend has token-major keys alone"));
 }
 
 TEST_F(CudaBackendTest, RefusesADeviceThatIsNotThere) {
@@ -199,13 +204,13 @@ TEST_F(CudaBackendTest, SaysWhatItRunsOn) {
 // across the boundary of two rows. One draw of 256 moves an output by about its weight, 4e-3: far above the rounding.
 // With masses off by 1e-6 of themselves, 3,000 boundaries off by 2e-8 of the whole and 256 draws, about 1 head in 65
 // has one.
-TEST_F(CudaBackendTest, DrawsTheRowsThatTheCpuDraws) {
+void ExpectTheRowsOfTheCpu(const KvLayout& layout, uint32_t score_draws) {
   constexpr int64_t kTokens = 3000;
   constexpr int kSeeds = 50;
-  Twins twins(kLayout, kTokens, 1);
-  const auto cuda = MakeCudaBackend({.layout = kLayout, .num_pages = twins.num_pages()});
+  Twins twins(layout, kTokens, 1);
+  const auto cuda = MakeCudaBackend({.layout = layout, .num_pages = twins.num_pages()});
   ASSERT_TRUE(cuda.ok()) << cuda.status();
-  const auto cpu = MakeCpuBackend({.layout = kLayout, .num_pages = twins.num_pages()});
+  const auto cpu = MakeCpuBackend({.layout = layout, .num_pages = twins.num_pages()});
   ASSERT_TRUE(cpu.ok()) << cpu.status();
   const KvAppend append = twins.Append();
   ASSERT_TRUE((*cuda)->Append({&append, 1}).ok());
@@ -215,8 +220,7 @@ TEST_F(CudaBackendTest, DrawsTheRowsThatTheCpuDraws) {
   for (float& x : q) x = static_cast<float>(reference::Round(DType::kBFloat16, x));
   for (const Method method :
        {Method::kSanta, Method::kStratified, Method::kSystematic, Method::kS2antaFlash, Method::kS2antaProp}) {
-    AttentionOptions options = {.method = method, .sample_count = 256};
-    if (!(*cuda)->Supports(options, kTokens).ok()) continue;
+    AttentionOptions options = {.method = method, .sample_count = 256, .score_draws = score_draws};
     int heads = 0;
     int moved = 0;
     for (int seed = 0; seed < kSeeds; ++seed) {
@@ -225,9 +229,9 @@ TEST_F(CudaBackendTest, DrawsTheRowsThatTheCpuDraws) {
       const Twins::Answer expected = twins.Decode(**cpu, q, options);
       EXPECT_LT(LargestDifference(found.lse, expected.lse), 1e-4);
       int moved_here = 0;
-      for (int32_t h = 0; h < kLayout.num_query_heads; ++h, ++heads) {
+      for (int32_t h = 0; h < layout.num_query_heads; ++h, ++heads) {
         const auto of_head = [&](const std::vector<float>& o) {
-          return std::vector<float>(o.begin() + h * kLayout.head_dim, o.begin() + (h + 1) * kLayout.head_dim);
+          return std::vector<float>(o.begin() + h * layout.head_dim, o.begin() + (h + 1) * layout.head_dim);
         };
         moved_here += LargestDifference(of_head(found.o), of_head(expected.o)) > 1e-3;
       }
@@ -236,18 +240,57 @@ TEST_F(CudaBackendTest, DrawsTheRowsThatTheCpuDraws) {
       }
       moved += moved_here;
     }
-    RecordProperty(std::string(Name(method)) + "_heads_with_a_moved_draw", moved);
+    ::testing::Test::RecordProperty(std::string(Name(method)) + "_heads_with_a_moved_draw", moved);
     EXPECT_LE(moved, heads / 10) << Name(method) << ": draws of " << moved << " of " << heads << " heads differ";
   }
 }
 
+TEST_F(CudaBackendTest, DrawsTheRowsThatTheCpuDraws) { ExpectTheRowsOfTheCpu(kLayout, 0); }
+
+TEST_F(CudaBackendTest, DrawsTheRowsThatTheCpuDrawsByDrawnScores) {
+  KvLayout layout = kLayout;
+  layout.key_order = KeyOrder::kFeatureMajor;
+  ExpectTheRowsOfTheCpu(layout, 3);
+}
+
+// The same seed draws the same ternary queries as on the CPU: the same features are read, and the rest is rounding.
+TEST_F(CudaBackendTest, DrawsTheQueriesThatTheCpuDraws) {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (const int32_t group_size : {1, 4, 7, 16}) {
+      KvLayout layout = kLayout;
+      layout.num_query_heads = group_size * layout.num_kv_heads;
+      layout.dtype = dtype;
+      layout.key_order = KeyOrder::kFeatureMajor;
+      Twins twins(layout, 600, 6);
+      const auto cuda = MakeCudaBackend({.layout = layout, .num_pages = twins.num_pages()});
+      ASSERT_TRUE(cuda.ok()) << cuda.status();
+      const auto cpu = MakeCpuBackend({.layout = layout, .num_pages = twins.num_pages()});
+      ASSERT_TRUE(cpu.ok()) << cpu.status();
+      const KvAppend append = twins.Append();
+      ASSERT_TRUE((*cuda)->Append({&append, 1}).ok());
+      ASSERT_TRUE((*cpu)->Append({&append, 1}).ok());
+      const std::vector<float> q = twins.Queries(1.5f);
+      for (const uint32_t draws : {1u, 7u, 300u}) {
+        const AttentionOptions options = {.method = Method::kBernoulliQk, .seed = draws, .score_draws = draws};
+        const Twins::Answer found = twins.Decode(**cuda, q, options);
+        const Twins::Answer expected = twins.Decode(**cpu, q, options);
+        EXPECT_EQ(found.statistics.kv_bytes_read, expected.statistics.kv_bytes_read);
+        EXPECT_EQ(found.statistics.value_rows_read, expected.statistics.value_rows_read);
+        EXPECT_LT(LargestDifference(found.lse, expected.lse), 1e-4) << "G " << group_size << " R " << draws;
+        EXPECT_LT(LargestDifference(found.o, expected.o), 1e-4) << "G " << group_size << " R " << draws;
+      }
+    }
+  }
+}
+
 // Storage with scales: what one token answers is its value as stored, and its score; then attention over many.
-TEST_F(CudaBackendTest, Float8IsTheReferences) {
+void ExpectTheReferencesFloat8(KeyOrder order) {
   for (const int32_t dim : {64, 128}) {
     for (const bool scaled : {false, true}) {
       KvLayout layout = kLayout;
       layout.dtype = DType::kFloat8E4M3;
       layout.head_dim = dim;
+      layout.key_order = order;
       Twins twins(layout, 700, 2);
       KvScales scales;
       if (scaled) scales = {.k = {0.02f, 0.3f, 1.7f, 0.011f}, .v = {0.5f, 0.007f, 0.013f, 3}};
@@ -276,9 +319,22 @@ TEST_F(CudaBackendTest, Float8IsTheReferences) {
         EXPECT_LT(LargestDifference(found.o, all.o), 5 * 0x1p-11);  // |v| < 5; weights are rounded to fp16
         EXPECT_LT(LargestDifference(found.lse, all.lse), 1e-4);
         EXPECT_EQ(found.statistics.kv_bytes_read, 2 * 700 * 2 * dim);
+        if (order == KeyOrder::kTokenMajor) continue;
+        const AttentionOptions draws = {.method = Method::kBernoulliQk, .score_draws = 2};
+        const auto drawn = twins.Decode(**cuda, q, draws, layer);
+        const auto expected_drawn = twins.Decode(**expected, q, draws, layer);
+        EXPECT_LT(LargestDifference(drawn.o, expected_drawn.o), 1e-4);
+        EXPECT_LT(LargestDifference(drawn.lse, expected_drawn.lse), 1e-4);
+        EXPECT_EQ(drawn.statistics.kv_bytes_read, expected_drawn.statistics.kv_bytes_read);
       }
     }
   }
+}
+
+TEST_F(CudaBackendTest, Float8IsTheReferences) { ExpectTheReferencesFloat8(KeyOrder::kTokenMajor); }
+
+TEST_F(CudaBackendTest, Float8WithFeatureMajorKeysIsTheReferences) {
+  ExpectTheReferencesFloat8(KeyOrder::kFeatureMajor);
 }
 
 // fp16 takes queries up to 65504; larger ones, and tiny ones, are scaled into it.

@@ -14,7 +14,7 @@ namespace santa::cuda {
 
 // One query token of one sequence in one layer.
 struct DeviceItem {
-  const void* layer = nullptr;          // the layer's pool: [page][K|V][kv_head][token][D]
+  const void* layer = nullptr;          // the layer's pool: [page][K|V][kv_head][token][D]; of K perhaps [D][token]
   const void* sketch = nullptr;         // the layer's sketches: [page][kv_head] (kernels/cuda/sketch_layout.h)
   const int32_t* page_table = nullptr;  // [pages of the sequence]
   const void* q = nullptr;              // [H][D] of the type of the products: bf16 for a bf16 cache, else fp16
@@ -36,6 +36,10 @@ struct DeviceItem {
   float target_relative_error = 0;  // 0: none
   float scale = 0, soft_cap = 0;    // in natural units; soft_cap 0: none
   DType io_dtype = DType::kBFloat16;
+  // Of feature-major keys alone: ternary queries that stand for q (0: q itself), and what counts the features of keys
+  // that are read, over all key/value heads; null: not wanted.
+  uint32_t score_draws = 0;
+  unsigned long long* features_read = nullptr;
 };
 
 // One launch over any number of items of one cache.
@@ -50,6 +54,8 @@ struct DecodeLaunch {
   int32_t num_kv_heads = 0, group_size = 0, head_dim = 0;
   int32_t page_shift = 0;  // log2 of the page size
   DType dtype = DType::kBFloat16;
+  // Keys are feature-major where it is not null: [items][H_kv] of kernels/cuda/feature_queries.h, and `q` is not read.
+  uint8_t* feature_queries = nullptr;
 };
 
 }  // namespace santa::cuda

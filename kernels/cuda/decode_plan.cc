@@ -39,9 +39,13 @@ const SplitLength* LengthsOf(Kernel kernel, const KvLayout& layout) {
   }
 }
 
-Kernel KernelOf(const DecodeItem& item, int64_t begin, int64_t end) {
-  if (IsExact(item)) return Kernel::kExact;
+Kernel KernelOf(const DecodeItem& item, const KvLayout& layout, int64_t begin, int64_t end) {
   const AttentionOptions& options = item.options;
+  if (layout.key_order == KeyOrder::kFeatureMajor) {
+    if (ReadsAllValues(item)) return Kernel::kAllRows;
+    return options.method == Method::kCoordinated ? Kernel::kCoordinated : Kernel::kStoredScores;
+  }
+  if (IsExact(item)) return Kernel::kExact;
   if (sampling::MakeTiling(begin, end, options.sample_count).size == sampling::kMinTileSize) {
     if (options.method == Method::kS2antaFlash) return Kernel::kS2antaFlash;
     if (options.method == Method::kS2antaProp && options.budget_rounding == BudgetRounding::kSystematic) {
@@ -72,11 +76,12 @@ ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout) {
   const int64_t begin = sampling::VisibleBegin(item.num_tokens, item.options.window);
   const int64_t end = item.num_tokens;
   ItemPlan plan;
-  plan.kernel = KernelOf(item, begin, end);
+  plan.kernel = KernelOf(item, layout, begin, end);
   plan.begin = static_cast<int32_t>(begin);
   plan.end = static_cast<int32_t>(end);
   plan.splits = CutSplits(plan.kernel, layout, plan.begin, plan.end);
-  if (plan.kernel == Kernel::kExact) return plan;
+  plan.score_draws = item.options.score_draws;
+  if (ReadsAllRows(plan.kernel)) return plan;
   plan.target_relative_error = item.options.target_relative_error;
   plan.sample_count = plan.has_target() ? sampling::kPilotSamples : item.options.sample_count;
   return plan;

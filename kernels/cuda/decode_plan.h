@@ -19,14 +19,20 @@ enum class Kernel : uint8_t {
   kStoredScores,  // everything whose draws need more than one tile's scores
   kCoordinated,
   kSketched,
+  kAllRows,  // of feature-major keys: all value rows, weighed by scores that were stored before
 };
-inline constexpr int kNumKernels = 6;
+inline constexpr int kNumKernels = 7;
 
 // Whether a kernel keeps scores in scratch (kernels/cuda/stored_scores.h).
-constexpr bool StoresScores(Kernel kernel) { return kernel == Kernel::kS2antaProp || kernel == Kernel::kStoredScores; }
+constexpr bool StoresScores(Kernel kernel) {
+  return kernel == Kernel::kS2antaProp || kernel == Kernel::kStoredScores || kernel == Kernel::kAllRows;
+}
 
 // Whether it keeps codes of scores there (kernels/cuda/group_draw.h).
 constexpr bool DrawsByGroup(Kernel kernel) { return kernel == Kernel::kCoordinated || kernel == Kernel::kSketched; }
+
+// Whether it reads the value rows of all visible tokens.
+constexpr bool ReadsAllRows(Kernel kernel) { return kernel == Kernel::kExact || kernel == Kernel::kAllRows; }
 
 // Where an item's visible tokens are cut: at absolute multiples of a length.
 struct Splits {
@@ -49,7 +55,8 @@ struct ItemPlan {
   Kernel kernel = Kernel::kExact;
   int32_t begin = 0, end = 0;  // visible tokens
   Splits splits;
-  uint32_t sample_count = 0;  // 0: exact; with a target that of the pilot draw (kernels/sampling/target_error.h)
+  uint32_t sample_count = 0;  // 0: all rows; with a target that of the pilot draw (kernels/sampling/target_error.h)
+  uint32_t score_draws = 0;
   float target_relative_error = 0;
 
   bool has_target() const { return target_relative_error > 0; }

@@ -17,7 +17,8 @@ TEST(DecodePlanTest, SplitsGrowWithTheVisibleTokens) {
   large_groups_of_bytes.num_kv_heads = 1;
   large_groups_of_bytes.dtype = DType::kFloat8E4M3;
   for (const KvLayout& layout : {kLayout, large_groups_of_bytes}) {
-    for (const Kernel kernel : {Kernel::kExact, Kernel::kS2antaFlash, Kernel::kS2antaProp, Kernel::kStoredScores}) {
+    for (const Kernel kernel :
+         {Kernel::kExact, Kernel::kS2antaFlash, Kernel::kS2antaProp, Kernel::kStoredScores, Kernel::kAllRows}) {
       int32_t before = 0;
       for (const int32_t visible : {1, 512, 4096, 4097, 8193, 32768, 131072, 1 << 20, 1 << 30}) {
         const int32_t tokens = CutSplits(kernel, layout, 0, visible).tokens;
@@ -31,7 +32,8 @@ TEST(DecodePlanTest, SplitsGrowWithTheVisibleTokens) {
 TEST(DecodePlanTest, SplitsCoverTheVisibleTokensAndNoMore) {
   for (const int64_t tokens : {1, 255, 256, 257, 4096, 5000, 70000, 200001}) {
     for (const uint32_t window : {0u, 1u, 300u, 4097u, 250000u}) {
-      for (const Kernel kernel : {Kernel::kExact, Kernel::kS2antaFlash, Kernel::kS2antaProp, Kernel::kStoredScores}) {
+      for (const Kernel kernel :
+           {Kernel::kExact, Kernel::kS2antaFlash, Kernel::kS2antaProp, Kernel::kStoredScores, Kernel::kAllRows}) {
         const ItemPlan plan = PlanItem({.num_tokens = tokens, .options = {.window = window}}, kLayout);
         EXPECT_EQ(plan.end, tokens);
         EXPECT_EQ(plan.visible(), window == 0 || window > tokens ? tokens : window);
@@ -49,6 +51,25 @@ TEST(DecodePlanTest, SplitsCoverTheVisibleTokensAndNoMore) {
       }
     }
   }
+}
+
+TEST(DecodePlanTest, FeatureMajorKeysAreScoredBeforeAllElse) {
+  KvLayout layout = kLayout;
+  layout.key_order = KeyOrder::kFeatureMajor;
+  const auto plan = [&](Method method, uint32_t samples, uint32_t score_draws) {
+    return PlanItem(
+        {.num_tokens = 5000, .options = {.method = method, .sample_count = samples, .score_draws = score_draws}},
+        layout);
+  };
+  for (const ItemPlan& all : {plan(Method::kExact, 0, 0), plan(Method::kBernoulliQk, 0, 9),
+                              plan(Method::kSystematic, 5000, 0), plan(Method::kCoordinated, 5000, 9)}) {
+    EXPECT_EQ(all.kernel, Kernel::kAllRows);
+    EXPECT_EQ(all.sample_count, 0U);
+  }
+  EXPECT_EQ(plan(Method::kS2antaFlash, 20, 0).kernel, Kernel::kStoredScores);
+  EXPECT_EQ(plan(Method::kS2antaProp, 20, 9).kernel, Kernel::kStoredScores);
+  EXPECT_EQ(plan(Method::kCoordinated, 4999, 9).kernel, Kernel::kCoordinated);
+  EXPECT_EQ(plan(Method::kCoordinated, 4999, 9).score_draws, 9U);
 }
 
 TEST(DecodePlanTest, EachMethodHasItsKernel) {

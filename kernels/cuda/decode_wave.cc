@@ -4,11 +4,13 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/exact.h"
+#include "kernels/cuda/feature_queries.h"
 #include "kernels/cuda/group_draw.h"
 #include "kernels/cuda/query_convert.h"
 #include "kernels/cuda/s2anta_flash.h"
@@ -41,13 +43,18 @@ GroupArrays ArraysOf(uint8_t* scratch, Method method, const KvLayout& layout, co
           layout.head_dim, plan.begin, plan.end,      plan.splits.count};
 }
 
+// The method that an item's stored scores are for.
+Method StoredMethod(const ItemPlan& plan, const DecodeItem& item) {
+  return ReadsAllRows(plan.kernel) ? Method::kExact : item.options.method;
+}
+
 // Scratch that the item's scores take.
 int64_t StoredBytes(const ItemPlan& plan, const DecodeItem& item, const KvLayout& layout) {
   if (DrawsByGroup(plan.kernel)) {
     return ArraysOf(nullptr, item.options.method, layout, plan).bytes();
   }
   if (!StoresScores(plan.kernel)) return 0;
-  return StoredScratchBytes(item.options.method, layout.num_query_heads, plan.begin, plan.end, plan.sample_count);
+  return StoredScratchBytes(StoredMethod(plan, item), layout.num_query_heads, plan.begin, plan.end, plan.sample_count);
 }
 
 }  // namespace
@@ -76,6 +83,13 @@ WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
           .stored_bytes = std::clamp(kStoredBytes, stored, stored * items)};
 }
 
+size_t QueryScratchBytes(const KvLayout& layout) {
+  if (layout.key_order == KeyOrder::kFeatureMajor) {
+    return layout.num_kv_heads * FeatureQueries::Bytes(layout.group_size(), layout.head_dim);
+  }
+  return size_t{2} * layout.num_query_heads * layout.head_dim;  // of 16 bits
+}
+
 absl::StatusOr<DecodeScratch> DecodeScratch::Allocate(const KvLayout& layout, const WaveLimits& limits,
                                                       cudaStream_t stream) {
   const size_t numbers = static_cast<size_t>(layout.num_query_heads) * layout.head_dim;
@@ -86,7 +100,8 @@ absl::StatusOr<DecodeScratch> DecodeScratch::Allocate(const KvLayout& layout, co
   for (const auto& [memory, bytes] :
        {std::pair{&scratch.partial_o_, numbers * sizeof(float) * limits.splits},
         std::pair{&scratch.partial_max_sum_, sizeof(float2) * layout.num_query_heads * limits.splits},
-        std::pair{&scratch.tickets_, ticket_bytes}, std::pair{&scratch.queries_, numbers * 2 * limits.items},
+        std::pair{&scratch.tickets_, ticket_bytes},
+        std::pair{&scratch.queries_, QueryScratchBytes(layout) * limits.items},
         std::pair{&scratch.stored_, static_cast<size_t>(limits.stored_bytes)}}) {
     absl::StatusOr<DeviceMemory> allocated = AllocateDevice(bytes, purpose);
     if (!allocated.ok()) return allocated.status();
@@ -128,7 +143,7 @@ absl::StatusOr<DecodeWave> DecodeWave::Allocate(const KvLayout& layout, const Wa
   regions.Add(sizeof(int32_t) * (limits.table_entries + 4 * static_cast<size_t>(limits.items)));
   regions.Add(heads_bytes * limits.items);
   regions.Add((numbers_bytes + 16) * limits.items);
-  regions.Add(sizeof(unsigned long long) * limits.items);
+  regions.Add(sizeof(ReadCounts) * limits.items);
   regions.Add(heads_bytes * limits.items);
   regions.Add(heads_bytes * limits.items);
   regions.Add((numbers_bytes + 16) * limits.items);
@@ -196,8 +211,8 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
   tables_at_ = regions.Add(sizeof(int32_t) * entries);
   sinks_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
   queries_at_ = regions.Add(query_total);
-  rows_at_ = regions.Add(sizeof(unsigned long long) * items.size());
-  upload_bytes_ = rows_at_ + sizeof(unsigned long long) * items.size();
+  rows_at_ = regions.Add(sizeof(ReadCounts) * items.size());
+  upload_bytes_ = rows_at_ + sizeof(ReadCounts) * items.size();
   lse_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
   errors_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
   const size_t o_at = regions.Add(query_total);
@@ -210,7 +225,7 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
   size_t query_at = queries_at_;
   int32_t first_split = 0;
   counts_rows_ = false;
-  std::memset(host_at(rows_at_), 0, sizeof(unsigned long long) * items.size());
+  std::memset(host_at(rows_at_), 0, sizeof(ReadCounts) * items.size());
   for (size_t i = 0; i < items.size(); ++i) {
     const DecodeItem& item = items[i];
     const ItemPlan& plan = plans_[i];
@@ -218,8 +233,9 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
     std::memcpy(host_at(table_at), item.page_table + slice.first, sizeof(int32_t) * slice.count);
     std::memcpy(host_at(query_at), item.q, query_bytes(item.io_dtype));
     if (item.sink_logits != nullptr) std::memcpy(host_at(sinks_at_ + heads_bytes * i), item.sink_logits, heads_bytes);
-    const bool counts = item.statistics != nullptr && plan.kernel != Kernel::kExact;
-    counts_rows_ |= counts;
+    const bool draws_rows = !ReadsAllRows(plan.kernel), draws_scores = plan.score_draws > 0;
+    counts_rows_ |= item.statistics != nullptr && (draws_rows || draws_scores);
+    ReadCounts* counts = item.statistics == nullptr ? nullptr : reinterpret_cast<ReadCounts*>(device_at(rows_at_)) + i;
     // What nobody is to see stays on the device.
     const auto answer_at = [&](const void* wanted, size_t at) {
       return wanted == nullptr ? device_at(at) : host_at(at);
@@ -235,10 +251,10 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
         .sinks = item.sink_logits == nullptr ? nullptr
                                              : reinterpret_cast<const float*>(device_at(sinks_at_ + heads_bytes * i)),
         .kv_scales = cache.scales(item.layer),
-        .relative_standard_error = item.relative_standard_error == nullptr
+        .relative_standard_error = item.relative_standard_error == nullptr || draws_scores
                                        ? nullptr
                                        : reinterpret_cast<float*>(host_at(errors_at_ + heads_bytes * i)),
-        .rows_read = counts ? reinterpret_cast<unsigned long long*>(device_at(rows_at_)) + i : nullptr,
+        .rows_read = counts != nullptr && draws_rows ? &counts->value_rows : nullptr,
         .seed = item.options.seed,
         .sampling_key = item.sampling_key,
         .position = plan.end - 1,
@@ -251,11 +267,14 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
         .target_relative_error = plan.target_relative_error,
         .scale = sampling::EffectiveScale(item.options.scale, layout_.head_dim),
         .soft_cap = item.options.soft_cap,
-        .io_dtype = item.io_dtype};
+        .io_dtype = item.io_dtype,
+        .score_draws = plan.score_draws,
+        .features_read = counts != nullptr && draws_scores ? &counts->key_features : nullptr};
     std::memcpy(host_at(items_at_ + sizeof(DeviceItem) * i), &packed, sizeof(packed));
     if (item.statistics != nullptr) {
-      // Where rows are drawn, Deliver adds theirs.
-      *item.statistics = MakeStatistics(layout_, item, counts ? 0 : int64_t{plan.visible()} * layout_.num_kv_heads);
+      // Where rows, or features of keys, are drawn, Deliver adds theirs.
+      *item.statistics = MakeStatistics(layout_, item, draws_rows ? 0 : int64_t{plan.visible()} * layout_.num_kv_heads,
+                                        draws_scores ? std::optional<int64_t>(0) : std::nullopt);
     }
     first_split += plan.splits.count;
     table_at += (slice.count + 3) / 4 * 4 * sizeof(int32_t);
@@ -286,12 +305,13 @@ void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch)
       has_targets_ |= plan.has_target();
     }
     if (!StoresScores(plan.kernel)) continue;
-    const StoredItem stored = {.method = options.method, .budget_rounding = options.budget_rounding, .scratch = mine};
+    const StoredItem stored = {
+        .method = StoredMethod(plan, items[i]), .budget_rounding = options.budget_rounding, .scratch = mine};
     std::memcpy(host_at(stored_at_ + sizeof(stored) * i), &stored, sizeof(stored));
     if (plan.kernel == Kernel::kS2antaProp) {
       most_prop_splits_ = std::max(most_prop_splits_, plan.splits.count);
-      continue;
     }
+    if (plan.kernel != Kernel::kStoredScores) continue;
     const auto number = static_cast<int32_t>(i);
     std::memcpy(host_at(numbers_at_ + sizeof(number) * num_stored_), &number, sizeof(number));
     ++num_stored_;
@@ -319,8 +339,8 @@ absl::Status DecodeWave::Queue(const DecodeScratch& scratch, cudaStream_t stream
   if (status.ok()) status = ToStatus(cudaStreamWaitEvent(stream, uploaded_.get()), "cudaStreamWaitEvent");
   if (status.ok()) status = QueueKernels(scratch, stream);
   if (status.ok() && counts_rows_) {
-    status = ToStatus(cudaMemcpyAsync(host_at(rows_at_), device_at(rows_at_),
-                                      sizeof(unsigned long long) * plans_.size(), cudaMemcpyDeviceToHost, stream),
+    status = ToStatus(cudaMemcpyAsync(host_at(rows_at_), device_at(rows_at_), sizeof(ReadCounts) * plans_.size(),
+                                      cudaMemcpyDeviceToHost, stream),
                       "cudaMemcpyAsync");
   }
   if (status.ok()) status = ToStatus(cudaEventRecord(done_.get(), stream), "cudaEventRecord");
@@ -335,7 +355,14 @@ absl::Status DecodeWave::QueueUpload(cudaStream_t stream) {
 absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t stream) {
   absl::Status status;
   auto* items = reinterpret_cast<DeviceItem*>(device_at(items_at_));
-  if (converts_queries_) {
+  DecodeLaunch launch = scratch.launch(layout_);
+  launch.items = items;
+  if (layout_.key_order == KeyOrder::kFeatureMajor) {
+    launch.feature_queries = static_cast<uint8_t*>(scratch.queries());
+    status =
+        ToStatus(LaunchFeatureQueries({.decode = launch, .num_items = static_cast<int32_t>(plans_.size())}, stream),
+                 "LaunchFeatureQueries");
+  } else if (converts_queries_) {
     status = ToStatus(LaunchQueryConvert({.items = items,
                                           .num_items = static_cast<int32_t>(plans_.size()),
                                           .converted = scratch.queries(),
@@ -344,8 +371,6 @@ absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t
                                          stream),
                       "LaunchQueryConvert");
   }
-  DecodeLaunch launch = scratch.launch(layout_);
-  launch.items = items;
   const auto of = [&](Kernel kernel) {
     const WorkRange range = ranges_[static_cast<size_t>(kernel)];
     launch.work = reinterpret_cast<const WorkUnit*>(device_at(work_at_)) + range.first;
@@ -368,6 +393,9 @@ absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t
                                           .long_lines = long_lines_},
                                          stream),
                       "LaunchStoredScores");
+  }
+  if (status.ok() && of(Kernel::kAllRows)) {
+    status = ToStatus(LaunchAllRows({.decode = launch, .stored = stored}, stream), "LaunchAllRows");
   }
   for (const Kernel kernel : {Kernel::kCoordinated, Kernel::kSketched}) {
     if (!status.ok() || !of(kernel)) continue;
@@ -392,22 +420,26 @@ absl::StatusOr<double> DecodeWave::Deliver() {
     std::memcpy(output.o, host_at(output.o_at), output.o_bytes);
     std::memcpy(output.lse, host_at(lse_at_ + heads_bytes * i), heads_bytes);
     if (output.relative_standard_error != nullptr) {
-      if (DrawsByGroup(plans_[i].kernel)) {
+      if (DrawsByGroup(plans_[i].kernel) && plans_[i].score_draws == 0) {
         std::memcpy(output.relative_standard_error, host_at(errors_at_ + heads_bytes * i), heads_bytes);
       } else {
         std::fill_n(output.relative_standard_error, layout_.num_query_heads,
-                    plans_[i].kernel == Kernel::kExact ? 0.0f : std::numeric_limits<float>::quiet_NaN());
+                    ReadsAllRows(plans_[i].kernel) && plans_[i].score_draws == 0
+                        ? 0.0f
+                        : std::numeric_limits<float>::quiet_NaN());
       }
     }
-    if (output.statistics == nullptr || plans_[i].kernel == Kernel::kExact) continue;
-    unsigned long long rows = 0;
-    std::memcpy(&rows, host_at(rows_at_ + sizeof(rows) * i), sizeof(rows));
+    if (output.statistics == nullptr) continue;
+    ReadCounts counts;
+    std::memcpy(&counts, host_at(rows_at_ + sizeof(counts) * i), sizeof(counts));
     DecodeStatistics& statistics = *output.statistics;
-    statistics.value_rows_read = static_cast<int64_t>(rows);
-    statistics.kv_bytes_read += static_cast<int64_t>(rows * layout_.row_bytes());
+    const auto value_bytes = static_cast<int64_t>(counts.value_rows * layout_.row_bytes());
+    statistics.value_rows_read += static_cast<int64_t>(counts.value_rows);
+    statistics.kv_bytes_read +=
+        value_bytes + static_cast<int64_t>(counts.key_features * plans_[i].visible() * SizeOf(layout_.dtype));
     if (plans_[i].kernel != Kernel::kSketched) continue;
-    statistics.key_rows_read = static_cast<int64_t>(rows);  // with each of them
-    statistics.kv_bytes_read += static_cast<int64_t>(rows * layout_.row_bytes());
+    statistics.key_rows_read = static_cast<int64_t>(counts.value_rows);  // with each of them
+    statistics.kv_bytes_read += value_bytes;
   }
   float milliseconds = 0;
   if (absl::Status status =

@@ -30,6 +30,9 @@ struct WaveLimits {
   static WaveLimits For(const KvLayout& layout, int32_t num_pages);
 };
 
+// Device memory in which an item's queries are brought into the form in which the kernels take them.
+size_t QueryScratchBytes(const KvLayout& layout);
+
 // Device memory in which waves leave what only the kernels see. Waves on one stream share it.
 class DecodeScratch {
  public:
@@ -37,7 +40,7 @@ class DecodeScratch {
 
   // A launch over nothing yet.
   DecodeLaunch launch(const KvLayout& layout) const;
-  void* queries() const { return queries_.get(); }  // [items][H][D] of 2 bytes
+  void* queries() const { return queries_.get(); }  // [items] of QueryScratchBytes
   uint8_t* stored() const { return static_cast<uint8_t*>(stored_.get()); }
 
  private:
@@ -70,6 +73,11 @@ class DecodeWave {
   absl::StatusOr<double> Deliver();
 
  private:
+  // What an item's kernels count.
+  struct ReadCounts {
+    unsigned long long value_rows = 0;    // where rows are drawn
+    unsigned long long key_features = 0;  // with score draws
+  };
   // Where an item's answers go.
   struct Output {
     void* o = nullptr;

@@ -8,6 +8,7 @@ namespace santa::cuda {
 namespace {
 
 cudaError_t LaunchScores(const GroupLaunch& launch, cudaStream_t stream) {
+  if (launch.decode.feature_queries != nullptr) return LaunchScoreFeatureCodes(launch, stream);
   if (launch.corrects()) return LaunchScoreSketchValues(launch, stream);
   return launch.method == Method::kSketched ? LaunchScoreSketch(launch, stream) : LaunchScoreKeys(launch, stream);
 }

@@ -6,6 +6,8 @@
 //     FindThreshold            each group's histogram of a_i, and from it kappa
 //     GatherGroup              which rows are read, the weighted sum of those rows, and the answer
 //
+// Where keys are feature-major, ScoreFeatureCodes takes the place of ScoreKeys.
+//
 // SKETCHED with a value sketch has in their place
 //
 //     ScoreSketchValues        that, and the sum over all tokens of what the sketches say of their values
@@ -59,6 +61,7 @@ cudaError_t LaunchGroupDraw(const GroupLaunch& launch, cudaStream_t stream);
 
 // Its steps.
 cudaError_t LaunchScoreKeys(const GroupLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchScoreFeatureCodes(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchScoreSketch(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchFindThreshold(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchAimAtTarget(const GroupLaunch& launch, cudaStream_t stream);

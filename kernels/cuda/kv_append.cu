@@ -1,7 +1,8 @@
 // Stores tokens in the paged cache, or compares them with it, converting from the caller's type to the cache's.
 //
 // Grid: one thread for every 8 numbers of a K or V row; consecutive threads take consecutive pieces of a row, then the
-// token's next head, then its V, then the next token. A 16-bit row is read and written 16 bytes at a time.
+// token's next head, then its V, then the next token. A 16-bit row is read and written 16 bytes at a time, but for keys
+// that lie feature by feature, whose numbers go each to its own place.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
@@ -66,6 +67,23 @@ __global__ void __launch_bounds__(kThreads) KvAppendKernel(const __grid_constant
   for (int i = 0; i < kPiece; ++i) converted.x[i] = Convert<Stored>(from.x[i], scale);
 
   const int64_t stored_row = place.row + static_cast<int64_t>(value * heads + head) * launch.page_size;
+  if (launch.feature_major_keys && !value) {
+    // The head's numbers in the page begin where its first token's row would; the piece's lie a page apart.
+    const int64_t in_page = stored_row % launch.page_size;
+    Stored* to = static_cast<Stored*>(launch.pool) + (stored_row - in_page) * launch.head_dim +
+                 piece * kPiece * launch.page_size + in_page;
+    Piece<Stored> there = converted;
+#pragma unroll
+    for (int i = 0; i < kPiece; ++i) {
+      if constexpr (kCompare) {
+        there.x[i] = to[i * launch.page_size];
+      } else {
+        to[i * launch.page_size] = converted.x[i];
+      }
+    }
+    if (!SameBits(there, converted)) launch.differs[place.append] = 1;
+    return;
+  }
   Piece<Stored>* to = static_cast<Piece<Stored>*>(launch.pool) + stored_row * pieces + piece;
   if constexpr (kCompare) {
     if (!SameBits(*to, converted)) launch.differs[place.append] = 1;

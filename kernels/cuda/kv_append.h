@@ -19,7 +19,8 @@ struct TokenPlace {
 
 // Tokens of one source type. All pointers name memory that the device reaches, aligned to 16 bytes.
 struct KvAppendLaunch {
-  void* pool = nullptr;                                   // [layer][page][K|V][kv_head][token][D] of `stored`
+  // [layer][page][K|V][kv_head][token][D] of `stored`; K of feature_major_keys is [D][token].
+  void* pool = nullptr;
   const TokenPlace* places = nullptr;                     // [num_tokens], no two alike
   const void* k = nullptr;                                // [num_tokens][H_kv][D] of `source`
   const void* v = nullptr;                                // likewise
@@ -29,6 +30,7 @@ struct KvAppendLaunch {
   int32_t num_kv_heads = 0, head_dim = 0, page_size = 0;  // D a multiple of 8
   DType source = DType::kFloat32;                         // fp32, bf16 or fp16
   DType stored = DType::kBFloat16;                        // bf16, fp16 or fp8
+  bool feature_major_keys = false;
 };
 
 // Stores the tokens: rounded to nearest even; fp8 is x / scale in fp32, rounded, beyond +-448 those.

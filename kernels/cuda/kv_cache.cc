@@ -148,7 +148,8 @@ absl::StatusOr<KvCache::Wave> KvCache::FillWave(std::span<const KvAppend> append
                          .head_dim = layout_.head_dim,
                          .page_size = layout_.page_size,
                          .source = source,
-                         .stored = layout_.dtype}};
+                         .stored = layout_.dtype,
+                         .feature_major_keys = layout_.key_order == KeyOrder::kFeatureMajor}};
 }
 
 absl::Status KvCache::Append(std::span<const KvAppend> appends) {

@@ -1,5 +1,6 @@
-// The paged KV cache in device memory: [layer][page][K|V][kv_head][token][D], and beside it, where the layout has a
-// sketch, that of every page: [layer][page][kv_head] (kernels/cuda/sketch_layout.h), true of full pages.
+// The paged KV cache in device memory: [layer][page][K|V][kv_head][token][D], or [D][token] where keys are
+// feature-major, and beside it, where the layout has a sketch, that of every page: [layer][page][kv_head]
+// (kernels/cuda/sketch_layout.h), true of full pages.
 #ifndef SANTA_KERNELS_CUDA_KV_CACHE_H_
 #define SANTA_KERNELS_CUDA_KV_CACHE_H_
 

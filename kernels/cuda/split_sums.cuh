@@ -8,13 +8,19 @@
 
 namespace santa::cuda {
 
-// A head's softmax over all its tokens: for the answer, and its lse, which is written here.
-__device__ __forceinline__ void WriteHeadSum(HeadSum* to, const DeviceItem& item, int head, float max, float sum) {
+// A head's softmax over all its tokens: for the answer, and its lse, which is written here. weights: what the rows are
+// counted with in the answer, all together.
+__device__ __forceinline__ void WriteHeadSum(HeadSum* to, const DeviceItem& item, int head, float max, float sum,
+                                             float weights) {
   const float sink = item.sinks ? item.sinks[head] * kLog2E : kNegativeInfinity;
   const float of_both = fmaxf(max, sink);
   const float of_tokens = Rescale(max, of_both) * sum, of_all = of_tokens + Rescale(sink, of_both);
   item.lse[head] = (of_both + log2f(of_all)) / kLog2E;
-  *to = {.max = max, .sum = sum, .divisor = static_cast<float>(item.sample_count) * (of_all / of_tokens)};
+  *to = {.max = max, .sum = sum, .divisor = weights * (of_all / of_tokens)};
+}
+// Likewise, the weights being draws.
+__device__ __forceinline__ void WriteHeadSum(HeadSum* to, const DeviceItem& item, int head, float max, float sum) {
+  WriteHeadSum(to, item, head, max, sum, static_cast<float>(item.sample_count));
 }
 
 // Adds up the block's warps for heads 8 * block .. + 7: the answer, where the item has but one split, or a partial

@@ -62,7 +62,7 @@ struct alignas(16) BlockDraws {
 struct HeadSum {
   float max;      // the largest score, in log2 units
   float sum;      // of 2^(score - max)
-  float divisor;  // of the weighted sum of drawn rows: the draws, over the share of the softmax that the sink leaves
+  float divisor;  // of the weighted sum of rows: their weights (draws), over the share of the softmax the sink leaves
 };
 
 // All arrays begin on 256 bytes; those with a block are [query head][block].

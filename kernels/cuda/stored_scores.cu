@@ -15,10 +15,18 @@ bool NeedsLongLines(Method method, int64_t begin, int64_t end, uint32_t sample_c
 
 cudaError_t LaunchStoredScores(const StoredLaunch& launch, cudaStream_t stream) {
   if (launch.num_items == 0) return cudaSuccess;
-  cudaError_t error = LaunchStoreScores(launch, stream);
+  cudaError_t error = launch.decode.feature_queries == nullptr ? LaunchStoreScores(launch, stream)
+                                                               : LaunchScoreFeatures(launch, stream);
   if (error == cudaSuccess && launch.long_lines) error = LaunchWeighLines(launch, stream);
   if (error == cudaSuccess) error = LaunchPlaceDraws(launch, stream);
   if (error == cudaSuccess) error = LaunchDrawRows(launch, stream);
+  if (error == cudaSuccess) error = LaunchGatherRows(launch, stream);
+  return error;
+}
+
+cudaError_t LaunchAllRows(const StoredLaunch& launch, cudaStream_t stream) {
+  cudaError_t error = LaunchScoreFeatures(launch, stream);
+  if (error == cudaSuccess) error = LaunchWeighRows(launch, stream);
   if (error == cudaSuccess) error = LaunchGatherRows(launch, stream);
   return error;
 }

@@ -9,6 +9,11 @@
 //     DrawRows      the draws of each block that has any: a list of rows, and each head's weights
 //     GatherRows    the weighted sum of those rows, and the answer
 //
+// Where keys are feature-major, all items of per-head methods come here, and ScoreFeatures takes the place of
+// StoreScores. Those whose value rows are all read (EXACT, BERNOULLI_QK, as many samples as tokens) need no draws:
+//
+//     ScoreFeatures, WeighRows (each row's softmax weight in the place of draws), GatherRows
+//
 // A line is what masses are laid end to end on (kernels/sampling/draws.h): all of a head's rows, or those of a tile.
 #ifndef SANTA_KERNELS_CUDA_STORED_SCORES_H_
 #define SANTA_KERNELS_CUDA_STORED_SCORES_H_
@@ -50,8 +55,14 @@ struct StoredLaunch {
 // the exact kernel has not got either. Asynchronous; nothing is allocated.
 cudaError_t LaunchStoredScores(const StoredLaunch& launch, cudaStream_t stream);
 
-// Its steps. num_items must be positive.
+// Likewise from all visible value rows, of items with sample_count 0 whose StoredItem::method is EXACT. Keys must be
+// feature-major; num_items is not looked at.
+cudaError_t LaunchAllRows(const StoredLaunch& launch, cudaStream_t stream);
+
+// Their steps. num_items must be positive.
 cudaError_t LaunchStoreScores(const StoredLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchScoreFeatures(const StoredLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchWeighRows(const StoredLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchWeighLines(const StoredLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchPlaceDraws(const StoredLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchDrawRows(const StoredLaunch& launch, cudaStream_t stream);
