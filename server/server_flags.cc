@@ -51,7 +51,7 @@ ABSL_FLAG(
     "or k8v8 (values too: smaller errors). Its memory is part of --kv_bytes.");
 ABSL_FLAG(
     std::string, key_order, "token",
-    "cpu: how the keys of a page lie, token (one token after the other) or feature (one feature after the other), "
+    "How the keys of a page lie, token (one token after the other) or feature (one feature after the other), "
     "which BERNOULLI_QK and score draws need; not with --sketch.");
 ABSL_FLAG(std::string, kv_scales, "",
           "fp8_e4m3: JSON file {\"k_scale\": [[...], ...], \"v_scale\": [[...], ...]}, a number for each layer and "
