@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -107,6 +108,23 @@ struct DecodeStatistics {
   int64_t dense_kv_bytes = 0;   // bytes of K and V of all visible tokens: what EXACT needs
 };
 
+// Where a query that nobody has looked at is not finite.
+struct QueryFault {
+  int64_t element = -1;  // the first that is NaN or infinite, counted in [H][D]; -1: none is
+  float value = 0;       // it
+};
+
+// Host memory that a device reads and writes where it lies (Backend::MapMemory), as long as this lives.
+class MappedMemory {
+ public:
+  virtual ~MappedMemory() = default;
+  MappedMemory(const MappedMemory&) = delete;
+  MappedMemory& operator=(const MappedMemory&) = delete;
+
+ protected:
+  MappedMemory() = default;
+};
+
 // One query token of one sequence in one layer. Pointers are not owned and must stay valid until Decode returns.
 struct DecodeItem {
   int32_t layer = 0;
@@ -118,7 +136,7 @@ struct DecodeItem {
   AttentionOptions options;
   const float* sink_logits = nullptr;      // [H], or null: no sinks
   DType io_dtype = DType::kFloat32;        // of q and o
-  const void* q = nullptr;                 // [H][D]
+  const void* q = nullptr;                 // [H][D], of any alignment; finite unless there is a query_fault
   void* o = nullptr;                       // [H][D], written; not aliasing q
   float* lse = nullptr;                    // [H], written
   DecodeStatistics* statistics = nullptr;  // written if not null
@@ -126,6 +144,10 @@ struct DecodeItem {
   // exact, NaN where the rows tell nothing of it (kernels/sampling/standard_error.h) or a backend does not. NaN
   // with score draws too: the rows do not tell how far off the scores are.
   float* relative_standard_error = nullptr;
+  // Not null: q lies in mapped memory and nobody has looked at it. Others may write it even now: the device brings it
+  // into memory of its own, once, and looks at that. Written; with a fault, what else is written means nothing.
+  QueryFault* query_fault = nullptr;
+  bool maps_answer = false;  // o and lse lie in mapped memory, o aligned to 16 bytes and lse to 4
 };
 
 // The tokens that the item's query sees.
@@ -157,6 +179,7 @@ struct KvAppend {
   DType dtype = DType::kFloat32;
   const void* k = nullptr;
   const void* v = nullptr;
+  bool mapped = false;  // k and v lie in mapped memory, aligned to 16 bytes; nobody writes them
 };
 
 struct PageCopy {
@@ -169,7 +192,9 @@ struct PageCopy {
 // (the engine's device thread). Arguments are trusted; a status other than OK means that the device failed.
 //
 // Calls take effect in the order in which they are made, whenever they return: a Decode sees what was appended before
-// it and nothing that was appended after. What the arguments of a call point to may change once it has returned.
+// it and nothing that was appended after. What the arguments of a call point to may change once it has returned; but
+// what lies in mapped memory stays the device's until a Decode, this one or one behind it, has been awaited, or the
+// call has failed.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -205,6 +230,12 @@ class Backend {
 
   // Sets *device_seconds to the time that the device worked on the items, where it can tell.
   virtual absl::Status AwaitDecode(double* /*device_seconds*/) { return absl::OkStatus(); }
+
+  // Makes host memory the device's to read and write where it lies; what is gained is the copies. It begins and ends on
+  // whole pages, outlives what is returned, and no Decode that was begun with it and not awaited does. Null: the device
+  // does not reach memory of this kind; then nothing of it may be said to be mapped. May take milliseconds. Thread
+  // safe, as is the end of what is returned, which comes before the backend's.
+  virtual std::unique_ptr<MappedMemory> MapMemory(std::span<char> /*memory*/) { return nullptr; }
 
   // 1: BeginDecode does all the work before it returns.
   virtual int max_decodes_in_flight() const { return 1; }

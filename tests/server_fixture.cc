@@ -44,7 +44,11 @@ TestServer::TestServer(const ServerOptions& options, int32_t num_pages, const Kv
     ADD_FAILURE() << backend.status();
     return;
   }
-  auto started = AttentionServer::Start(options, *std::move(backend));
+  Start(options, *std::move(backend));
+}
+
+void TestServer::Start(const ServerOptions& options, std::unique_ptr<Backend> backend) {
+  auto started = AttentionServer::Start(options, std::move(backend));
   if (!started.ok()) {
     ADD_FAILURE() << started.status();
     return;

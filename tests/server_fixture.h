@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/attention.h"
@@ -22,15 +23,19 @@ namespace v1 = ::santa::attention::v1;
 // 2 layers, 4 query heads, 2 key/value heads, D = 8, pages of 16 tokens, fp32: 4 KiB a page.
 KvLayout SmallLayout();
 
-// In-process, on the CPU backend, 127.0.0.1 and ports of the system's choice.
+// In-process, on 127.0.0.1 and ports of the system's choice; on the CPU backend, or another.
 struct TestServer {
   explicit TestServer(const ServerOptions& options = {}, int32_t num_pages = 64,
                       const KvLayout& layout = SmallLayout());
+  TestServer(const ServerOptions& options, std::unique_ptr<Backend> backend) { Start(options, std::move(backend)); }
   // A connection of its own.
   std::shared_ptr<grpc::Channel> NewChannel() const;
 
   std::unique_ptr<AttentionServer> server;
   std::unique_ptr<v1::AttentionService::Stub> stub;
+
+ private:
+  void Start(const ServerOptions& options, std::unique_ptr<Backend> backend);
 };
 
 v1::Tensor MakeTensor(const std::vector<int64_t>& shape, const std::vector<float>& values);

@@ -44,6 +44,7 @@ class CudaBackend : public Backend {
   const KvLayout& layout() const override { return options_.layout; }
   int32_t num_pages() const override { return options_.num_pages; }
   int max_decodes_in_flight() const override { return kMaxInFlight; }
+  std::unique_ptr<MappedMemory> MapMemory(std::span<char> memory) override;
 
   absl::Status Supports(const AttentionOptions& options, int64_t num_tokens) const override;
   absl::Status Append(std::span<const KvAppend> appends) override;
@@ -78,6 +79,8 @@ class CudaBackend : public Backend {
   absl::Status Enter();
   // Makes an error stick.
   absl::Status Keep(absl::Status status);
+  // Where it is an error, returns once the device has done with what it was given, and so with mapped memory.
+  absl::Status Drained(absl::Status status);
   absl::Status Submit(std::span<const DecodeItem> items, Waves* waves);
   absl::Status Await(const Waves& waves, double* device_seconds);
   absl::Status Settle(Slot& slot, double* device_seconds);
@@ -179,13 +182,26 @@ absl::Status CudaBackend::Keep(absl::Status status) {
   return error_;
 }
 
+absl::Status CudaBackend::Drained(absl::Status status) {
+  if (status.ok()) return status;
+  // What these answer is no news.
+  cudaStreamSynchronize(uploads_.get());
+  cudaStreamSynchronize(stream_.get());
+  return status;
+}
+
+std::unique_ptr<MappedMemory> CudaBackend::MapMemory(std::span<char> memory) {
+  if (!Enter().ok()) return nullptr;
+  return cuda::HostMapping::Make(memory);
+}
+
 absl::Status CudaBackend::Supports(const AttentionOptions& options, int64_t /*num_tokens*/) const {
   return SupportsLayout(options, options_.layout);
 }
 
 absl::Status CudaBackend::Append(std::span<const KvAppend> appends) {
   if (absl::Status status = Enter(); !status.ok()) return status;
-  return Keep(cache_.Append(appends));
+  return Drained(Keep(cache_.Append(appends)));
 }
 
 absl::Status CudaBackend::Compare(std::span<const KvAppend> appends, std::span<bool> matches) {
@@ -200,14 +216,14 @@ absl::Status CudaBackend::CopyPages(std::span<const PageCopy> copies) {
 
 absl::Status CudaBackend::Decode(std::span<const DecodeItem> items) {
   Waves waves;
-  if (absl::Status status = Submit(items, &waves); !status.ok()) return status;
+  if (absl::Status status = Drained(Submit(items, &waves)); !status.ok()) return status;
   double device_seconds = 0;
-  return Await(waves, &device_seconds);
+  return Drained(Await(waves, &device_seconds));
 }
 
 absl::Status CudaBackend::BeginDecode(std::span<const DecodeItem> items) {
   Waves waves;
-  if (absl::Status status = Submit(items, &waves); !status.ok()) return status;
+  if (absl::Status status = Drained(Submit(items, &waves)); !status.ok()) return status;
   const std::lock_guard<std::mutex> lock(mutex_);
   begun_.push_back(waves);
   return absl::OkStatus();
@@ -222,7 +238,7 @@ absl::Status CudaBackend::AwaitDecode(double* device_seconds) {
     begun_.pop_front();
   }
   *device_seconds = 0;
-  return Await(waves, device_seconds);
+  return Drained(Await(waves, device_seconds));
 }
 
 absl::Status CudaBackend::Submit(std::span<const DecodeItem> items, Waves* waves) {

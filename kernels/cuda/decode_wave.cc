@@ -13,9 +13,11 @@
 #include "kernels/cuda/feature_queries.h"
 #include "kernels/cuda/group_draw.h"
 #include "kernels/cuda/query_convert.h"
+#include "kernels/cuda/query_fetch.h"
 #include "kernels/cuda/s2anta_flash.h"
 #include "kernels/cuda/s2anta_prop.h"
 #include "kernels/cuda/stored_scores.h"
+#include "kernels/element.h"
 #include "kernels/sampling/score.h"
 
 namespace santa::cuda {
@@ -142,8 +144,11 @@ absl::StatusOr<DecodeWave> DecodeWave::Allocate(const KvLayout& layout, const Wa
   // Each table begins on 16 bytes.
   regions.Add(sizeof(int32_t) * (limits.table_entries + 4 * static_cast<size_t>(limits.items)));
   regions.Add(heads_bytes * limits.items);
-  regions.Add((numbers_bytes + 16) * limits.items);
+  // Packed or fetched: between the two there may be a gap for alignment.
+  regions.Add((numbers_bytes + 16) * limits.items + 256);
+  regions.Add(sizeof(QueryFetch) * limits.items);
   regions.Add(sizeof(ReadCounts) * limits.items);
+  regions.Add(sizeof(uint64_t) * FetchPieces(static_cast<int>(numbers_bytes)) * limits.items);
   regions.Add(heads_bytes * limits.items);
   regions.Add(heads_bytes * limits.items);
   regions.Add((numbers_bytes + 16) * limits.items);
@@ -185,9 +190,10 @@ size_t DecodeWave::PlanItems(std::span<const DecodeItem> items) {
 void DecodeWave::Place(std::span<const DecodeItem> items) {
   size_t splits = 0;
   size_t entries = 0;
-  size_t query_total = 0;
+  size_t query_total = 0, fetched_total = 0, faults_total = 0, o_total = 0;
   outputs_.clear();
   converts_queries_ = false;
+  num_fetches_ = most_fetched_bytes_ = 0;
   for (size_t i = 0; i < items.size(); ++i) {
     const DecodeItem& item = items[i];
     splits += plans_[i].splits.count;
@@ -196,11 +202,25 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
     converts_queries_ |= item.io_dtype != QueryType(layout_.dtype);
     outputs_.push_back({.o = item.o,
                         .o_bytes = bytes,
-                        .o_at = query_total,
+                        .o_at = o_total,
                         .lse = item.lse,
                         .relative_standard_error = item.relative_standard_error,
-                        .statistics = item.statistics});
-    query_total += (bytes + 15) / 16 * 16;
+                        .statistics = item.statistics,
+                        .mapped = item.maps_answer,
+                        .query_fault = item.query_fault,
+                        .faults_at = faults_total,
+                        .io_dtype = item.io_dtype});
+    const size_t aligned = (bytes + 15) / 16 * 16;
+    o_total += aligned;
+    if (item.query_fault == nullptr) {
+      query_total += aligned;
+      continue;
+    }
+    fetched_total += aligned;
+    outputs_.back().num_faults = FetchPieces(static_cast<int>(bytes));
+    faults_total += sizeof(uint64_t) * outputs_.back().num_faults;
+    ++num_fetches_;
+    most_fetched_bytes_ = std::max(most_fetched_bytes_, static_cast<int32_t>(bytes));
   }
   Regions regions;
   items_at_ = regions.Add(sizeof(DeviceItem) * items.size());
@@ -211,18 +231,26 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
   tables_at_ = regions.Add(sizeof(int32_t) * entries);
   sinks_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
   queries_at_ = regions.Add(query_total);
+  fetches_at_ = regions.Add(sizeof(QueryFetch) * num_fetches_);
   rows_at_ = regions.Add(sizeof(ReadCounts) * items.size());
   upload_bytes_ = rows_at_ + sizeof(ReadCounts) * items.size();
+  fetched_at_ = regions.Add(fetched_total);
+  faults_at_ = regions.Add(faults_total);
   lse_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
   errors_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
-  const size_t o_at = regions.Add(query_total);
-  for (Output& output : outputs_) output.o_at += o_at;
+  const size_t o_at = regions.Add(o_total);
+  for (Output& output : outputs_) {
+    output.o_at += o_at;
+    output.faults_at += faults_at_;
+  }
 }
 
 void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
   const size_t heads_bytes = sizeof(float) * layout_.num_query_heads;
   size_t table_at = tables_at_;
   size_t query_at = queries_at_;
+  size_t fetched_at = fetched_at_;
+  size_t fetch_at = fetches_at_;
   int32_t first_split = 0;
   counts_rows_ = false;
   std::memset(host_at(rows_at_), 0, sizeof(ReadCounts) * items.size());
@@ -231,23 +259,37 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
     const ItemPlan& plan = plans_[i];
     const TableSlice slice = SliceOf(plan, layout_.page_size);
     std::memcpy(host_at(table_at), item.page_table + slice.first, sizeof(int32_t) * slice.count);
-    std::memcpy(host_at(query_at), item.q, query_bytes(item.io_dtype));
+    const size_t bytes = query_bytes(item.io_dtype);
+    size_t& q_at = item.query_fault == nullptr ? query_at : fetched_at;
+    if (item.query_fault == nullptr) {
+      std::memcpy(host_at(q_at), item.q, bytes);
+    } else {
+      auto* const faults = reinterpret_cast<uint64_t*>(host_at(outputs_[i].faults_at));
+      std::fill_n(faults, outputs_[i].num_faults, kNoFault);
+      const QueryFetch fetch = {.from = item.q,
+                                .to = device_at(q_at),
+                                .faults = faults,
+                                .bytes = static_cast<int32_t>(bytes),
+                                .dtype = item.io_dtype};
+      std::memcpy(host_at(fetch_at), &fetch, sizeof(fetch));
+      fetch_at += sizeof(fetch);
+    }
     if (item.sink_logits != nullptr) std::memcpy(host_at(sinks_at_ + heads_bytes * i), item.sink_logits, heads_bytes);
     const bool draws_rows = !ReadsAllRows(plan.kernel), draws_scores = plan.score_draws > 0;
     counts_rows_ |= item.statistics != nullptr && (draws_rows || draws_scores);
     ReadCounts* counts = item.statistics == nullptr ? nullptr : reinterpret_cast<ReadCounts*>(device_at(rows_at_)) + i;
     // What nobody is to see stays on the device.
-    const auto answer_at = [&](const void* wanted, size_t at) {
-      return wanted == nullptr ? device_at(at) : host_at(at);
+    const auto answer_at = [&](void* wanted, size_t at) -> void* {
+      return wanted == nullptr ? device_at(at) : item.maps_answer ? wanted : host_at(at);
     };
     const DeviceItem packed = {
         .layer = cache.layer(item.layer),
         .sketch = cache.sketch(item.layer),
         // Of the table only the slice is there; the kernels count pages from the sequence's start.
         .page_table = reinterpret_cast<const int32_t*>(device_at(table_at)) - slice.first,
-        .q = device_at(query_at),
+        .q = device_at(q_at),
         .o = answer_at(item.o, outputs_[i].o_at),
-        .lse = reinterpret_cast<float*>(answer_at(item.lse, lse_at_ + heads_bytes * i)),
+        .lse = static_cast<float*>(answer_at(item.lse, lse_at_ + heads_bytes * i)),
         .sinks = item.sink_logits == nullptr ? nullptr
                                              : reinterpret_cast<const float*>(device_at(sinks_at_ + heads_bytes * i)),
         .kv_scales = cache.scales(item.layer),
@@ -278,7 +320,7 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
     }
     first_split += plan.splits.count;
     table_at += (slice.count + 3) / 4 * 4 * sizeof(int32_t);
-    query_at += (query_bytes(item.io_dtype) + 15) / 16 * 16;
+    q_at += (bytes + 15) / 16 * 16;
   }
   OrderWork(plans_, order_, reinterpret_cast<WorkUnit*>(host_at(work_at_)), ranges_);
 }
@@ -348,8 +390,14 @@ absl::Status DecodeWave::Queue(const DecodeScratch& scratch, cudaStream_t stream
 }
 
 absl::Status DecodeWave::QueueUpload(cudaStream_t stream) {
-  return ToStatus(cudaMemcpyAsync(device_.get(), pinned_.get(), upload_bytes_, cudaMemcpyHostToDevice, stream),
-                  "cudaMemcpyAsync");
+  absl::Status status = ToStatus(
+      cudaMemcpyAsync(device_.get(), pinned_.get(), upload_bytes_, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
+  if (!status.ok()) return status;
+  return ToStatus(LaunchQueryFetch({.fetches = reinterpret_cast<const QueryFetch*>(device_at(fetches_at_)),
+                                    .num_fetches = num_fetches_,
+                                    .most_bytes = most_fetched_bytes_},
+                                   stream),
+                  "LaunchQueryFetch");
 }
 
 absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t stream) {
@@ -413,12 +461,25 @@ absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t
   return status;
 }
 
+QueryFault DecodeWave::FindFault(const Output& output) const {
+  const auto* const faults = reinterpret_cast<const uint64_t*>(host_at(output.faults_at));
+  for (int32_t i = 0; i < output.num_faults; ++i) {
+    if (faults[i] == kNoFault) continue;
+    const auto bits = static_cast<uint32_t>(faults[i]);
+    return {.element = static_cast<int64_t>(faults[i] >> 32), .value = ElementAsFloat(&bits, 0, output.io_dtype)};
+  }
+  return {};
+}
+
 absl::StatusOr<double> DecodeWave::Deliver() {
   const size_t heads_bytes = sizeof(float) * layout_.num_query_heads;
   for (size_t i = 0; i < outputs_.size(); ++i) {
     const Output& output = outputs_[i];
-    std::memcpy(output.o, host_at(output.o_at), output.o_bytes);
-    std::memcpy(output.lse, host_at(lse_at_ + heads_bytes * i), heads_bytes);
+    if (output.query_fault != nullptr) *output.query_fault = FindFault(output);
+    if (!output.mapped) {
+      std::memcpy(output.o, host_at(output.o_at), output.o_bytes);
+      std::memcpy(output.lse, host_at(lse_at_ + heads_bytes * i), heads_bytes);
+    }
     if (output.relative_standard_error != nullptr) {
       if (DrawsByGroup(plans_[i].kernel) && plans_[i].score_draws == 0) {
         std::memcpy(output.relative_standard_error, host_at(errors_at_ + heads_bytes * i), heads_bytes);

@@ -1,5 +1,6 @@
 // One wave of decode items: everything the kernels need packed into one buffer and one copy up, on a stream of its own
-// so that it is there before the kernels of the wave ahead have ended. Kernels write answers into pinned memory.
+// so that it is there before the kernels of the wave ahead have ended. Queries that lie in mapped memory are brought by
+// a kernel behind it. Kernels write answers into pinned memory, or straight to where they are wanted if that is mapped.
 #ifndef SANTA_KERNELS_CUDA_DECODE_WAVE_H_
 #define SANTA_KERNELS_CUDA_DECODE_WAVE_H_
 
@@ -58,10 +59,10 @@ class DecodeWave {
   static absl::StatusOr<DecodeWave> Allocate(const KvLayout& layout, const WaveLimits& limits);
 
   // Packs as many of the first items as there is room for, at least one; how many. All that their pointers name may
-  // change afterwards but for the outputs. INVALID_ARGUMENT where even the first does not fit.
+  // change afterwards but for the outputs and what is mapped. INVALID_ARGUMENT where even the first does not fit.
   absl::StatusOr<size_t> Fill(std::span<const DecodeItem> items, const KvCache& cache, const DecodeScratch& scratch);
 
-  // Queues the copy up on `uploads`, and behind it the kernels on `stream`.
+  // Queues the upload on `uploads`, and behind it the kernels on `stream`.
   absl::Status Queue(const DecodeScratch& scratch, cudaStream_t stream, cudaStream_t uploads);
   // Each of these alone. The kernels may run over again: each time they write the same answers.
   absl::Status QueueUpload(cudaStream_t stream);
@@ -69,7 +70,7 @@ class DecodeWave {
   cudaEvent_t done() const { return done_.get(); }
 
   // Writes the answers where the items wanted them. Returns the seconds for which the wave had the device: from the end
-  // of the wave ahead, or the start of the copy up, to the last kernel's end.
+  // of the wave ahead, or the start of the upload, to the last kernel's end.
   absl::StatusOr<double> Deliver();
 
  private:
@@ -82,16 +83,22 @@ class DecodeWave {
   struct Output {
     void* o = nullptr;
     size_t o_bytes = 0;
-    size_t o_at = 0;  // in the buffer: in the pinned one where `o` is wanted, else in the device's
+    size_t o_at = 0;  // in the buffer: in the pinned one where `o` is wanted and not mapped, else in the device's
     float* lse = nullptr;
     float* relative_standard_error = nullptr;
     DecodeStatistics* statistics = nullptr;
+    bool mapped = false;  // o and lse: the kernels have written them
+    QueryFault* query_fault = nullptr;
+    size_t faults_at = 0;  // of a query that is fetched: a word for each piece, in the pinned buffer
+    int32_t num_faults = 0;
+    DType io_dtype = DType::kFloat32;
   };
 
   size_t PlanItems(std::span<const DecodeItem> items);
   void Place(std::span<const DecodeItem> items);
   void Pack(std::span<const DecodeItem> items, const KvCache& cache);
   void PackStored(std::span<const DecodeItem> items, uint8_t* scratch);
+  QueryFault FindFault(const Output& output) const;
   uint8_t* host_at(size_t offset) const { return static_cast<uint8_t*>(pinned_.get()) + offset; }
   uint8_t* device_at(size_t offset) const { return static_cast<uint8_t*>(device_.get()) + offset; }
   size_t query_bytes(DType dtype) const {
@@ -107,9 +114,12 @@ class DecodeWave {
   Event done_;
 
   // Of the wave at hand. Regions of the buffer, in this order; the copy up ends after `rows`, where the counts are 0.
+  // Queries that are fetched lie behind it.
   size_t items_at_ = 0, stored_at_ = 0, arrays_at_ = 0, numbers_at_ = 0, work_at_ = 0, tables_at_ = 0, sinks_at_ = 0,
-         queries_at_ = 0, rows_at_ = 0, lse_at_ = 0, errors_at_ = 0;
+         queries_at_ = 0, fetches_at_ = 0, rows_at_ = 0, fetched_at_ = 0, faults_at_ = 0, lse_at_ = 0, errors_at_ = 0;
   size_t upload_bytes_ = 0;
+  int32_t num_fetches_ = 0;
+  int32_t most_fetched_bytes_ = 0;  // by one of them
   bool converts_queries_ = false;
   bool counts_rows_ = false;  // for any item: then these come down by a copy
   int32_t num_stored_ = 0;    // items of Kernel::kStoredScores

@@ -45,6 +45,19 @@ absl::StatusOr<PinnedMemory> AllocatePinned(size_t bytes, const std::string& pur
   return PinnedMemory(memory);
 }
 
+std::unique_ptr<MappedMemory> HostMapping::Make(std::span<char> memory) {
+  std::unique_ptr<MappedMemory> mapping;
+  cudaError_t error = cudaHostRegister(memory.data(), memory.size(), cudaHostRegisterMapped | cudaHostRegisterPortable);
+  if (error == cudaSuccess) {
+    mapping.reset(new HostMapping(memory.data()));
+    void* of_device = nullptr;
+    error = cudaHostGetDevicePointer(&of_device, memory.data(), 0);
+    if (error == cudaSuccess && of_device == memory.data()) return mapping;
+  }
+  if (error != cudaSuccess) cudaGetLastError();  // an error that sticks is reported by the next call anyway
+  return nullptr;
+}
+
 absl::StatusOr<Stream> MakeStream() {
   cudaStream_t stream = nullptr;
   if (absl::Status status = ToStatus(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");

@@ -6,10 +6,12 @@
 
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/attention.h"
 
 namespace santa::cuda {
 
@@ -40,6 +42,19 @@ absl::StatusOr<DeviceMemory> AllocateDevice(size_t bytes, const std::string& pur
 absl::StatusOr<PinnedMemory> AllocatePinned(size_t bytes, const std::string& purpose);
 absl::StatusOr<Stream> MakeStream();
 absl::StatusOr<Event> MakeEvent();
+
+// Host memory that is mapped: kernels reach it by the host's own pointers. The memory outlives it.
+class HostMapping : public MappedMemory {
+ public:
+  // Null where CUDA or the system has none for this memory, or has it at another address.
+  static std::unique_ptr<MappedMemory> Make(std::span<char> memory);
+  ~HostMapping() override { cudaHostUnregister(memory_); }
+
+ private:
+  explicit HostMapping(void* memory) : memory_(memory) {}
+
+  void* const memory_;
+};
 
 // Where regions of one buffer begin: each on a multiple of 256 bytes.
 class Regions {

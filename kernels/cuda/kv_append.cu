@@ -59,8 +59,7 @@ __global__ void __launch_bounds__(kThreads) KvAppendKernel(const __grid_constant
   if (token >= launch.num_tokens) return;
 
   const TokenPlace place = launch.places[token];
-  const auto* source = static_cast<const Piece<Source>*>(value ? launch.v : launch.k);
-  const Piece<Source> from = source[(static_cast<size_t>(token) * heads + head) * pieces + piece];
+  const Piece<Source> from = static_cast<const Piece<Source>*>(value ? place.v : place.k)[head * pieces + piece];
   const float scale = launch.scales ? launch.scales[(place.layer * 2 + value) * heads + head] : 1.0f;
   Piece<Stored> converted;
 #pragma unroll

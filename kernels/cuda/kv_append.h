@@ -13,6 +13,8 @@ namespace santa::cuda {
 // Where one token goes.
 struct TokenPlace {
   int64_t row = 0;  // of its K for head 0, counted in rows of D from the pool's start; head h is h * page_size further
+  const void* k = nullptr;  // [H_kv][D] of the launch's `source`
+  const void* v = nullptr;
   int32_t layer = 0;   // picks the scales
   int32_t append = 0;  // picks the flag of a comparison
 };
@@ -22,8 +24,6 @@ struct KvAppendLaunch {
   // [layer][page][K|V][kv_head][token][D] of `stored`; K of feature_major_keys is [D][token].
   void* pool = nullptr;
   const TokenPlace* places = nullptr;                     // [num_tokens], no two alike
-  const void* k = nullptr;                                // [num_tokens][H_kv][D] of `source`
-  const void* v = nullptr;                                // likewise
   const float* scales = nullptr;                          // fp8: [layer][2][H_kv], K's then V's; null: all 1
   unsigned* differs = nullptr;                            // comparison: [appends], set to 1 where a bit differs
   int64_t num_tokens = 0;                                 // at most 2^31 / (2 * H_kv * D / 8)

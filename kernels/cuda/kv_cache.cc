@@ -109,29 +109,40 @@ bool KvCache::TakePieces(std::span<const KvAppend> appends, Cursor& cursor) {
 absl::StatusOr<KvCache::Wave> KvCache::FillWave(std::span<const KvAppend> appends) {
   absl::StatusOr<Staging::Slot*> slot = staging_.Next();
   if (!slot.ok()) return slot.status();
-  int64_t tokens = 0;
-  for (const Piece& piece : pieces_) tokens += piece.count;
+  int64_t tokens = 0, copied = 0;
+  for (const Piece& piece : pieces_) {
+    tokens += piece.count;
+    if (!appends[piece.append].mapped) copied += piece.count;
+  }
   const DType source = appends[pieces_[0].append].dtype;
   const size_t each = token_bytes(source);
   Regions regions;
   const size_t flags = regions.Add(pieces_.size() * sizeof(unsigned));
   const size_t places = regions.Add(tokens * sizeof(TokenPlace));
-  const size_t k = regions.Add(tokens * each);
-  const size_t v = regions.Add(tokens * each);
+  uint8_t* k_room = (*slot)->at(regions.Add(copied * each));
+  uint8_t* v_room = (*slot)->at(regions.Add(copied * each));
 
   std::memset((*slot)->at(flags), 0, pieces_.size() * sizeof(unsigned));
   auto* place = reinterpret_cast<TokenPlace*>((*slot)->at(places));
-  size_t filled = 0;
+  const auto copy = [](const uint8_t* from, size_t bytes, uint8_t*& room) -> const uint8_t* {
+    std::memcpy(room, from, bytes);
+    return std::exchange(room, room + bytes);
+  };
   for (size_t i = 0; i < pieces_.size(); ++i) {
     const Piece& piece = pieces_[i];
     const KvAppend& append = appends[piece.append];
-    const size_t from = piece.first * each;
-    std::memcpy((*slot)->at(k + filled), static_cast<const uint8_t*>(append.k) + from, piece.count * each);
-    std::memcpy((*slot)->at(v + filled), static_cast<const uint8_t*>(append.v) + from, piece.count * each);
-    filled += piece.count * each;
+    const uint8_t* k = static_cast<const uint8_t*>(append.k) + piece.first * each;
+    const uint8_t* v = static_cast<const uint8_t*>(append.v) + piece.first * each;
+    if (!append.mapped) {
+      k = copy(k, piece.count * each, k_room);
+      v = copy(v, piece.count * each, v_room);
+    }
     for (int64_t t = append.position + piece.first; t < append.position + piece.first + piece.count; ++t) {
       const int64_t page = static_cast<int64_t>(append.layer) * num_pages_ + append.page_table[t / layout_.page_size];
+      const size_t of_token = (t - append.position - piece.first) * each;
       *place++ = {.row = page * 2 * layout_.num_kv_heads * layout_.page_size + t % layout_.page_size,
+                  .k = k + of_token,
+                  .v = v + of_token,
                   .layer = append.layer,
                   .append = static_cast<int32_t>(i)};
     }
@@ -139,8 +150,6 @@ absl::StatusOr<KvCache::Wave> KvCache::FillWave(std::span<const KvAppend> append
   return Wave{.slot = *slot,
               .launch = {.pool = pool_.get(),
                          .places = reinterpret_cast<const TokenPlace*>((*slot)->at(places)),
-                         .k = (*slot)->at(k),
-                         .v = (*slot)->at(v),
                          .scales = static_cast<const float*>(scales_.get()),
                          .differs = reinterpret_cast<unsigned*>((*slot)->at(flags)),
                          .num_tokens = tokens,

@@ -38,7 +38,7 @@ class KvCache {
     return static_cast<const uint8_t*>(sketch_.get()) + sketch_layer_page_bytes() * num_pages_ * layer;
   }
 
-  // Returns once the tokens are in pinned memory and their way into the cache is queued.
+  // Returns once the tokens, but those that are mapped, are in pinned memory and their way into the cache is queued.
   absl::Status Append(std::span<const KvAppend> appends);
   // Waits for the answer.
   absl::Status Compare(std::span<const KvAppend> appends, std::span<bool> matches);

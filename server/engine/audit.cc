@@ -25,6 +25,14 @@ void UseExact(AttentionOptions* options) {
   options->score_draws = 0;
 }
 
+bool IsFinite(const std::vector<char>& numbers, DType dtype) {
+  const auto count = static_cast<int64_t>(numbers.size() / SizeOf(dtype));
+  for (int64_t i = 0; i < count; ++i) {
+    if (!std::isfinite(ElementAsFloat(numbers.data(), i, dtype))) return false;
+  }
+  return true;
+}
+
 // |o - exact| / |exact|; 0 where both are 0.
 double RelativeError(const std::vector<char>& o, const std::vector<char>& exact, DType dtype) {
   double difference = 0;
@@ -92,6 +100,8 @@ std::string_view Name(AuditSkip reason) {
       return "gone";
     case AuditSkip::kTruncated:
       return "truncated";
+    case AuditSkip::kChanged:
+      return "changed";
     case AuditSkip::kFailed:
       break;
   }
@@ -111,6 +121,13 @@ struct Auditor::Audit {
     std::vector<float> sink_logits;
     std::vector<float> relative_standard_errors;  // [H], what the caller or the third turn got
     Answer given, exact, sampled, predicting;
+
+    bool repeats() const {
+      const auto same = [](const auto& a, const auto& b) {
+        return std::memcmp(a.data(), b.data(), a.size() * sizeof(a.front())) == 0;
+      };
+      return same(given.o, sampled.o) && same(given.lse, sampled.lse);
+    }
   };
   std::string tenant;
   int32_t layer = 0;
@@ -176,6 +193,7 @@ void Auditor::Begin(const Step& live) {
     const auto* q = static_cast<const char*>(item.q);
     const auto* o = static_cast<const char*>(item.o);
     copy.q.assign(q, q + bytes);
+    if (item.shared_with_caller && !IsFinite(copy.q, item.io_dtype)) return Skip(AuditSkip::kChanged);
     copy.given.o.assign(o, o + bytes);
     copy.given.lse.assign(item.lse, item.lse + layout_.num_query_heads);
     if (item.relative_standard_error.empty()) audit_->asked_for_errors = false;
@@ -238,6 +256,10 @@ void Auditor::TurnDone(Audit* audit, Turn turn) {
         return Skip(AuditSkip::kFailed);
     }
   }
+  const auto changed = [](const Audit::Item& item) { return item.live.shared_with_caller && !item.repeats(); };
+  if (turn == Turn::kSampled && std::any_of(audit->items.begin(), audit->items.end(), changed)) {
+    return Skip(AuditSkip::kChanged);
+  }
   ++audit->turns_done;
   if (audit->turns_done == 1) return Submit(audit, turn == Turn::kExact ? Turn::kSampled : Turn::kExact);
   const bool can_predict = !predicts_nothing_[static_cast<size_t>(audit->method)];
@@ -260,10 +282,7 @@ void Auditor::Report(const Audit& audit) {
     if (prediction.predicted > 0) report.predictions.push_back(prediction);
     for (const float error : item.relative_standard_errors) says_nothing = says_nothing && std::isnan(error);
     report.relative_errors.push_back(RelativeError(item.given.o, item.exact.o, item.live.io_dtype));
-    const auto same = [](const auto& a, const auto& b) {
-      return std::memcmp(a.data(), b.data(), a.size() * sizeof(a.front())) == 0;
-    };
-    if (!same(item.given.o, item.sampled.o) || !same(item.given.lse, item.sampled.lse)) ++report.changed_answers;
+    if (!item.repeats()) ++report.changed_answers;
   }
   if (says_nothing) predicts_nothing_[static_cast<size_t>(audit.method)] = true;
   if (events_.on_audit) events_.on_audit(report);

@@ -13,6 +13,9 @@
 // step it is. A sequence that was truncated since may hold other tokens at the same positions, and one that was
 // released or expired holds none: then the audit is given up and counted. It holds no page and renews no lease, so that
 // it never stands in the way of a live step.
+//
+// Where q and answer lie in memory that the caller can write, it may have done so since the device used them. It shows
+// when the repeat answers otherwise; then nothing is learnt from it, so that no caller makes a method look bad to all.
 #ifndef SANTA_SERVER_ENGINE_AUDIT_H_
 #define SANTA_SERVER_ENGINE_AUDIT_H_
 
@@ -69,10 +72,11 @@ enum class AuditSkip : uint8_t {
   kBudget,     // audits have had their share of the device's time
   kGone,       // a sequence was released or expired
   kTruncated,  // a sequence lost tokens
+  kChanged,    // the caller has written into the memory that it shares
   kFailed,     // the server stopped, or the device failed
 };
-inline constexpr AuditSkip kAuditSkips[] = {AuditSkip::kBusy, AuditSkip::kBudget, AuditSkip::kGone,
-                                            AuditSkip::kTruncated, AuditSkip::kFailed};
+inline constexpr AuditSkip kAuditSkips[] = {AuditSkip::kBusy,      AuditSkip::kBudget,  AuditSkip::kGone,
+                                            AuditSkip::kTruncated, AuditSkip::kChanged, AuditSkip::kFailed};
 std::string_view Name(AuditSkip reason);  // "busy", ...
 
 // A method that from now on is answered exactly in a layer.

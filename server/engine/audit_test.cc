@@ -1,5 +1,6 @@
 #include "server/engine/audit.h"
 
+#include <array>
 #include <condition_variable>
 #include <deque>
 #include <limits>
@@ -257,6 +258,41 @@ TEST_F(AuditTest, AnAnswerThatARepeatDoesNotGiveIsCounted) {
   WaitFor(1, reports_);
   EXPECT_EQ(reports_[0].changed_answers, 1);
   EXPECT_THAT(reports_[0].relative_errors, ElementsAre(0)) << "of what the caller got";
+}
+
+// A caller that could have changed its answer could otherwise make a method fall back for all.
+TEST_F(AuditTest, NothingIsLearntFromMemoryThatTheCallerHasChanged) {
+  backend_.set_maps_memory();
+  backend_.set_max_decodes_in_flight(2);
+  Start(kEvery);
+  hold_ = true;
+  TestStep* const step = NewStep();
+  step->AppendAndAttend(Create(), 0, {1});
+  StepItem& item = step->step().items[0];
+  std::vector<float> q(4 * 8, 1.0F);
+  alignas(16) std::array<float, 4 * 8 + 4> answer;
+  const auto of_q = backend_.MapMemory({reinterpret_cast<char*>(q.data()), sizeof(float) * q.size()});
+  const auto of_answer = backend_.MapMemory({reinterpret_cast<char*>(answer.data()), sizeof(answer)});
+  item.q = q.data();
+  item.o = answer.data();
+  item.lse = answer.data() + 4 * 8;
+  item.maps_query = item.maps_answer = item.shared_with_caller = true;
+  Run(step, Method::kSanta);
+  backend_.set_sampled_error(0.5);
+  LetHeldRun();
+  WaitFor(1, skips_);
+  EXPECT_THAT(skips_, ElementsAre(AuditSkip::kChanged));
+  EXPECT_THAT(reports_, IsEmpty());
+
+  // Or what no repeat may be given: the device looks at no q that is the server's own.
+  backend_.set_hook([&q](FakeBackend::Call call) {
+    if (call == FakeBackend::Call::kAwaitDecode) q[7] = std::numeric_limits<float>::quiet_NaN();
+    return absl::OkStatus();
+  });
+  Run(step, Method::kSanta);
+  ASSERT_TRUE(step->item(0).status.ok()) << step->item(0).status;
+  WaitFor(2, skips_);
+  EXPECT_THAT(skips_, ElementsAre(AuditSkip::kChanged, AuditSkip::kChanged));
 }
 
 TEST_F(AuditTest, AMethodThatErrsTooMuchIsAnsweredExactly) {

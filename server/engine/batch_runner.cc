@@ -62,7 +62,8 @@ KvAppend Slice(const KvLayout& layout, int32_t layer, const NewTokens& tokens, i
           .num_tokens = count,
           .dtype = tokens.dtype,
           .k = static_cast<const char*>(tokens.k) + offset,
-          .v = static_cast<const char*>(tokens.v) + offset};
+          .v = static_cast<const char*>(tokens.v) + offset,
+          .mapped = tokens.mapped};
 }
 
 }  // namespace
@@ -104,6 +105,11 @@ absl::Status BatchRunner::Finish(Run* run) {
     for (StepItem& item : step->items) {
       // One for each item: the steps go to different threads, which should share nothing.
       if (!status.ok() && item.status.ok()) item.status = absl::UnavailableError(status.message());
+      if (!item.status.ok()) {
+        item.query_fault = {};
+      } else if (item.query_fault.element >= 0) {
+        item.status = QueryIsNotFinite(item.query_fault);
+      }
     }
     step->device_time = run->device_time;
     step->batch_items = run->num_items;
@@ -118,6 +124,7 @@ void BatchRunner::Collect(const std::vector<Step*>& steps) {
     for (StepItem& item : step->items) {
       item.tokens_appended = 0;
       item.statistics = {};
+      item.query_fault = {};
       item.status = CheckItem(*backend_, item);
       // The batch former keeps steps apart, so this can only be within a step.
       if (!seen_.insert({item.sequence, step->layer}).second) {
@@ -234,7 +241,9 @@ absl::Status BatchRunner::Execute(bool* decoding) {
                         .o = item.o,
                         .lse = item.lse,
                         .statistics = &item.statistics,
-                        .relative_standard_error = item.relative_standard_error.data()});
+                        .relative_standard_error = item.relative_standard_error.data(),
+                        .query_fault = item.maps_query ? &item.query_fault : nullptr,
+                        .maps_answer = item.maps_answer});
   }
   if (!copies_.empty()) {
     if (absl::Status status = backend_->CopyPages(copies_); !status.ok()) return status;

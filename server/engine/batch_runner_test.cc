@@ -119,6 +119,39 @@ TEST_F(BatchRunnerTest, AnItemFailsAlone) {
   EXPECT_EQ(pool_.free_pages(), 7);
 }
 
+// Where nobody has looked at q before the device does.
+TEST_F(BatchRunnerTest, AQueryThatIsNotFiniteFailsAloneAndItsTokensStay) {
+  backend_.set_maps_memory();
+  const SequenceHandle one = Create();
+  const SequenceHandle other = Create();
+  TestStep bad = NewStep();
+  TestStep good = NewStep();
+  bad.AppendAndAttend(one, 0, {1});
+  good.AppendAndAttend(other, 0, {2});
+  std::vector<float> q(4 * 8, 1.0F);
+  q[3] = std::numeric_limits<float>::infinity();
+  const auto mapping = backend_.MapMemory({reinterpret_cast<char*>(q.data()), q.size() * sizeof(float)});
+  for (TestStep* step : {&bad, &good}) {
+    step->step().items[0].q = q.data();
+    step->step().items[0].maps_query = true;
+  }
+  ASSERT_TRUE(Run({&bad}).ok());
+  EXPECT_EQ(bad.item(0).status, absl::InvalidArgumentError("q.data: element 3 is inf; allowed is finite"));
+  EXPECT_EQ(bad.item(0).tokens_appended, 1);
+  EXPECT_EQ(AttendAt(one, 0), Mean({1}));
+  q[3] = 1;
+  TestStep also_bad = NewStep();
+  std::vector<float> nan(4 * 8, std::numeric_limits<float>::quiet_NaN());
+  const auto another = backend_.MapMemory({reinterpret_cast<char*>(nan.data()), nan.size() * sizeof(float)});
+  also_bad.Attend(one, 0);
+  also_bad.step().items[0].q = nan.data();
+  also_bad.step().items[0].maps_query = true;
+  ASSERT_TRUE(Run({&also_bad, &good}).ok());
+  EXPECT_EQ(also_bad.code(0), absl::StatusCode::kInvalidArgument);
+  ASSERT_TRUE(good.item(0).status.ok()) << good.item(0).status;
+  EXPECT_EQ(good.o(0), Mean({2}));
+}
+
 TEST_F(BatchRunnerTest, RefusesItemsThatMakeNoSense) {
   const SequenceHandle handle = Create();
   const std::vector<std::function<void(StepItem*)>> breaks = {

@@ -25,14 +25,16 @@ namespace santa {
 struct Engine::State {
   using Clock = std::chrono::steady_clock;
 
-  State(Backend* backend, SequenceStore* store, PagePool* pool, const EngineOptions& engine_options,
+  State(Backend* engine_backend, SequenceStore* store, PagePool* pool, const EngineOptions& engine_options,
         std::function<void(const BatchReport&)> report)
-      : options(engine_options),
+      : backend(engine_backend),
+        options(engine_options),
         on_batch(std::move(report)),
         max_in_flight(backend->max_decodes_in_flight()),
         former(std::max(engine_options.max_batch_items, 1)),
         runner(backend, store, pool) {}
 
+  Backend* const backend;
   const EngineOptions options;
   const std::function<void(const BatchReport&)> on_batch;
   const int max_in_flight;
@@ -167,6 +169,8 @@ absl::Status Engine::SubmitBackground(Step* step) {
   state_->WakeDeviceThread();
   return absl::OkStatus();
 }
+
+std::unique_ptr<MappedMemory> Engine::MapMemory(std::span<char> memory) { return state_->backend->MapMemory(memory); }
 
 void Engine::Shutdown() {
   {

@@ -74,6 +74,9 @@ class Engine {
   // failed; then, as in Submit, `done` is not called. Thread safe, from within `done` too.
   absl::Status SubmitBackground(Step* step);
 
+  // Backend::MapMemory. No step that is not done names the memory when the mapping ends. Thread safe.
+  std::unique_ptr<MappedMemory> MapMemory(std::span<char> memory);
+
   // Runs what is queued, but background steps, which fail with UNAVAILABLE, then stops the device thread. Idempotent
   // and thread safe, but not from within `done`.
   void Shutdown();

@@ -23,6 +23,7 @@ struct NewTokens {
   DType dtype = DType::kFloat32;
   const void* k = nullptr;
   const void* v = nullptr;
+  bool mapped = false;  // as in KvAppend
 };
 
 // One sequence's part of a step. The caller fills the first half and owns all that the pointers name until `done`.
@@ -39,6 +40,11 @@ struct StepItem {
   void* o = nullptr;                         // [H][D]
   float* lse = nullptr;                      // [H]
   std::span<float> relative_standard_error;  // [H], as in DecodeItem, or empty: not asked for
+  // q lies in mapped memory (Engine::MapMemory). Nobody need have looked at it: the device does, and an item whose q is
+  // not finite fails with INVALID_ARGUMENT after it has stored its tokens.
+  bool maps_query = false;
+  bool maps_answer = false;         // o and lse lie in such memory, as in DecodeItem
+  bool shared_with_caller = false;  // who may write q, o and lse even now
 
   // Filled by the engine. The answer (o, lse, errors, statistics) is there when the status is OK:
   // NOT_FOUND: no such sequence. INVALID_ARGUMENT: no such layer, a negative number, a missing pointer, or the sequence
@@ -46,10 +52,11 @@ struct StepItem {
   // in the message), or past max_tokens_per_sequence. FAILED_PRECONDITION: a token is stored at that position already
   // and differs. RESOURCE_EXHAUSTED: no free page. UNIMPLEMENTED: options that the backend has not
   // got. CANCELLED, DEADLINE_EXCEEDED: see Step. UNAVAILABLE: the device
-  // failed. Unless it was the device that failed, an item that is not OK has stored nothing.
+  // failed. Unless it was the device that failed, or the q that it found, an item that is not OK has stored nothing.
   absl::Status status;
   int64_t tokens_appended = 0;
   DecodeStatistics statistics;
+  QueryFault query_fault;  // with maps_query
   int64_t truncations =
       0;  // of the sequence, as ReadPlan has it: a query that is repeated while it stays sees the same
 };
@@ -80,6 +87,9 @@ struct Step {
 
 // What a step counts for in the bounds of queue and batch, and in its client's share: its items, but at least 1.
 int64_t Weight(const Step& step);
+
+// INVALID_ARGUMENT: what an item gets whose q is not finite.
+absl::Status QueryIsNotFinite(const QueryFault& fault);
 
 // Gives every item of the step this status.
 void FailStep(const absl::Status& status, Step* step);

@@ -8,10 +8,17 @@
 
 #include "absl/strings/str_cat.h"
 #include "ring/streaming_writer.h"
-#include "server/rpc/convert.h"
+#include "server/rpc/answer_fields.h"
 
 namespace santa {
 namespace {
+
+using answer_fields::kVarint;
+using answer_fields::PutLength;
+using answer_fields::PutTag;
+using answer_fields::PutTensorHead;
+using answer_fields::PutVarint;
+using answer_fields::VarintSize;
 
 static_assert(std::endian::native == std::endian::little, "lse is sent as it lies in memory");
 
@@ -19,40 +26,7 @@ constexpr size_t kAlignment = 64;
 constexpr size_t kHeadRoom = 64;   // of an item's fields before the data of o: at most 54 bytes
 constexpr size_t kLengthRoom = 6;  // a tag and a length
 
-constexpr uint8_t Tag(int field, int wire_type) { return static_cast<uint8_t>(field << 3 | wire_type); }
-constexpr int kVarint = 0;
-constexpr int kBytes = 2;
-
-char* PutVarint(uint64_t value, char* to) {
-  for (; value >= 0x80; value >>= 7) *to++ = static_cast<char>(value | 0x80);
-  *to++ = static_cast<char>(value);
-  return to;
-}
-
-char* PutTag(int field, int wire_type, char* to) {
-  *to++ = static_cast<char>(Tag(field, wire_type));
-  return to;
-}
-
-char* PutLength(int field, size_t length, char* to) { return PutVarint(length, PutTag(field, kBytes, to)); }
-
-size_t VarintSize(uint64_t value) {
-  size_t size = 1;
-  for (; value >= 0x80; value >>= 7) ++size;
-  return size;
-}
-
 size_t AlignUp(size_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
-
-// The fields of o before its data.
-char* PutTensorHead(const KvLayout& layout, DType dtype, size_t data_bytes, char* to) {
-  to = PutVarint(static_cast<uint64_t>(ToMessage(dtype)), PutTag(v1::Tensor::kDtypeFieldNumber, kVarint, to));
-  const std::array<uint64_t, 3> shape = {1, static_cast<uint64_t>(layout.num_query_heads),
-                                         static_cast<uint64_t>(layout.head_dim)};
-  to = PutLength(v1::Tensor::kShapeFieldNumber, VarintSize(shape[0]) + VarintSize(shape[1]) + VarintSize(shape[2]), to);
-  for (const uint64_t extent : shape) to = PutVarint(extent, to);
-  return PutLength(v1::Tensor::kDataFieldNumber, data_bytes, to);
-}
 
 }  // namespace
 
@@ -61,6 +35,7 @@ void AttendAnswerWriter::Reset(uint64_t request_id, const KvLayout& layout) {
   request_id_ = request_id;
   layout_ = layout;
   items_.clear();
+  room_ = {};
 }
 
 void AttendAnswerWriter::Release() {
@@ -70,15 +45,16 @@ void AttendAnswerWriter::Release() {
 
 void AttendAnswerWriter::AddRefused(const absl::Status& status) { items_.push_back({.status = status}); }
 
-void AttendAnswerWriter::AddAnswered(DType dtype) { items_.push_back({.status = {}, .dtype = dtype}); }
+void AttendAnswerWriter::AddAnswered(DType dtype, bool wants_statistics) {
+  items_.push_back({.status = {}, .dtype = dtype, .wants_statistics = wants_statistics});
+}
 
 void AttendAnswerWriter::Allocate() {
-  const size_t lse_bytes = sizeof(float) * layout_.num_query_heads;
   size_t size = 0;
   for (Item& item : items_) {
     if (!item.status.ok()) continue;
     item.o = AlignUp(size + kHeadRoom);
-    size = item.o + o_bytes(item) + kLengthRoom + lse_bytes + kLengthRoom + StatisticsRoom(layout_.num_query_heads);
+    size = item.o + o_bytes(item) + kLengthRoom + lse_bytes() + statistics_room(item);
   }
   if (size == 0) return;
   if (memory() < size + kAlignment) {
@@ -94,9 +70,13 @@ void AttendAnswerWriter::Allocate() {
 }
 
 // Behind o come lse and its length, whose sizes are known.
-size_t AttendAnswerWriter::statistics_at(const Item& item) const {
-  const size_t lse_bytes = sizeof(float) * layout_.num_query_heads;
-  return item.o + o_bytes(item) + 1 + VarintSize(lse_bytes) + lse_bytes;
+size_t AttendAnswerWriter::lse_at(const Item& item) const {
+  return item.o + o_bytes(item) + 1 + (in_place() ? kLseLengthInPlace : VarintSize(lse_bytes()));
+}
+
+float* AttendAnswerWriter::lse(size_t index) {
+  if (in_place()) return reinterpret_cast<float*>(base() + lse_at(items_[index]));
+  return lse_.data() + index * layout_.num_query_heads;
 }
 
 void AttendAnswerWriter::SetStatistics(size_t index, const v1::AttendStatistics& statistics) {
@@ -117,6 +97,7 @@ grpc::ByteBuffer AttendAnswerWriter::Take() {
 }
 
 absl::StatusOr<size_t> AttendAnswerWriter::Copy(std::span<char> room) {
+  if (in_place()) return FinishInPlace();
   Assemble();
   StreamingWriter writer(room);
   bool fits = true;
@@ -154,9 +135,8 @@ void AttendAnswerWriter::AssembleFailed(const Item& item) {
 void AttendAnswerWriter::AssembleAnswered(size_t index) {
   const Item& item = items_[index];
   const size_t data_bytes = o_bytes(item);
-  const size_t lse_bytes = sizeof(float) * layout_.num_query_heads;
   char* const lse_begin = base() + item.o + data_bytes;
-  std::memcpy(PutLength(v1::AttendResult::kLseFieldNumber, lse_bytes, lse_begin), lse(index), lse_bytes);
+  std::memcpy(PutLength(v1::AttendResult::kLseFieldNumber, lse_bytes(), lse_begin), lse(index), lse_bytes());
   const size_t end = statistics_at(item) + item.statistics_length;
 
   // Inside out, as each length counts what follows it.

@@ -211,6 +211,26 @@ TEST(AttendRequestReaderTest, TinyTensorsThatAlignmentWouldBlowUpAreReadToo) {
   EXPECT_TRUE(MessageDifferencer::Equals(Whole(reader), request));
 }
 
+TEST(AttendRequestReaderTest, QueriesMayBeLeftWhereTheyAre) {
+  std::mt19937_64 random(7);
+  AttendRequestReader reader;
+  for (int round = 0; round < 300; ++round) {
+    const v1::AttendRequest request = RandomRequest(random);
+    const std::string bytes = request.SerializeAsString();
+    ASSERT_TRUE(reader.Read(bytes, kMaxItems, round % 2 == 0).ok());
+    EXPECT_TRUE(MessageDifferencer::Equals(Whole(reader), request));
+    for (int i = 0; i < request.items_size(); ++i) {
+      const ItemTensors& tensors = reader.tensors(i);
+      const auto within = [&](std::string_view data) {
+        return !data.empty() && data.data() >= bytes.data() && data.data() < bytes.data() + bytes.size();
+      };
+      EXPECT_EQ(tensors.q_in_place, round % 2 == 0);
+      EXPECT_EQ(within(tensors.q), round % 2 == 0 && !tensors.q.empty());
+      EXPECT_FALSE(within(tensors.k) || within(tensors.v));
+    }
+  }
+}
+
 // An item that was answered, as protobuf has it.
 v1::AttendResult Answered(DType dtype, const std::string& o, const std::vector<float>& lse) {
   v1::AttendResult result;
@@ -255,7 +275,7 @@ TEST(AttendAnswerWriterTest, ProtobufReadsWhatItWrites) {
       if (kinds[i] == 0) {
         writer.AddRefused(absl::OutOfRangeError("no"));
       } else {
-        writer.AddAnswered(dtypes[i]);
+        writer.AddAnswered(dtypes[i], kinds[i] == 3);
       }
     }
     writer.Allocate();

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <limits>
-#include <new>
 #include <span>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -15,7 +15,7 @@
 namespace santa {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
+constexpr size_t kAlignment = 64;
 constexpr size_t kArenaBlock = 16 << 10;
 
 enum WireType : uint8_t { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
@@ -54,9 +54,14 @@ google::protobuf::ArenaOptions OptionsFor(char* block) {
 // for what is malformed and what is unusual; protobuf tells them apart.
 class AttendRequestReader::Parts {
  public:
-  Parts(std::span<const grpc::Slice> slices, int32_t max_items, std::span<char> data, std::string* fields,
-        std::vector<ItemTensors>* tensors)
-      : cursor_(slices), max_items_(max_items), data_(data), fields_(*fields), tensors_(*tensors) {}
+  Parts(std::span<const grpc::Slice> slices, int32_t max_items, bool leave_queries, std::span<char> data,
+        std::string* fields, std::vector<ItemTensors>* tensors)
+      : cursor_(slices),
+        max_items_(max_items),
+        leave_queries_(leave_queries),
+        data_(data),
+        fields_(*fields),
+        tensors_(*tensors) {}
 
   bool ReadRequest() {
     while (cursor_.left() > 0) {
@@ -124,14 +129,16 @@ class AttendRequestReader::Parts {
         continue;
       }
       size_t tensor_end = 0;
-      if (!ReadLength(end, &tensor_end) || !ReadTensor(inner, tensor_end, tensor)) return false;
+      const bool leave = leave_queries_ && tensor == &tensors.q;
+      if (!ReadLength(end, &tensor_end) || !ReadTensor(inner, tensor_end, leave, tensor)) return false;
+      tensors.q_in_place |= leave;
     }
     EndMessage(begin);
     return cursor_.left() == end;
   }
 
   // As protobuf merges a field that comes twice, the last data counts.
-  bool ReadTensor(const Tag& tag, size_t end, std::string_view* tensor) {
+  bool ReadTensor(const Tag& tag, size_t end, bool leave, std::string_view* tensor) {
     const size_t begin = BeginMessage(tag);
     while (cursor_.left() > end) {
       Tag inner;
@@ -143,11 +150,16 @@ class AttendRequestReader::Parts {
       size_t data_end = 0;
       if (!ReadLength(end, &data_end)) return false;
       const size_t length = cursor_.left() - data_end;
+      if (leave) {
+        const char* const data = cursor_.Borrow(length);
+        if (data == nullptr) return false;
+        *tensor = {data, length};
+        continue;
+      }
       if (length > data_.size()) return false;
       cursor_.Copy(length, data_.data());
       *tensor = {data_.data(), length};
-      constexpr auto kAlign = static_cast<size_t>(kAlignment);
-      data_ = data_.subspan(std::min(data_.size(), (length + kAlign - 1) / kAlign * kAlign));
+      data_ = data_.subspan(std::min(data_.size(), (length + kAlignment - 1) / kAlignment * kAlignment));
     }
     EndMessage(begin);
     return cursor_.left() == end;
@@ -205,47 +217,42 @@ class AttendRequestReader::Parts {
 
   SliceCursor cursor_;
   const int32_t max_items_;
+  const bool leave_queries_;
   std::span<char> data_;  // free; aligned
   std::string& fields_;
   std::vector<ItemTensors>& tensors_;
   int64_t items_ = 0;
 };
 
-void AttendRequestReader::AlignedDelete::operator()(char* memory) const { operator delete(memory, kAlignment); }
-
-AttendRequestReader::AttendRequestReader()
-    : arena_block_(std::make_unique<char[]>(kArenaBlock)), arena_(OptionsFor(arena_block_.get())) {}
-
-void AttendRequestReader::MakeRoom(size_t bytes) {
-  if (bytes <= data_size_) return;
-  data_.reset();
-  data_.reset(static_cast<char*>(operator new(bytes, kAlignment)));
-  data_size_ = bytes;
-}
+AttendRequestReader::AttendRequestReader(TensorMemory::Map map)
+    : data_(std::move(map)),
+      arena_block_(std::make_unique<char[]>(kArenaBlock)),
+      arena_(OptionsFor(arena_block_.get())) {}
 
 absl::Status AttendRequestReader::Read(const grpc::ByteBuffer& bytes, int32_t max_items) {
   slices_.clear();
   if (!bytes.Dump(&slices_).ok()) return Unreadable();
-  absl::Status status = ReadParts(slices_, max_items);
+  absl::Status status = ReadParts(slices_, max_items, false);
   slices_.clear();  // gRPC's memory
   return status;
 }
 
-absl::Status AttendRequestReader::Read(std::span<const char> bytes, int32_t max_items) {
+absl::Status AttendRequestReader::Read(std::span<const char> bytes, int32_t max_items, bool leave_queries) {
   const grpc::Slice whole(bytes.data(), bytes.size(), grpc::Slice::STATIC_SLICE);
-  return ReadParts({&whole, 1}, max_items);
+  return ReadParts({&whole, 1}, max_items, leave_queries);
 }
 
-absl::Status AttendRequestReader::ReadParts(std::span<const grpc::Slice> parts, int32_t max_items) {
+absl::Status AttendRequestReader::ReadParts(std::span<const grpc::Slice> parts, int32_t max_items, bool leave_queries) {
   fields_.clear();
   tensors_.clear();
   size_t length = 0;
   for (const grpc::Slice& part : parts) length += part.size();
   // Alignment takes room too, a little beside tensors of any size; where it takes more, protobuf reads the message.
   constexpr size_t kSpare = 4096;
-  MakeRoom(length + length / 4 + kSpare);
-  Parts reader(parts, max_items, {data_.get(), data_size_}, &fields_, &tensors_);
+  data_.MakeRoom(length + length / 4 + kSpare);
+  Parts reader(parts, max_items, leave_queries, data_.bytes(), &fields_, &tensors_);
   if (!reader.ReadRequest()) return ReadByProtobuf(parts, max_items);
+  for (ItemTensors& tensors : tensors_) tensors.mapped = data_.mapped();
   if (absl::Status status = CheckCount(reader.items(), max_items); !status.ok()) return status;
   arena_.Reset();
   request_ = google::protobuf::Arena::CreateMessage<v1::AttendRequest>(&arena_);

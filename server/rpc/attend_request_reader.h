@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "proto/santa/attention/v1/attention.pb.h"
 #include "server/rpc/item_tensors.h"
+#include "server/rpc/tensor_memory.h"
 
 namespace santa {
 
@@ -26,36 +27,33 @@ namespace v1 = ::santa::attention::v1;
 // Keeps its memory from message to message. Not thread safe; does not move.
 class AttendRequestReader {
  public:
-  AttendRequestReader();
+  // Tensors' memory is mapped where there is a `map`.
+  explicit AttendRequestReader(TensorMemory::Map map = nullptr);
   AttendRequestReader(const AttendRequestReader&) = delete;
   AttendRequestReader& operator=(const AttendRequestReader&) = delete;
 
   // INVALID_ARGUMENT: the bytes are no AttendRequest, or it has a number of items outside [1, max_items]. However many
   // items it claims, memory is taken for at most max_items.
   absl::Status Read(const grpc::ByteBuffer& bytes, int32_t max_items);
-  // The same of bytes that others may change meanwhile: each is read once.
-  absl::Status Read(std::span<const char> bytes, int32_t max_items);
+  // The same of bytes that others may change meanwhile: each is read once, those of queries not at all with
+  // `leave_queries` (ItemTensors::q_in_place), unless it is a message that protobuf has to read.
+  absl::Status Read(std::span<const char> bytes, int32_t max_items, bool leave_queries);
 
   // The message that was read, until the next Read. Its tensors may lack their data, which tensors() has.
   const v1::AttendRequest& request() const { return *request_; }
   const ItemTensors& tensors(int item) const { return tensors_[item]; }
 
-  size_t memory() const { return data_size_; }  // bytes that it keeps for tensors
+  size_t memory() const { return data_.bytes().size(); }  // bytes that it keeps for tensors
 
  private:
   class Parts;
 
-  absl::Status ReadParts(std::span<const grpc::Slice> parts, int32_t max_items);
+  absl::Status ReadParts(std::span<const grpc::Slice> parts, int32_t max_items, bool leave_queries);
   absl::Status ReadByProtobuf(std::span<const grpc::Slice> parts, int32_t max_items);
-  void MakeRoom(size_t bytes);
 
   std::vector<grpc::Slice> slices_;
   std::string fields_;  // the message without the tensors' data
-  struct AlignedDelete {
-    void operator()(char* memory) const;
-  };
-  std::unique_ptr<char, AlignedDelete> data_;
-  size_t data_size_ = 0;
+  TensorMemory data_;
   std::vector<ItemTensors> tensors_;
   const std::unique_ptr<char[]> arena_block_;
   google::protobuf::Arena arena_;

@@ -44,6 +44,7 @@ absl::Status CheckNotNegative(const char* field, int64_t value) {
 AttentionService::AttentionService(ServiceContext* context)
     : context_(context),
       page_token_nonce_((uint64_t{std::random_device()()} << 32) | std::random_device()()),
+      exchanges_([context](std::span<char> memory) { return context->engine->MapMemory(memory); }),
       poller_(context->asynchronous_device, context->limits.max_shared_bytes,
               [context] { context->engine->RunHere(); }) {}
 

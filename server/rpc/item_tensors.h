@@ -13,6 +13,8 @@ struct ItemTensors {
   std::string_view q;
   std::string_view k;
   std::string_view v;
+  bool q_in_place = false;  // q was left where it came in, and its sender may write it even now: not to be looked at
+  bool mapped = false;      // the others, and q too unless it is in place, lie in memory that the device reads
 };
 
 // Those of the message itself.

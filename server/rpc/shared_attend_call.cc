@@ -87,6 +87,7 @@ absl::StatusOr<v1::AttendSharedResponse> SharedAttendCall::Open(const grpc::Byte
   absl::StatusOr<SharedMemory> memory = SharedMemory::Create(shape->memory_bytes());
   if (!memory.ok()) return memory.status();
   memory_ = *std::move(memory);
+  mapping_ = context_->engine->MapMemory(memory_.bytes());
   ring_.emplace(memory_.bytes(), *shape, StepRing::End::kServer);
   const absl::StatusOr<std::string> doorbell = poller_->Add(this, shape->memory_bytes());
   if (!doorbell.ok()) return doorbell.status();
@@ -119,7 +120,9 @@ bool SharedAttendCall::Poll() {
   lock.unlock();
   std::unique_ptr<AttendExchange> exchange = steps_.TakeExchange();
   exchange->slot = message->slot;
-  const absl::Status status = steps_.Read(message->bytes, read, exchange.get());
+  const SharedMessage shared = {
+      .bytes = message->bytes, .room = ring_->Room(message->slot), .mapped = mapping_ != nullptr};
+  const absl::Status status = steps_.Read(shared, read, exchange.get());
   lock.lock();
   busy_ = false;
   if (!status.ok()) {

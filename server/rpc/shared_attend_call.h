@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "kernels/attention.h"
 #include "ring/shared_memory.h"
 #include "ring/step_ring.h"
 #include "server/rpc/attend_stream.h"
@@ -56,7 +57,8 @@ class SharedAttendCall final : public AttendReactor, public DrainableStream, pub
   ServiceContext* const context_;
   RingPoller* const poller_;
   SharedMemory memory_;
-  std::optional<StepRing> ring_;  // there before the poller has it
+  std::unique_ptr<MappedMemory> mapping_;  // of the memory, where the device has one
+  std::optional<StepRing> ring_;           // there before the poller has it
 
   std::mutex mutex_;  // as in AttendCall; and before the ring's Publish
   CallSteps steps_;

@@ -49,6 +49,15 @@ class SliceCursor {
       count -= part;
     }
   }
+  // The bytes themselves, where they lie in one slice; else null, and nothing is read.
+  const char* Borrow(size_t count) {
+    if (here_ == end_) NextSlice();
+    if (count > static_cast<size_t>(end_ - here_)) return nullptr;
+    const auto* const bytes = reinterpret_cast<const char*>(here_);
+    here_ += count;
+    left_ -= count;
+    return bytes;
+  }
   void Skip(size_t count) {
     left_ -= count;
     while (count > 0) {

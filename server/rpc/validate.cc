@@ -192,8 +192,11 @@ absl::Status ReadNamelessItem(const v1::AttendItem& item, const ItemTensors& ten
   const absl::StatusOr<DType> io_dtype = ReadTensor(item.q(), tensors.q, "q", q_shape);
   if (!io_dtype.ok()) return io_dtype.status();
   const char* const q = tensors.q.data();
-  const int64_t bad = FindUnrepresentable(q, q_shape[1] * q_shape[2], *io_dtype, *io_dtype);
-  if (bad >= 0) return Bad(absl::StrCat("q.data: element ", bad), ElementAsFloat(q, bad, *io_dtype), "finite");
+  if (!tensors.q_in_place) {
+    const int64_t bad = FindUnrepresentable(q, q_shape[1] * q_shape[2], *io_dtype, *io_dtype);
+    if (bad >= 0) return QueryIsNotFinite({.element = bad, .value = ElementAsFloat(q, bad, *io_dtype)});
+  }
+  out->maps_query = tensors.q_in_place || tensors.mapped;
   out->io_dtype = *io_dtype;
   out->q = q;
 
@@ -204,6 +207,7 @@ absl::Status ReadNamelessItem(const v1::AttendItem& item, const ItemTensors& ten
         !status.ok()) {
       return status;
     }
+    out->tokens.mapped = tensors.mapped;
   }
   absl::StatusOr<AttentionOptions> options = ToOptions(item.options(), layout.num_query_heads, "options");
   if (!options.ok()) return options.status();
@@ -217,8 +221,11 @@ absl::Status ReadNamelessItem(const v1::AttendItem& item, const ItemTensors& ten
 absl::Status ReadAttendItem(const v1::AttendItem& item, const ItemTensors& tensors, const std::string& field,
                             const KvLayout& layout, StepItem* out) {
   absl::Status status = ReadNamelessItem(item, tensors, layout, out);
-  if (status.ok()) return status;
-  return absl::Status(status.code(), absl::StrCat(field, ".", std::string(status.message())));
+  return status.ok() ? status : InItem(field, status);
+}
+
+absl::Status InItem(const std::string& item, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat(item, ".", std::string(status.message())));
 }
 
 absl::Status ReadAppendChunk(const v1::AppendKvRequest& chunk, const SequenceHandle& handle, const KvLayout& layout,

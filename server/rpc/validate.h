@@ -33,11 +33,15 @@ absl::StatusOr<AttentionOptions> ToOptions(const v1::AttentionOptions& options, 
 absl::StatusOr<absl::Duration> ToLease(double seconds, absl::Duration max_lease);
 
 // Fills the first half of `out` (see StepItem) but for o and lse. Its pointers lead into `item` and `tensors`, which
-// must outlive it; the data of item's own tensors is not looked at. `field` names the item. Allocates for errors alone.
+// must outlive it; the data of item's own tensors is not looked at, nor that of a q in place. `field` names the item.
+// Allocates for errors alone.
 absl::Status ReadAttendItem(const v1::AttendItem& item, const ItemTensors& tensors, const std::string& field,
                             const KvLayout& layout, StepItem* out);
 
-// The same of an AppendKv message; `handle` is the one in force.
+// An error of an item's field, as of the whole request.
+absl::Status InItem(const std::string& item, const absl::Status& status);
+
+// As ReadAttendItem, of an AppendKv message; `handle` is the one in force.
 absl::Status ReadAppendChunk(const v1::AppendKvRequest& chunk, const SequenceHandle& handle, const KvLayout& layout,
                              StepItem* out);
 

@@ -16,6 +16,8 @@ namespace {
 
 absl::Status Unreadable() { return absl::InvalidArgumentError("the message is not a request of this method"); }
 
+std::string NameOf(int item) { return absl::StrCat("items[", item, "]"); }
+
 void SetStatistics(const Step& step, const StepItem& item, v1::AttendStatistics* out) {
   out->set_visible_tokens(item.statistics.visible_tokens);
   out->set_value_rows_read(item.statistics.value_rows_read);
@@ -56,18 +58,18 @@ grpc::ByteBuffer Encode(const google::protobuf::MessageLite& message) {
 absl::Status AttendExchange::Read(const grpc::ByteBuffer& bytes, const KvLayout& layout, int32_t max_items,
                                   Metrics* metrics) {
   if (absl::Status status = reader_.Read(bytes, max_items); !status.ok()) return status;
-  ReadItems(layout, metrics);
+  ReadItems(layout, {}, metrics);
   return absl::OkStatus();
 }
 
-absl::Status AttendExchange::Read(std::span<const char> bytes, const KvLayout& layout, int32_t max_items,
+absl::Status AttendExchange::Read(const SharedMessage& message, const KvLayout& layout, int32_t max_items,
                                   Metrics* metrics) {
-  if (absl::Status status = reader_.Read(bytes, max_items); !status.ok()) return status;
-  ReadItems(layout, metrics);
+  if (absl::Status status = reader_.Read(message.bytes, max_items, message.mapped); !status.ok()) return status;
+  ReadItems(layout, message.mapped ? message.room : std::span<char>(), metrics);
   return absl::OkStatus();
 }
 
-void AttendExchange::ReadItems(const KvLayout& layout, Metrics* metrics) {
+void AttendExchange::ReadItems(const KvLayout& layout, std::span<char> mapped_room, Metrics* metrics) {
   const v1::AttendRequest& request = reader_.request();
   writer_.Reset(request.request_id(), layout);
   step_.items.clear();
@@ -78,7 +80,7 @@ void AttendExchange::ReadItems(const KvLayout& layout, Metrics* metrics) {
   step_.layer = layer_status.ok() ? static_cast<int32_t>(request.layer()) : 0;
   for (int i = 0; i < request.items_size(); ++i) {
     const v1::AttendItem& item = request.items(i);
-    const std::string field = absl::StrCat("items[", i, "]");
+    const std::string field = NameOf(i);
     StepItem step_item;
     absl::Status status = layer_status;
     if (status.ok()) status = ReadAttendItem(item, reader_.tensors(i), field, layout, &step_item);
@@ -91,16 +93,19 @@ void AttendExchange::ReadItems(const KvLayout& layout, Metrics* metrics) {
       metrics->RecordRefusedItem(MethodLabel(item.options().method()), status.code());
       continue;
     }
-    writer_.AddAnswered(step_item.io_dtype);
+    writer_.AddAnswered(step_item.io_dtype, item.options().want_statistics());
     step_.items.push_back(std::move(step_item));
     places_.push_back(i);
   }
-  writer_.Allocate();
+  const bool in_place = !mapped_room.empty() && writer_.AllocateIn(mapped_room);
+  if (!in_place) writer_.Allocate();
   const auto heads = static_cast<size_t>(layout.num_query_heads);
   errors_.resize(places_.size() * heads);
   for (size_t i = 0; i < places_.size(); ++i) {
     step_.items[i].o = writer_.o(places_[i]);
     step_.items[i].lse = writer_.lse(places_[i]);
+    step_.items[i].maps_answer = in_place;
+    step_.items[i].shared_with_caller = !mapped_room.empty();
     step_.items[i].relative_standard_error = std::span(errors_).subspan(i * heads, heads);
   }
 }
@@ -118,7 +123,9 @@ absl::StatusOr<size_t> AttendExchange::AnswerInto(std::span<char> room) {
 void AttendExchange::Fill() {
   for (size_t i = 0; i < places_.size(); ++i) {
     const StepItem& item = step_.items[i];
-    if (!item.status.ok()) {
+    if (item.query_fault.element >= 0) {
+      writer_.SetFailed(places_[i], InItem(NameOf(places_[i]), item.status));
+    } else if (!item.status.ok()) {
       writer_.SetFailed(places_[i], item.status);
     } else if (reader_.request().items(places_[i]).options().want_statistics()) {
       SetStatistics(step_, item, &statistics_);
@@ -136,7 +143,7 @@ std::unique_ptr<AttendExchange> ExchangePool::Take() {
       return exchange;
     }
   }
-  return std::make_unique<AttendExchange>();
+  return std::make_unique<AttendExchange>(map_);
 }
 
 void ExchangePool::Return(std::unique_ptr<AttendExchange> exchange) {

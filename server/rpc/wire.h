@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
@@ -21,6 +22,7 @@
 #include "server/rpc/attend_answer_writer.h"
 #include "server/rpc/attend_request_reader.h"
 #include "server/rpc/slow_step_log.h"
+#include "server/rpc/tensor_memory.h"
 
 namespace santa {
 
@@ -32,26 +34,32 @@ grpc::Status ToGrpc(const absl::Status& status);
 absl::Status Decode(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message);
 grpc::ByteBuffer Encode(const google::protobuf::MessageLite& message);
 
+// A request in memory that its sender may write meanwhile, and the room for its answer there.
+struct SharedMessage {
+  std::span<const char> bytes;
+  std::span<char> room;  // as AttendAnswerWriter::AllocateIn has it
+  bool mapped = false;   // the device reaches both: q is left and the answer written where they are
+};
+
 // One request of an Attend stream: owns what came, the step whose pointers lead into it, and the answer, which the step
 // fills. Used for one request after another, without allocating: but for what gRPC is given to send. Not thread safe;
 // does not move.
 class AttendExchange {
  public:
-  AttendExchange() = default;
+  explicit AttendExchange(TensorMemory::Map map) : reader_(std::move(map)) {}
   AttendExchange(const AttendExchange&) = delete;
   AttendExchange& operator=(const AttendExchange&) = delete;
 
   // An error ends the stream: bytes that are no request, or a number of items outside [1, max_items], which cannot be
   // answered item by item (each answer would be larger than what it answers).
   absl::Status Read(const grpc::ByteBuffer& bytes, const KvLayout& layout, int32_t max_items, Metrics* metrics);
-  // Bytes that the sender may change meanwhile.
-  absl::Status Read(std::span<const char> bytes, const KvLayout& layout, int32_t max_items, Metrics* metrics);
+  absl::Status Read(const SharedMessage& message, const KvLayout& layout, int32_t max_items, Metrics* metrics);
 
   // The items that are valid; the others have their answer already. Tenant, deadline and `done` are the caller's to
   // set.
   Step* step() { return &step_; }
 
-  // The answer, once every item of the step has its status; either way.
+  // The answer, once every item of the step has its status; either way, of a message in shared memory in its room.
   grpc::ByteBuffer Answer();
   // As AttendAnswerWriter::Copy has it.
   absl::StatusOr<size_t> AnswerInto(std::span<char> room);
@@ -63,7 +71,7 @@ class AttendExchange {
   StepTimes times;
 
  private:
-  void ReadItems(const KvLayout& layout, Metrics* metrics);
+  void ReadItems(const KvLayout& layout, std::span<char> mapped_room, Metrics* metrics);
   void Fill();  // what the answer has beside the outputs
 
   AttendRequestReader reader_;
@@ -78,6 +86,8 @@ class AttendExchange {
 // Exchanges that are not in use, for all streams. Thread safe.
 class ExchangePool {
  public:
+  explicit ExchangePool(TensorMemory::Map map) : map_(std::move(map)) {}
+
   std::unique_ptr<AttendExchange> Take();
   void Return(std::unique_ptr<AttendExchange> exchange);
 
@@ -86,6 +96,7 @@ class ExchangePool {
   static constexpr size_t kMost = 256;
   static constexpr size_t kMostMemory = 1 << 20;
 
+  const TensorMemory::Map map_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<AttendExchange>> free_;
 };

@@ -8,6 +8,23 @@
 #include "kernels/element.h"
 
 namespace santa {
+
+class FakeBackend::Mapping : public MappedMemory {
+ public:
+  Mapping(FakeBackend* backend, std::span<char> memory) : backend_(backend), memory_(memory) {
+    const std::lock_guard<std::mutex> lock(backend_->mapped_mutex_);
+    backend_->mapped_.push_back(memory_);
+  }
+  ~Mapping() override {
+    const std::lock_guard<std::mutex> lock(backend_->mapped_mutex_);
+    std::erase_if(backend_->mapped_, [this](std::span<char> other) { return other.data() == memory_.data(); });
+  }
+
+ private:
+  FakeBackend* const backend_;
+  const std::span<char> memory_;
+};
+
 FakeBackend::FakeBackend(const KvLayout& layout, int32_t num_pages)
     : layout_(layout),
       num_pages_(num_pages),
@@ -23,6 +40,35 @@ size_t FakeBackend::Offset(int32_t layer, int32_t page, bool value, int32_t kv_h
 
 std::span<const float> FakeBackend::Row(int32_t layer, int32_t page, bool value, int32_t kv_head, int32_t slot) const {
   return {cache_.data() + Offset(layer, page, value, kv_head, slot), static_cast<size_t>(layout_.head_dim)};
+}
+
+std::unique_ptr<MappedMemory> FakeBackend::MapMemory(std::span<char> memory) {
+  if (!maps_memory_) return nullptr;
+  return std::make_unique<Mapping>(this, memory);
+}
+
+int64_t FakeBackend::mappings(size_t least_bytes) const {
+  const std::lock_guard<std::mutex> lock(mapped_mutex_);
+  return std::count_if(mapped_.begin(), mapped_.end(),
+                       [=](std::span<char> mapped) { return mapped.size() >= least_bytes; });
+}
+
+bool FakeBackend::Maps(const void* memory, size_t bytes) const {
+  const auto* const begin = static_cast<const char*>(memory);
+  const std::lock_guard<std::mutex> lock(mapped_mutex_);
+  return std::any_of(mapped_.begin(), mapped_.end(), [&](std::span<char> mapped) {
+    return begin >= mapped.data() && begin + bytes <= mapped.data() + mapped.size();
+  });
+}
+
+absl::Status FakeBackend::CheckMapped(const DecodeItem& item) const {
+  const size_t bytes = sizeof(float) * layout_.num_query_heads * layout_.head_dim;
+  if (item.query_fault != nullptr && !Maps(item.q, bytes)) return absl::InternalError("q is not mapped");
+  if (!item.maps_answer) return absl::OkStatus();
+  if (!Maps(item.o, bytes)) return absl::InternalError("o is not mapped");
+  if (reinterpret_cast<uintptr_t>(item.o) % 16 != 0) return absl::InternalError("o is not aligned");
+  if (!Maps(item.lse, sizeof(float) * layout_.num_query_heads)) return absl::InternalError("lse is not mapped");
+  return absl::OkStatus();
 }
 
 template <typename Visit>
@@ -48,6 +94,10 @@ absl::Status FakeBackend::Supports(const AttentionOptions& options, int64_t /*nu
 absl::Status FakeBackend::Append(std::span<const KvAppend> appends) {
   if (absl::Status status = Meet(Call::kAppend); !status.ok()) return status;
   for (const KvAppend& append : appends) {
+    const size_t bytes = SizeOf(append.dtype) * append.num_tokens * layout_.num_kv_heads * layout_.head_dim;
+    if (append.mapped && (!Maps(append.k, bytes) || !Maps(append.v, bytes))) {
+      return absl::InternalError("k or v is not mapped");
+    }
     ForEachRow(append, [this](size_t offset, const char* row, DType dtype) {
       for (int d = 0; d < layout_.head_dim; ++d) cache_[offset + d] = ElementAsFloat(row, d, dtype);
     });
@@ -84,6 +134,15 @@ absl::Status FakeBackend::CopyPages(std::span<const PageCopy> copies) {
 absl::Status FakeBackend::Decode(std::span<const DecodeItem> items) {
   if (absl::Status status = Meet(Call::kDecode); !status.ok()) return status;
   for (const DecodeItem& item : items) {
+    if (absl::Status status = CheckMapped(item); !status.ok()) return status;
+    if (item.query_fault != nullptr) {
+      *item.query_fault = {};
+      const auto count = static_cast<int64_t>(layout_.num_query_heads) * layout_.head_dim;
+      for (int64_t i = count; i-- > 0;) {
+        const float value = ElementAsFloat(item.q, i, item.io_dtype);
+        if (!std::isfinite(value)) *item.query_fault = {.element = i, .value = value};
+      }
+    }
     const bool exact = item.options.method == Method::kExact && item.options.score_draws == 0;
     const int64_t window = item.options.window;
     const int64_t visible = window > 0 ? std::min(window, item.num_tokens) : item.num_tokens;
@@ -121,12 +180,16 @@ absl::Status FakeBackend::BeginDecode(std::span<const DecodeItem> items) {
   begun->lse.resize(items.size());
   begun->statistics.resize(items.size());
   std::vector<DecodeItem> now(items.begin(), items.end());
+  for (const DecodeItem& item : items) {
+    if (absl::Status status = CheckMapped(item); !status.ok()) return status;
+  }
   for (size_t i = 0; i < now.size(); ++i) {
     begun->o[i].resize(static_cast<size_t>(layout_.num_query_heads) * layout_.head_dim);
     begun->lse[i].resize(layout_.num_query_heads);
     now[i].o = begun->o[i].data();
     now[i].lse = begun->lse[i].data();
     now[i].statistics = &begun->statistics[i];
+    now[i].maps_answer = false;
   }
   if (absl::Status status = Decode(now); !status.ok()) return status;
   const std::lock_guard<std::mutex> lock(begun_mutex_);
@@ -146,6 +209,7 @@ absl::Status FakeBackend::AwaitDecode(double* device_seconds) {
   *device_seconds = 0.25;
   for (size_t i = 0; i < begun->items.size(); ++i) {
     const DecodeItem& item = begun->items[i];
+    if (absl::Status status = CheckMapped(item); !status.ok()) return status;
     std::copy(begun->o[i].begin(), begun->o[i].end(), static_cast<float*>(item.o));
     std::copy(begun->lse[i].begin(), begun->lse[i].end(), item.lse);
     if (item.statistics != nullptr) *item.statistics = begun->statistics[i];

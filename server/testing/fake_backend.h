@@ -40,6 +40,10 @@ class FakeBackend : public Backend {
   // the first call.
   void set_max_decodes_in_flight(int number) { max_decodes_in_flight_ = number; }
 
+  // MapMemory maps. A call that names mapped memory which is not, or not any more, fails.
+  void set_maps_memory() { maps_memory_ = true; }
+  int64_t mappings(size_t least_bytes) const;  // that live, of so many bytes or more
+
   // The relative error of every method but EXACT, and of score draws; they have none at first.
   void set_sampled_error(double error) { sampled_error_ = error; }
 
@@ -63,9 +67,11 @@ class FakeBackend : public Backend {
   absl::Status Decode(std::span<const DecodeItem> items) override;
   absl::Status BeginDecode(std::span<const DecodeItem> items) override;
   absl::Status AwaitDecode(double* device_seconds) override;
+  std::unique_ptr<MappedMemory> MapMemory(std::span<char> memory) override;
   int max_decodes_in_flight() const override { return max_decodes_in_flight_; }
 
  private:
+  class Mapping;
   // A decode that was begun: its outputs, and where they are to go.
   struct Begun {
     std::vector<DecodeItem> items;
@@ -77,6 +83,8 @@ class FakeBackend : public Backend {
   template <typename Visit>
   void ForEachRow(const KvAppend& append, Visit visit) const;
   absl::Status Meet(Call call) const { return hook_ ? hook_(call) : absl::OkStatus(); }
+  bool Maps(const void* memory, size_t bytes) const;
+  absl::Status CheckMapped(const DecodeItem& item) const;
 
   const KvLayout layout_;
   const int32_t num_pages_;
@@ -86,6 +94,9 @@ class FakeBackend : public Backend {
   std::atomic<double> sampled_error_{0};
   std::atomic<float> predicted_error_{std::numeric_limits<float>::quiet_NaN()};
   std::optional<Method> unsupported_;
+  bool maps_memory_ = false;
+  mutable std::mutex mapped_mutex_;
+  std::vector<std::span<char>> mapped_;
   std::mutex begun_mutex_;
   std::deque<std::unique_ptr<Begun>> begun_;
 };

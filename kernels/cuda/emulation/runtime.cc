@@ -37,6 +37,8 @@ struct Allocation {
 
 std::recursive_mutex mutex;
 std::map<const void*, Allocation> device_memory, pinned_memory;
+std::map<const void*, Allocation>
+    registered_memory;  // the program's own, which kernels reach and copies take for pinned
 size_t bytes_allocated = 0;
 std::map<const void*, int> most_dynamic_bytes;  // of a kernel
 thread_local cudaError_t last_error = cudaSuccess;
@@ -145,6 +147,8 @@ void Release(std::map<const void*, Allocation>& memory, const void* pointer) {
   munmap(at->second.mapped, at->second.mapped_bytes);
   memory.erase(at);
 }
+
+bool IsPinned(const void* pointer) { return Contains(pinned_memory, pointer) || Contains(registered_memory, pointer); }
 
 void CheckOnDevice(const void* pointer) {
   if (!Contains(device_memory, pointer)) santa::emulation::Fail("an address is not in device memory");
@@ -272,18 +276,39 @@ cudaError_t cudaFreeHost(void* pointer) {
   return Keep(cudaSuccess);
 }
 
+cudaError_t cudaHostRegister(void* pointer, size_t bytes, unsigned flags) {
+  const std::lock_guard lock(mutex);
+  if (bytes == 0 || (flags & ~(cudaHostRegisterMapped | cudaHostRegisterPortable)) != 0) {
+    return Keep(cudaErrorInvalidValue);
+  }
+  if (Contains(registered_memory, pointer)) return Keep(cudaErrorHostMemoryAlreadyRegistered);
+  registered_memory[pointer] = {.bytes = bytes};
+  return Keep(cudaSuccess);
+}
+// Waits for nothing: a kernel that still uses the memory finds whatever becomes of it.
+cudaError_t cudaHostUnregister(void* pointer) {
+  const std::lock_guard lock(mutex);
+  return Keep(registered_memory.erase(pointer) == 1 ? cudaSuccess : cudaErrorHostMemoryNotRegistered);
+}
+cudaError_t cudaHostGetDevicePointer(void** of_device, void* pointer, unsigned /*flags*/) {
+  const std::lock_guard lock(mutex);
+  if (!IsPinned(pointer)) return Keep(cudaErrorInvalidValue);
+  *of_device = pointer;
+  return Keep(cudaSuccess);
+}
+
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   const std::lock_guard lock(mutex);
   if (bytes == 0) return Keep(cudaSuccess);
   if (kind != cudaMemcpyHostToDevice) CheckOnDevice(from);
   if (kind != cudaMemcpyDeviceToHost) CheckOnDevice(to);
-  if (kind == cudaMemcpyHostToDevice && !Contains(pinned_memory, from)) {  // has been taken when the call returns
+  if (kind == cudaMemcpyHostToDevice && !IsPinned(from)) {  // has been taken when the call returns
     std::vector<uint8_t> taken(static_cast<const uint8_t*>(from), static_cast<const uint8_t*>(from) + bytes);
     Get(stream).Add({nullptr, [to, taken = std::move(taken)] { std::memcpy(to, taken.data(), taken.size()); }});
     return Keep(cudaSuccess);
   }
   Get(stream).Add({nullptr, [to, from, bytes] { std::memcpy(to, from, bytes); }});
-  if (kind == cudaMemcpyDeviceToHost && !Contains(pinned_memory, to)) Get(stream).Drain(Get(stream).queued);
+  if (kind == cudaMemcpyDeviceToHost && !IsPinned(to)) Get(stream).Drain(Get(stream).queued);
   return Keep(cudaSuccess);
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
