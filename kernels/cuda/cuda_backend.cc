@@ -439,7 +439,7 @@ int64_t CudaOverheadBytes(const KvLayout& layout) {
   // Scratch, kWaves buffers, and what the context and the kernels' code take.
   const auto limits = cuda::WaveLimits::For(layout, 1);
   const int64_t numbers = int64_t{layout.num_query_heads} * layout.head_dim;
-  return limits.splits * (numbers * 4 + layout.num_query_heads * 8) + limits.items * numbers * (2 + 8 * kWaves) +
+  return limits.splits * (numbers * 4 + layout.num_query_heads * 20) + limits.items * numbers * (2 + 8 * kWaves) +
          cuda::WaveLimits::kStoredBytes + (int64_t{512} << 20);
 }
 
