@@ -450,7 +450,7 @@ int64_t CudaOverheadBytes(const KvLayout& layout) {
   const auto limits = cuda::WaveLimits::For(layout, 1);
   const int64_t numbers = int64_t{layout.num_query_heads} * layout.head_dim;
   const auto queries = static_cast<int64_t>(cuda::QueryScratchBytes(layout));
-  return limits.splits * (numbers * 4 + layout.num_query_heads * 8) + limits.items * (queries + numbers * 8 * kWaves) +
+  return limits.splits * (numbers * 4 + layout.num_query_heads * 20) + limits.items * (queries + numbers * 8 * kWaves) +
          cuda::WaveLimits::kStoredBytes + (int64_t{512} << 20);
 }
 

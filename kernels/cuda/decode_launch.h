@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/work_unit.h"
+#include "kernels/sampling/standard_error.h"
 #include "kernels/types.h"
 
 namespace santa::cuda {
@@ -49,8 +50,11 @@ struct DecodeLaunch {
   int32_t num_work = 0;
   float* partial_o = nullptr;         // [splits][H_kv][G][D]
   float2* partial_max_sum = nullptr;  // [splits][H_kv][G]: largest score (log2 units), sum of exp2(score - largest)
-  unsigned* tickets = nullptr;        // [items][H_kv][2], zero before the first launch; each launch leaves them zero
-  unsigned* next_unit = nullptr;      // likewise one number, of a kernel whose blocks take their work in order
+  // [splits][H_kv][G], of methods that draw for each head, where an item wants standard errors. S2ANTA_FLASH: `steps`
+  // alone, which is the squared error of partial_o.
+  sampling::StepSums* partial_errors = nullptr;
+  unsigned* tickets = nullptr;    // [items][H_kv][2], zero before the first launch; each launch leaves them zero
+  unsigned* next_unit = nullptr;  // likewise one number, of a kernel whose blocks take their work in order
   int32_t num_kv_heads = 0, group_size = 0, head_dim = 0;
   int32_t page_shift = 0;  // log2 of the page size
   DType dtype = DType::kBFloat16;

@@ -66,7 +66,7 @@ WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
   const int64_t most_tokens =
       std::min<int64_t>(static_cast<int64_t>(num_pages) * layout.page_size, std::numeric_limits<int32_t>::max());
   const int64_t one_item = CutSplits(Kernel::kExact, layout, 0, static_cast<int32_t>(most_tokens)).count + 128;
-  const int64_t affordable = kPartialBytes / (numbers * 4 + layout.num_query_heads * 8);
+  const int64_t affordable = kPartialBytes / (numbers * 4 + layout.num_query_heads * 20);
   const int64_t items = std::clamp<int64_t>(kQueryBytes / (numbers * 4), 1, kMaxItems);
   // SANTA with as many draws as there may be wants most, or where heads are wide a draw for a group.
   int64_t stored = StoredScratchBytes(Method::kSanta, layout.num_query_heads, 255, 255 + most_tokens,
@@ -102,8 +102,9 @@ absl::StatusOr<DecodeScratch> DecodeScratch::Allocate(const KvLayout& layout, co
   for (const auto& [memory, bytes] :
        {std::pair{&scratch.partial_o_, numbers * sizeof(float) * limits.splits},
         std::pair{&scratch.partial_max_sum_, sizeof(float2) * layout.num_query_heads * limits.splits},
-        std::pair{&scratch.tickets_, ticket_bytes},
-        std::pair{&scratch.queries_, QueryScratchBytes(layout) * limits.items},
+         std::pair{&scratch.partial_errors_, sizeof(sampling::StepSums) * layout.num_query_heads * limits.splits},
+         std::pair{&scratch.tickets_, ticket_bytes},
+         std::pair{&scratch.queries_, QueryScratchBytes(layout) * limits.items},
         std::pair{&scratch.stored_, static_cast<size_t>(limits.stored_bytes)}}) {
     absl::StatusOr<DeviceMemory> allocated = AllocateDevice(bytes, purpose);
     if (!allocated.ok()) return allocated.status();
@@ -120,6 +121,7 @@ absl::StatusOr<DecodeScratch> DecodeScratch::Allocate(const KvLayout& layout, co
 DecodeLaunch DecodeScratch::launch(const KvLayout& layout) const {
   return {.partial_o = static_cast<float*>(partial_o_.get()),
           .partial_max_sum = static_cast<float2*>(partial_max_sum_.get()),
+          .partial_errors = static_cast<sampling::StepSums*>(partial_errors_.get()),
           .tickets = static_cast<unsigned*>(tickets_.get()),
           .next_unit = static_cast<unsigned*>(tickets_.get()) + num_tickets_,
           .num_kv_heads = layout.num_kv_heads,
@@ -481,7 +483,9 @@ absl::StatusOr<double> DecodeWave::Deliver() {
       std::memcpy(output.lse, host_at(lse_at_ + heads_bytes * i), heads_bytes);
     }
     if (output.relative_standard_error != nullptr) {
-      if (DrawsByGroup(plans_[i].kernel) && plans_[i].score_draws == 0) {
+      if ((DrawsByGroup(plans_[i].kernel) || plans_[i].kernel == Kernel::kS2antaFlash ||
+           plans_[i].kernel == Kernel::kS2antaProp) &&
+          plans_[i].score_draws == 0) {
         std::memcpy(output.relative_standard_error, host_at(errors_at_ + heads_bytes * i), heads_bytes);
       } else {
         std::fill_n(output.relative_standard_error, layout_.num_query_heads,

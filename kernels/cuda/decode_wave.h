@@ -47,6 +47,7 @@ class DecodeScratch {
  private:
   DeviceMemory partial_o_;
   DeviceMemory partial_max_sum_;
+  DeviceMemory partial_errors_;
   DeviceMemory tickets_;  // DecodeLaunch::tickets, then its next_unit
   size_t num_tickets_ = 0;
   DeviceMemory queries_;

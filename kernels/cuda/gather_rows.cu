@@ -31,6 +31,7 @@ template <typename Kv, int D, int kHeads>
 union Shared {
   WarpMemory<Kv, D, kHeads> warp[kWarpsOf<Kv, D, kHeads>];
   float sums[kWarpsOf<Kv, D, kHeads>][8][D + 4];
+  float answers[kHeads * D];
 };
 
 // Starts copying what a block drew.
@@ -78,18 +79,20 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads > 8 || D 
     CopyDrawn<Kv, D, kHeads>(mine, stored.arrays, kv_head * group_size, group_size, kv_head, block, listed, lane);
     WaitCopies<0>();
     const auto weight = [&mine](int head, int entry) { return mine.weight[head][entry]; };
-    GatherListed<Kv, D, kHeads, kSlabs<Kv, D>, false>(out, mine.list, listed, weight, SharedAddress(mine.values), view,
-                                                      tile * kTileTokens, lane);
+    const auto beside = [](uint32_t, int) {};
+    GatherListed<Kv, D, kHeads, kSlabs<Kv, D>, false>(out, mine.list, listed, weight, beside,
+                                                      SharedAddress(mine.values), view, tile * kTileTokens, lane);
   }
   WaitCopies<0>();
   const HeadSum* sums = stored.arrays.head_sum(0);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    AddWarps<Kv, D, kWarps>(shared.sums, out[block], launch.decode, item, sums, work.split, kv_head, block);
+    AddWarps<Kv, D, kWarps>(shared.sums, out[block], WarpErrors<kHeads>(), launch.decode, item, sums, work.split,
+                            kv_head, block);
   }
   if (item.num_splits > 1) {
     unsigned* ticket = launch.decode.tickets + 2 * (work.item * launch.decode.num_kv_heads + kv_head);
-    AddSplits<D>(launch.decode, item, sums, ticket, 0, kv_head);
+    AddSplits<D>(shared.answers, launch.decode, item, sums, ticket, 0, kv_head);
   }
 }
 

@@ -38,6 +38,12 @@ struct alignas(16) WarpMemory {
   static_assert(sizeof(WarpResult<D, kRows<kHeads>>) <= sizeof(TileMemory<kHeads>));
 };
 
+// The head that a lane's sums are of, or the last one.
+template <int kHeads>
+__device__ __forceinline__ int HeadOf(int block, int h, int lane) {
+  return min(8 * block + 2 * (lane % 4) + h, kHeads - 1);
+}
+
 // What a warp has summed: draw counts times value rows, in units that follow the tiles' weights.
 template <int D, int kBlocks>
 struct TileSums {
@@ -49,6 +55,15 @@ struct TileSums {
   RunningSoftmax softmax[kBlocks];
   float unit[kBlocks][2];
 
+  // told: whether it will be known how far off they are.
+  __device__ explicit TileSums(bool told) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) softmax[block].squared_error[h] = told ? 0 : NAN;
+    }
+  }
+
   // Makes room for a tile's counts: from here on one draw of a head counts mass / budget, in weights against `max`.
   template <int kHeads>
   __device__ __forceinline__ void Open(const TileMemory<kHeads>& memory, uint32_t budget, int lane) {
@@ -56,7 +71,7 @@ struct TileSums {
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int head = min(8 * block + 2 * (lane % 4) + h, kHeads - 1);
+        const int head = HeadOf<kHeads>(block, h, lane);
         float& max = softmax[block].max[h];
         const float raised = fmaxf(max, memory.max[head]);
         const float keep = Rescale(max, raised), mass = Exp2(memory.max[head] - raised) * memory.mass[head];
@@ -65,12 +80,34 @@ struct TileSums {
         const float factor = old_unit / new_unit;
         max = raised;
         unit[block][h] = new_unit;
+        softmax[block].squared_error[h] *= factor * factor;
         softmax[block].sum[h] = softmax[block].sum[h] * keep + (lane / 4 == 0 ? mass : 0.0f);
 #pragma unroll
         for (int j = 0; j < D / 16; ++j) {
           out[block].o[j][h] *= factor;
           out[block].o[j][h + 2] *= factor;
         }
+      }
+    }
+  }
+
+  // Adds the squared error of the tile whose counts were added last. errors: the lane's share of t and pairs, of its
+  // head in the tile, lane / kLanes. A tile in which one row alone is left to chance is a tile in which little is.
+  template <typename Kv, int kHeads>
+  __device__ __forceinline__ void AddError(const PairSums<Kv, D, kHeads>& pairs, sampling::StepSums errors, int lane) {
+    constexpr int kLanes = TileMemory<kHeads>::kLanes;
+#pragma unroll
+    for (int step = 1; step < kLanes; step *= 2) {
+      errors.t += __shfl_xor_sync(~0u, errors.t, step);
+      errors.pairs += __shfl_xor_sync(~0u, errors.pairs, step);
+    }
+    const float factor = errors.pairs > 0 ? errors.t / (2 * errors.pairs) : 0.0f;
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float of_head = __shfl_sync(~0u, factor, HeadOf<kHeads>(block, h, lane) * kLanes);
+        softmax[block].squared_error[h] = fmaf(of_head, pairs.Square(block, h), softmax[block].squared_error[h]);
       }
     }
   }
@@ -86,6 +123,12 @@ struct TileSums {
           const bool any = softmax[block].max[i & 1] != kNegativeInfinity;
           out[block].o[j][i] = any ? out[block].o[j][i] * unit[block][i & 1] : 0.0f;
         }
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const bool any = softmax[block].max[h] != kNegativeInfinity;
+        softmax[block].squared_error[h] =
+            any ? softmax[block].squared_error[h] * unit[block][h] * unit[block][h] : 0.0f;
       }
     }
   }
@@ -120,7 +163,12 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads == 4 && D
   TileDraws draws{.stream = sampling::MakeRandomStream(item.seed, item.sampling_key, item.layer_index, item.position,
                                                        kv_head * launch.group_size + head)};
 
-  TileSums<D, kBlocks> sums;
+  // Too few draws tell nothing.
+  const bool told = item.sample_count / tiling.count >= sampling::kLeastToldBudget;
+  const bool tells_error = told && item.relative_standard_error != nullptr;
+  TileSums<D, kBlocks> sums(told);
+  constexpr uint32_t kCountMask = 511;  // a budget is at most 256
+  PairSums<Kv, D, kHeads> pairs;
   unsigned rows_read = 0;
 #pragma unroll 1
   for (; tile * kTileTokens < view.end; tile += kWarps) {
@@ -128,19 +176,28 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads == 4 && D
     draws.tile = tile;
     draws.budget = sampling::FlashBudget(tiling, tile - tiling.first, item.sample_count);
     ScoreTile<Kv, D, kHeads, kBlocks>(mine.tile, keys, view, q, scorer, tile_begin, lane);
-    const DrawnMask<kHeads> drawn = DrawTile<kHeads>(mine.tile, draws, head < launch.group_size, lane);
+    const DrawnMask<kHeads> drawn =
+        DrawTile<kHeads>(mine.tile, draws, head < launch.group_size, tells_error ? ~kCountMask : 0, lane);
     const int listed = ListDrawn<kHeads>(mine.tile, drawn, lane);
+    sampling::StepSums errors;
+    if (tells_error) {
+      const float draws_per_mass = static_cast<float>(draws.budget) / (mine.tile.mass[head] * sampling::kMassOne);
+      // The values' ring is free.
+      PairRows<kHeads>(mine.tile, drawn, mine.values, MassChance{kCountMask, draws_per_mass}, errors, lane);
+      pairs.Start(draws.stream.key0 + tile);
+    }
     rows_read += listed;
     sums.Open(mine.tile, draws.budget, lane);
     constexpr int kMore = kKeySlabs<Kv, D> + kValueSlabs<Kv, D>;
-    // Counts are up to the budget, which is at most 256: every format holds them.
+    // Counts are up to the budget: every format holds them.
     if (keys.exhausted()) {  // its ring is free
-      GatherTile<Kv, D, kHeads, kMore, true>(sums.out, mine.tile, listed, SharedAddress(mine.keys), view, tile_begin,
-                                             lane);
+      GatherTile<Kv, D, kHeads, kMore, true>(sums.out, pairs, tells_error, mine.tile, listed, SharedAddress(mine.keys),
+                                             view, tile_begin, lane);
     } else {
-      GatherTile<Kv, D, kHeads, kValueSlabs<Kv, D>, true>(sums.out, mine.tile, listed, SharedAddress(mine.values), view,
-                                                          tile_begin, lane);
+      GatherTile<Kv, D, kHeads, kValueSlabs<Kv, D>, true>(sums.out, pairs, tells_error, mine.tile, listed,
+                                                          SharedAddress(mine.values), view, tile_begin, lane);
     }
+    if (tells_error) sums.AddError(pairs, errors, lane);
     __syncwarp();
   }
   if (item.rows_read && lane == 0 && rows_read) atomicAdd(item.rows_read, static_cast<unsigned long long>(rows_read));
@@ -151,10 +208,10 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads == 4 && D
   SplitPlace place(launch, item, work.item, kv_head);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    MergeWarps<Kv, D, kWarps, kRows<kHeads>>(bytes + offsetof(Memory, tile), sizeof(Memory), sums.out[block],
-                                             sums.softmax[block], launch, item, work.split, kv_head, block);
+    MergeWarps<Kv, D, kWarps, kRows<kHeads>, true>(bytes + offsetof(Memory, tile), sizeof(Memory), sums.out[block],
+                                                   sums.softmax[block], launch, item, work.split, kv_head, block);
   }
-  MergeSplits<D, kWarps, kWarps* static_cast<int>(sizeof(Memory))>(bytes, launch, item, kv_head, place);
+  MergeSplits<D, kWarps, kWarps* static_cast<int>(sizeof(Memory)), true>(bytes, launch, item, kv_head, place);
 }
 
 struct Launcher {

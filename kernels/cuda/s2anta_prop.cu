@@ -49,6 +49,7 @@ template <typename Kv, int D, int kHeads>
 union Shared {
   WarpMemory<Kv, D, kHeads> warp[kWarpsOf<Kv, D, kHeads>];
   float sums[kWarpsOf<Kv, D, kHeads>][8][D + 4];
+  float answers[kHeads * D];
 };
 
 struct PropUnits {
@@ -226,6 +227,17 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
   __syncwarp();
 
   OutputFragment<D> out[kBlocks] = {};
+  const bool tells_error = item.relative_standard_error != nullptr;
+  PairSums<Kv, D, kHeads> pairs;
+  WarpErrors<kHeads> errors;
+  // Near enough one draw over all tiles, for their budgets are one: how many draws a mass gets, against the largest
+  // score.
+  float max = 0, draws_per_mass = 0;
+  if (tells_error && real) {
+    const HeadSum* sum = stored.arrays.head_sum(head);
+    max = __ldcg(&sum->max);
+    draws_per_mass = static_cast<float>(item.sample_count) / (__ldcg(&sum->sum) * sampling::kMassOne);
+  }
   unsigned rows_read = 0;
 #pragma unroll 1
   for (int tile = view.begin / kTileTokens + warp; tile * kTileTokens < view.end; tile += kWarps) {
@@ -233,6 +245,7 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
     __syncwarp();
     ReadTile<kHeads>(mine.tile, stored.arrays.scores(first_head, block), stored.lines.pitch(), group_size, lane);
     const uint32_t draws = real ? __ldcg(stored.arrays.count(head) + block) : 0;
+    const float own_max = tells_error && real ? __ldcg(stored.arrays.own_max(head) + block) : 0;
     WaitCopies<0>();
     for (int line = lane; line < 8 * group_size; line += 32) {
       DiscardLine(stored.arrays.scores(first_head + line / 8, block) + 32 * (line % 8));
@@ -240,13 +253,20 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
     if (!__any_sync(~0u, draws != 0)) continue;
     const uint64_t random = sampling::Random64(stream, sampling::Purpose::kTile, tile);
     uint64_t total;
-    const DrawnMask<kHeads> drawn =
-        DrawMasses<kHeads, true>(mine.tile, SumRun<kHeads>(mine.tile, lane), draws, random, total, lane);
+    const uint32_t count_mask = ~0u >> __clz(draws | 1);
+    const DrawnMask<kHeads> drawn = DrawMasses<kHeads, true>(mine.tile, SumRun<kHeads>(mine.tile, lane), draws, random,
+                                                             total, tells_error ? ~count_mask : 0, lane);
     __syncwarp();
     const int listed = ListDrawn<kHeads>(mine.tile, drawn, lane);
     rows_read += listed;
-    GatherTile<Kv, D, kHeads, kSlabs<Kv, D>, false>(out, mine.tile, listed, SharedAddress(mine.ring), view,
-                                                    tile * kTileTokens, lane);
+    if (tells_error) {
+      const MassChance chance{count_mask, draws_per_mass * Exp2(own_max - max)};
+      PairRows<kHeads>(mine.tile, drawn, mine.ring, chance, errors.of_rows, lane);
+      pairs.Start(stream.key0 + tile);
+    }
+    GatherTile<Kv, D, kHeads, kSlabs<Kv, D>, false>(out, pairs, tells_error, mine.tile, listed,
+                                                    SharedAddress(mine.ring), view, tile * kTileTokens, lane);
+    if (tells_error) errors.AddSteps(pairs);
   }
   if (item.rows_read && lane == 0 && rows_read) atomicAdd(item.rows_read, static_cast<unsigned long long>(rows_read));
 
@@ -255,10 +275,11 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
   const HeadSum* sums = stored.arrays.head_sum(0);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    AddWarps<Kv, D, kWarps>(shared.sums, out[block], launch.decode, item, sums, unit.work.split, unit.kv_head, block);
+    AddWarps<Kv, D, kWarps>(shared.sums, out[block], errors, launch.decode, item, sums, unit.work.split, unit.kv_head,
+                            block);
   }
   if (item.num_splits > 1) {
-    AddSplits<D>(launch.decode, item, sums, ticket, item.num_splits + 1, unit.kv_head);
+    AddSplits<D>(shared.answers, launch.decode, item, sums, ticket, item.num_splits + 1, unit.kv_head);
   } else if (threadIdx.x == 0) {
     *ticket = 0;
   }

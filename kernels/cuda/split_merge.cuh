@@ -1,5 +1,6 @@
 // How warps, then splits, become one answer: each brings an output not yet divided by its sum, the largest score it was
-// taken against and that sum (flash-decoding's log-sum-exp merge). The order is fixed, so the bits are too.
+// taken against and that sum (flash-decoding's log-sum-exp merge), and of a method that draws, the squared error of the
+// output. The order is fixed, so the bits are too.
 #ifndef SANTA_KERNELS_CUDA_SPLIT_MERGE_CUH_
 #define SANTA_KERNELS_CUDA_SPLIT_MERGE_CUH_
 
@@ -8,6 +9,7 @@
 #include "kernels/cuda/cache_view.cuh"
 #include "kernels/cuda/decode_launch.h"
 #include "kernels/cuda/slab.cuh"
+#include "kernels/sampling/standard_error.h"
 
 namespace santa::cuda {
 
@@ -17,7 +19,8 @@ inline constexpr int kMaxGroup = 16;  // query heads of one key/value head
 // The running softmax of a warp for heads 2c, 2c + 1 of a block of 8: scores in units of log2.
 struct RunningSoftmax {
   float max[2] = {kNegativeInfinity, kNegativeInfinity};
-  float sum[2] = {0, 0};  // this lane's share: the sum over r is the head's
+  float sum[2] = {0, 0};            // this lane's share: the sum over r is the head's
+  float squared_error[2] = {0, 0};  // likewise, of the output
 };
 
 // 2^x, for x <= 0 within 2 ulp; -inf gives 0.
@@ -31,6 +34,8 @@ __device__ __forceinline__ float Exp2(float x) {
 __device__ __forceinline__ float Rescale(float from, float to) {
   return from == kNegativeInfinity ? 0.0f : Exp2(from - to);
 }
+
+__device__ __forceinline__ float SquaredNorm(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
 __device__ __forceinline__ float4 operator*(float factor, float4 v) {
   return {factor * v.x, factor * v.y, factor * v.z, factor * v.w};
@@ -69,40 +74,58 @@ struct AnswerWriter {
   __device__ void WriteLse(int head, float max, float sum) const {
     item.lse[first_head + head] = (max + log2f(sum)) / kLog2E;
   }
+  // Where it is wanted; of sums in the same units. Whole warps call it, each lane with its share of the squared norm.
+  __device__ void WriteError(int head, float squared_error, float squared_norm) const {
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) squared_norm += __shfl_xor_sync(~0u, squared_norm, step);
+    if (threadIdx.x % 32 != 0) return;
+    item.relative_standard_error[first_head + head] = sampling::RelativeError(squared_error, squared_norm);
+  }
   template <int D>
   __device__ void WriteOutput(int head, int dim, float4 o, float sum) const {
     StoreOutput(item, (first_head + head) * D + dim, value_scale / sum * o);
   }
 };
 
+// The place of a split's partial result for head `head` of the group.
+__device__ __forceinline__ size_t PartialOf(const DecodeLaunch& launch, const DeviceItem& item, int split, int kv_head,
+                                            int head) {
+  return (static_cast<size_t>(item.first_split + split) * launch.num_kv_heads + kv_head) * launch.group_size + head;
+}
+
 // What a warp brings for a block of 8 heads, of which a group has kRows at most.
 template <int D, int kRows>
 struct alignas(16) WarpResult {
   float o[kRows][D + 4];
-  float max[kRows], sum[kRows];
+  float max[kRows], sum[kRows], squared_error[kRows];
 };
 
 // Merges the block's warps for heads 8 * block .. + 7 of a split. The only split of an item becomes the answer, another
 // one a partial result. All threads call it. Warp w's result lies `pitch` bytes after warp w - 1's, in memory that no
-// other warp touches.
-template <typename Kv, int D, int kWarps, int kRows>
+// other warp touches. kTellsErrors: also their squared errors, where the item wants them.
+template <typename Kv, int D, int kWarps, int kRows, bool kTellsErrors = false>
 __device__ void MergeWarps(unsigned char* results, int pitch, const OutputFragment<D>& out,
                            const RunningSoftmax& softmax, const DecodeLaunch& launch, const DeviceItem& item, int split,
                            int kv_head, int block) {
   using Result = WarpResult<D, kRows>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
   Result& mine = *reinterpret_cast<Result*>(results + warp * pitch);
+  const bool tells_errors = kTellsErrors && item.relative_standard_error != nullptr;
   __syncwarp();
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float sum = softmax.sum[h];
+    float sum = softmax.sum[h], squared_error = softmax.squared_error[h];
 #pragma unroll
-    for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    for (int step = 4; step < 32; step *= 2) {
+      sum += __shfl_xor_sync(~0u, sum, step);
+      if (tells_errors) squared_error += __shfl_xor_sync(~0u, squared_error, step);
+    }
     const int head = 2 * c + h;
     if (head >= kRows) continue;
     if (r == 0) {
       mine.max[head] = softmax.max[h];
       mine.sum[head] = sum;
+      if (tells_errors) mine.squared_error[head] = squared_error;
     }
 #pragma unroll
     for (int j = 0; j < D / 16; ++j) {
@@ -114,9 +137,9 @@ __device__ void MergeWarps(unsigned char* results, int pitch, const OutputFragme
   const auto result = [&](int w) -> const Result& { return *reinterpret_cast<const Result*>(results + w * pitch); };
   const AnswerWriter answer(launch, item, kv_head);
   const int heads = min(8, launch.group_size - 8 * block);
+  const bool only = item.num_splits == 1;
   for (int i = 4 * threadIdx.x; i < heads * D; i += 4 * 32 * kWarps) {
     const int in_block = i / D, dim = i % D, head = 8 * block + in_block;
-    const bool only = item.num_splits == 1;
     float max = only ? answer.Sink(head) : kNegativeInfinity;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) max = fmaxf(max, result(w).max[in_block]);
@@ -132,18 +155,40 @@ __device__ void MergeWarps(unsigned char* results, int pitch, const OutputFragme
       answer.WriteOutput<D>(head, dim, o, sum);
       if (dim == 0) answer.WriteLse(head, max, sum);
     } else {
-      const size_t to =
-          (static_cast<size_t>(item.first_split + split) * launch.num_kv_heads + kv_head) * launch.group_size + head;
+      const size_t to = PartialOf(launch, item, split, kv_head, head);
       *reinterpret_cast<float4*>(launch.partial_o + to * D + dim) = o;
       if (dim == 0) launch.partial_max_sum[to] = make_float2(max, sum);
     }
+  }
+  for (int in_block = warp; tells_errors && in_block < heads; in_block += kWarps) {
+    float max = kNegativeInfinity, squared_error = 0, squared_norm = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) max = fmaxf(max, result(w).max[in_block]);
+    const auto factor = [&](int w) { return Rescale(result(w).max[in_block], max); };
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) squared_error += factor(w) * factor(w) * result(w).squared_error[in_block];
+    const int head = 8 * block + in_block;
+    if (!only) {
+      if (lane == 0) {
+        launch.partial_errors[PartialOf(launch, item, split, kv_head, head)] = {
+            .t = 0, .pairs = 0, .steps = squared_error};
+      }
+      continue;
+    }
+    for (int dim = 4 * lane; dim < D; dim += 4 * 32) {
+      float4 o = {};
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) o += factor(w) * *reinterpret_cast<const float4*>(&result(w).o[in_block][dim]);
+      squared_norm += SquaredNorm(o);
+    }
+    answer.WriteError(head, squared_error, squared_norm);
   }
   __syncthreads();
 }
 
 // The block whose split was the last of its (item, head) merges them all, as many at a time as its shared memory has
 // room for: kBytes from `bytes` on.
-template <int D, int kWarps, int kBytes>
+template <int D, int kWarps, int kBytes, bool kTellsErrors>
 class SplitMerger {
  public:
   __device__ SplitMerger(unsigned char* bytes, const DecodeLaunch& launch, const DeviceItem& item, int kv_head)
@@ -157,6 +202,8 @@ class SplitMerger {
         stride_(static_cast<size_t>(launch.num_kv_heads) * launch.group_size) {
     const size_t first = item.first_split * stride_ + kv_head * launch.group_size;
     max_sums_ = launch.partial_max_sum + first;
+    errors_ = launch.partial_errors + first;
+    tells_errors_ = kTellsErrors && item.relative_standard_error != nullptr;
     partial_o_ = reinterpret_cast<float4*>(launch.partial_o + first * D);
   }
 
@@ -164,6 +211,7 @@ class SplitMerger {
     if (threadIdx.x < group_size_) {
       shared_.max[threadIdx.x] = answer_.Sink(threadIdx.x);
       shared_.sum[threadIdx.x] = answer_.Sink(threadIdx.x) == kNegativeInfinity ? 0.0f : 1.0f;
+      shared_.squared_error[threadIdx.x] = 0;
     }
     constexpr int kPasses = kMaxGroup * D / 4 / (32 * kWarps);
     float4 o[kPasses] = {};
@@ -172,7 +220,7 @@ class SplitMerger {
       StartCopies(from, count);
       WaitCopies<0>();
       __syncthreads();
-      Weigh(count);
+      Weigh(from, count);
       Discard(from, count);
       __syncthreads();
 #pragma unroll
@@ -197,6 +245,18 @@ class SplitMerger {
     if (threadIdx.x < group_size_) {
       answer_.WriteLse(threadIdx.x, shared_.max[threadIdx.x], shared_.sum[threadIdx.x]);
     }
+    if (!tells_errors_) return;
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int quad = pass * blockDim.x + threadIdx.x;
+      if (quad < quads_) parts_[quad] = o[pass];
+    }
+    __syncthreads();
+    for (int head = threadIdx.x / 32; head < group_size_; head += kWarps) {
+      float squared_norm = 0;
+      for (int i = threadIdx.x % 32; i < D / 4; i += 32) squared_norm += SquaredNorm(parts_[head * (D / 4) + i]);
+      answer_.WriteError(head, shared_.squared_error[head], squared_norm);
+    }
   }
 
  private:
@@ -205,6 +265,7 @@ class SplitMerger {
     float2 max_sum[kMostAtOnce][kMaxGroup];  // of the splits at hand; then the factors of their outputs, and nothing
     float max[kMaxGroup], sum[kMaxGroup];    // of the sink and the splits up to here
     float keep[kMaxGroup];                   // the factor of what was summed before
+    float squared_error[kMaxGroup];          // of that; without the sink, which has none
   };
   static_assert(kBytes >= static_cast<int>(sizeof(Shared)) + kMaxGroup * D * 4);
 
@@ -231,7 +292,7 @@ class SplitMerger {
   }
 
   // A warp a head: the largest score so far, the sum against it, and the factors that bring the outputs to it.
-  __device__ void Weigh(int count) {
+  __device__ void Weigh(int from, int count) {
     const int lane = threadIdx.x % 32;
     for (int head = threadIdx.x / 32; head < group_size_; head += blockDim.x / 32) {
       float max = shared_.max[head];
@@ -240,19 +301,25 @@ class SplitMerger {
       for (int step = 1; step < 32; step *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
       const float keep = Rescale(shared_.max[head], max);
       float sum = lane == 0 ? keep * shared_.sum[head] : 0.0f;
+      float squared_error = lane == 0 ? keep * keep * shared_.squared_error[head] : 0.0f;
       for (int split = lane; split < count; split += 32) {
         const float2 part = shared_.max_sum[split][head];
         const float factor = Rescale(part.x, max);
         shared_.max_sum[split][head].x = factor;
         sum += factor * part.y;
+        if (tells_errors_) squared_error += factor * factor * __ldcg(&errors_[(from + split) * stride_ + head].steps);
       }
 #pragma unroll
-      for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+      for (int step = 1; step < 32; step *= 2) {
+        sum += __shfl_xor_sync(~0u, sum, step);
+        if (tells_errors_) squared_error += __shfl_xor_sync(~0u, squared_error, step);
+      }
       __syncwarp();  // every lane has read the largest score that lane 0 replaces
       if (lane == 0) {
         shared_.max[head] = max;
         shared_.sum[head] = sum;
         shared_.keep[head] = keep;
+        if (tells_errors_) shared_.squared_error[head] = squared_error;
       }
     }
   }
@@ -263,6 +330,8 @@ class SplitMerger {
   const int group_size_, num_splits_, quads_, at_once_;
   const size_t stride_;  // between splits, in heads
   const float2* max_sums_;
+  const sampling::StepSums* errors_;
+  bool tells_errors_;
   float4* partial_o_;
 };
 
@@ -298,11 +367,11 @@ class SplitPlace {
 };
 
 // The last split of an (item, head) merges them all and writes the answer. All threads call it.
-template <int D, int kWarps, int kBytes>
+template <int D, int kWarps, int kBytes, bool kTellsErrors = false>
 __device__ void MergeSplits(unsigned char* bytes, const DecodeLaunch& launch, const DeviceItem& item, int kv_head,
                             SplitPlace& place) {
   if (item.num_splits == 1 || !place.WaitForOthers()) return;
-  SplitMerger<D, kWarps, kBytes>(bytes, launch, item, kv_head).Run();
+  SplitMerger<D, kWarps, kBytes, kTellsErrors>(bytes, launch, item, kv_head).Run();
 }
 
 }  // namespace santa::cuda

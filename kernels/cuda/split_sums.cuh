@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/split_merge.cuh"
 #include "kernels/cuda/stored_layout.h"
+#include "kernels/cuda/tile_errors.cuh"
 
 namespace santa::cuda {
 
@@ -23,11 +24,18 @@ __device__ __forceinline__ void WriteHeadSum(HeadSum* to, const DeviceItem& item
   WriteHeadSum(to, item, head, max, sum, static_cast<float>(item.sample_count));
 }
 
+__device__ __forceinline__ void AddTo(sampling::StepSums& sum, const sampling::StepSums& part) {
+  sum.t += part.t;
+  sum.pairs += part.pairs;
+  sum.steps += part.steps;
+}
+
 // Adds up the block's warps for heads 8 * block .. + 7: the answer, where the item has but one split, or a partial
-// result. sums: [H] of the item. All threads call it.
-template <typename Kv, int D, int kWarps>
-__device__ void AddWarps(float (&of_warp)[kWarps][8][D + 4], const OutputFragment<D>& out, const DecodeLaunch& launch,
-                         const DeviceItem& item, const HeadSum* sums, int split, int kv_head, int block) {
+// result; and their errors, where the item wants them. sums: [H] of the item. All threads call it.
+template <typename Kv, int D, int kWarps, int kHeads>
+__device__ void AddWarps(float (&of_warp)[kWarps][8][D + 4], const OutputFragment<D>& out,
+                         const WarpErrors<kHeads>& errors, const DecodeLaunch& launch, const DeviceItem& item,
+                         const HeadSum* sums, int split, int kv_head, int block) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   __syncthreads();  // the memory was something else
 #pragma unroll
@@ -38,6 +46,8 @@ __device__ void AddWarps(float (&of_warp)[kWarps][8][D + 4], const OutputFragmen
       of_warp[warp][2 * (lane % 4) + h][OutputDim<Kv>(j, lane, 1)] = out.o[j][h + 2];
     }
   }
+  const bool tells_errors = item.relative_standard_error != nullptr;
+  if (tells_errors) errors.Write(&of_warp[warp][0][D], D + 4, block, lane);
   __syncthreads();
   const int group_size = launch.group_size;
   const int heads = min(8, group_size - 8 * block);
@@ -50,18 +60,39 @@ __device__ void AddWarps(float (&of_warp)[kWarps][8][D + 4], const OutputFragmen
       const AnswerWriter answer(launch, item, kv_head);
       answer.WriteOutput<D>(head, dim, o, __ldcg(&sums[answer.first_head + head].divisor));
     } else {
-      const size_t to =
-          (static_cast<size_t>(item.first_split + split) * launch.num_kv_heads + kv_head) * group_size + head;
+      const size_t to = PartialOf(launch, item, split, kv_head, head);
       *reinterpret_cast<float4*>(launch.partial_o + to * D + dim) = o;
     }
+  }
+  for (int in_block = warp; tells_errors && in_block < heads; in_block += kWarps) {
+    sampling::StepSums sum;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float* part = &of_warp[w][in_block][D];
+      AddTo(sum, {part[0], part[1], part[2]});
+    }
+    const AnswerWriter answer(launch, item, kv_head);
+    const int head = 8 * block + in_block;
+    if (item.num_splits > 1) {
+      if (lane == 0) launch.partial_errors[PartialOf(launch, item, split, kv_head, head)] = sum;
+      continue;
+    }
+    float squared_norm = 0;
+    for (int dim = 4 * lane; dim < D; dim += 4 * 32) {
+      float4 o = {};
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) o += *reinterpret_cast<const float4*>(&of_warp[w][in_block][dim]);
+      squared_norm += SquaredNorm(o);
+    }
+    answer.WriteError(head, sampling::SquaredError(sum), squared_norm);
   }
 }
 
 // Counts one of several splits in, on a ticket that was `first` before the first of them; the last one of the (item,
-// head) adds them all up, writes the answer and leaves the ticket zero. All threads call it.
+// head) adds them all up, writes the answer and leaves the ticket zero. answers: [G][D], shared. All threads call it.
 template <int D>
-__device__ void AddSplits(const DecodeLaunch& launch, const DeviceItem& item, const HeadSum* sums, unsigned* ticket,
-                          unsigned first, int kv_head) {
+__device__ void AddSplits(float* answers, const DecodeLaunch& launch, const DeviceItem& item, const HeadSum* sums,
+                          unsigned* ticket, unsigned first, int kv_head) {
   __threadfence();
   __syncthreads();
   bool last = false;
@@ -82,8 +113,29 @@ __device__ void AddSplits(const DecodeLaunch& launch, const DeviceItem& item, co
     for (int split = 0; split < item.num_splits; ++split) o += __ldcg(partial + split * stride + quad);
     const int head = 4 * quad / D;
     answer.WriteOutput<D>(head, 4 * quad % D, o, __ldcg(&sums[answer.first_head + head].divisor));
+    reinterpret_cast<float4*>(answers)[quad] = o;
   }
   __syncthreads();  // all partial results have been read
+  if (item.relative_standard_error != nullptr) {
+    const int lane = threadIdx.x % 32;
+    for (int head = threadIdx.x / 32; head < launch.group_size; head += blockDim.x / 32) {
+      sampling::StepSums sum;
+      for (int split = lane; split < item.num_splits; split += 32) {
+        const float* part = &launch.partial_errors[PartialOf(launch, item, split, kv_head, head)].t;
+        AddTo(sum, {__ldcg(part), __ldcg(part + 1), __ldcg(part + 2)});
+      }
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        AddTo(sum, {__shfl_xor_sync(~0u, sum.t, step), __shfl_xor_sync(~0u, sum.pairs, step),
+                    __shfl_xor_sync(~0u, sum.steps, step)});
+      }
+      float squared_norm = 0;
+      for (int quad = lane; quad < D / 4; quad += 32) {
+        squared_norm += SquaredNorm(reinterpret_cast<const float4*>(answers)[head * (D / 4) + quad]);
+      }
+      answer.WriteError(head, sampling::SquaredError(sum), squared_norm);
+    }
+  }
   for (int quad = 8 * threadIdx.x; quad < item.num_splits * quads; quad += 8 * blockDim.x) {
     DiscardLine(partial + quad / quads * stride + quad % quads);
   }

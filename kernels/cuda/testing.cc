@@ -296,6 +296,8 @@ std::vector<Answer> DecodeOnGpu(const std::vector<Item>& items) {
   const DeviceVector<unsigned long long> rows_read(std::vector<unsigned long long>(items.size(), 0));
   const DeviceVector<float> partial_o(std::vector<float>(batch.splits * outputs, NAN));
   const DeviceVector<float2> partial_max_sum(std::vector<float2>(batch.splits * heads, float2{NAN, NAN}));
+  const DeviceVector<sampling::StepSums> partial_errors(
+      std::vector<sampling::StepSums>(batch.splits * heads, {NAN, NAN, NAN}));
   const size_t num_tickets = 2 * items.size() * shape.num_kv_heads;
   const DeviceVector<unsigned> tickets(std::vector<unsigned>(num_tickets + 1, 0));  // and next_unit
   std::vector<DeviceItem> host_items;
@@ -333,6 +335,7 @@ std::vector<Answer> DecodeOnGpu(const std::vector<Item>& items) {
   Launch({.items = device_items.get(),
           .partial_o = partial_o.get(),
           .partial_max_sum = partial_max_sum.get(),
+          .partial_errors = partial_errors.get(),
           .tickets = tickets.get(),
           .next_unit = tickets.get() + num_tickets,
           .num_kv_heads = shape.num_kv_heads,

@@ -99,10 +99,10 @@ __device__ __forceinline__ uint64_t WeighRun(TileMemory<kHeads>& memory, float& 
 }
 
 // Turns the lane's masses into draw counts: the systematic draws that the cursor has before `through`, the cumulative
-// mass up to and with each token.
+// mass up to and with each token. keep: bits of the mass of drawn tokens that stay above the count.
 template <int kHeads>
 __device__ __forceinline__ DrawnMask<kHeads> CountRun(TileMemory<kHeads>& memory, sampling::SystematicCursor cursor,
-                                                      uint64_t through, int lane) {
+                                                      uint64_t through, uint32_t keep, int lane) {
   DrawnMask<kHeads> drawn = {};
 #pragma unroll 1
   for (int word = 0; word < DrawnMask<kHeads>::kWords; ++word) {
@@ -119,6 +119,12 @@ __device__ __forceinline__ DrawnMask<kHeads> CountRun(TileMemory<kHeads>& memory
         for (; cursor.position() < through; cursor.Advance()) ++here;
         (&count.x)[k] = here;
         bits |= static_cast<uint32_t>(here != 0) << (4 * i + k);
+      }
+      if (keep != 0) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          if ((&count.x)[k] != 0) (&count.x)[k] |= (&mass.x)[k] & keep;
+        }
       }
       chunk[i] = count;
     }
@@ -186,19 +192,24 @@ class SystematicCounter {
 template <int kHeads>
 __device__ __forceinline__ DrawnMask<kHeads> CountManyInRun(TileMemory<kHeads>& memory, const sampling::DrawGrid& grid,
                                                             uint64_t offset, uint32_t first, uint64_t through,
-                                                            int lane) {
+                                                            uint32_t keep, int lane) {
   SystematicCounter counter(grid, offset, first);
   return CountOneByOne<kHeads>(
-      memory, [&](uint32_t mass) { return counter.Take(through += mass); }, lane);
+      memory,
+      [&](uint32_t mass) {
+        const uint32_t count = counter.Take(through += mass);
+        return count == 0 ? 0 : count | (mass & keep);
+      },
+      lane);
 }
 inline constexpr uint32_t kManyDraws = 64;
 
 // Masses to draw counts for every head; `sum`: of the lane's run; draws, random: of the lane's head, lane / kLanes.
 // kMany: counting goes faster past a row that has a great many draws, at the price of more code. The head's total mass
-// to `total`.
+// to `total`. keep: bits of the mass of drawn tokens that stay above the count; above that of all draws.
 template <int kHeads, bool kMany>
 __device__ __forceinline__ DrawnMask<kHeads> DrawMasses(TileMemory<kHeads>& memory, uint64_t sum, uint32_t draws,
-                                                        uint64_t random, uint64_t& total, int lane) {
+                                                        uint64_t random, uint64_t& total, uint32_t keep, int lane) {
   constexpr int kLanes = TileMemory<kHeads>::kLanes;
   uint64_t through = sum;  // of this lane's run and those before it
 #pragma unroll
@@ -213,9 +224,11 @@ __device__ __forceinline__ DrawnMask<kHeads> DrawMasses(TileMemory<kHeads>& memo
   // A head without draws counts from behind the last one.
   const uint32_t first = draws == 0 ? 1 : sampling::SystematicDrawsBelow(grid, before, offset);
   if constexpr (kMany) {
-    if (__any_sync(~0u, draws > kManyDraws)) return CountManyInRun<kHeads>(memory, grid, offset, first, before, lane);
+    if (__any_sync(~0u, draws > kManyDraws)) {
+      return CountManyInRun<kHeads>(memory, grid, offset, first, before, keep, lane);
+    }
   }
-  return CountRun<kHeads>(memory, sampling::SystematicCursor(grid, offset, first), before, lane);
+  return CountRun<kHeads>(memory, sampling::SystematicCursor(grid, offset, first), before, keep, lane);
 }
 
 // The systematic draws of one head on one tile, S_t of them.
@@ -226,16 +239,17 @@ struct TileDraws {
 };
 
 // Scores to draw counts for every head, memory.max and memory.mass beside them. draws: of the lane's head, lane /
-// kLanes. Heads that are not `real` draw nothing.
+// kLanes. Heads that are not `real` draw nothing. keep: as of DrawMasses.
 template <int kHeads>
 __device__ __forceinline__ DrawnMask<kHeads> DrawTile(TileMemory<kHeads>& memory, const TileDraws& draws, bool real,
-                                                      int lane) {
+                                                      uint32_t keep, int lane) {
   constexpr int kLanes = TileMemory<kHeads>::kLanes;
   float max;
   const uint64_t sum = WeighRun<kHeads>(memory, max, lane);
   const uint64_t random = sampling::Random64(draws.stream, sampling::Purpose::kTile, draws.tile);
   uint64_t total;
-  const DrawnMask<kHeads> drawn = DrawMasses<kHeads, false>(memory, sum, real ? draws.budget : 0, random, total, lane);
+  const DrawnMask<kHeads> drawn =
+      DrawMasses<kHeads, false>(memory, sum, real ? draws.budget : 0, random, total, keep, lane);
   if (lane % kLanes == 0) {
     memory.max[lane / kLanes] = max;
     memory.mass[lane / kLanes] = static_cast<float>(total) / sampling::kMassOne;

@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/cache_view.cuh"
 #include "kernels/cuda/tile_draws.cuh"
+#include "kernels/cuda/tile_errors.cuh"
 
 namespace santa::cuda {
 
@@ -47,12 +48,12 @@ __device__ __forceinline__ float TakeHeld<__half>(float& weight) {
 }
 
 // Adds the listed rows of the tile to `out`, each times weight(head, its entry in the list). ring: kSlabs slabs of the
-// warp. kHeld: the products' type holds every weight; else one goes into them in parts. All copies that the lane
-// started before have arrived afterwards.
-template <typename Kv, int D, int kHeads, int kSlabs, bool kHeld, int kBlocks, typename Weight>
+// warp. kHeld: the products' type holds every weight; else one goes into them in parts. beside(slab, at): what else is
+// done with a slab, that of the entries from `at` on. All copies that the lane started before have arrived afterwards.
+template <typename Kv, int D, int kHeads, int kSlabs, bool kHeld, int kBlocks, typename Weight, typename Beside>
 __device__ __forceinline__ void GatherListed(OutputFragment<D> (&out)[kBlocks], const uint8_t* list, int listed,
-                                             const Weight& weight, uint32_t ring, const CacheView<Kv, D>& view,
-                                             int tile_begin, int lane) {
+                                             const Weight& weight, const Beside& beside, uint32_t ring,
+                                             const CacheView<Kv, D>& view, int tile_begin, int lane) {
   using T = Compute<Kv>;
   const int r = lane / 4, c = lane % 4;
 #pragma unroll
@@ -89,6 +90,7 @@ __device__ __forceinline__ void GatherListed(OutputFragment<D> (&out)[kBlocks], 
       }
       Accumulate<Kv, D, kBlocks>(out, ring + slot, p, lane);
     } while (!kHeld && __any_sync(~0u, more));
+    beside(ring + slot, at);
     __syncwarp();
     CopyListed<Kv, D>(ring + slot, view, list, listed, at + kSlabs * kSlabRows, tile_begin, lane);
     slot += Slab<Kv, D>::kBytes;
@@ -96,15 +98,18 @@ __device__ __forceinline__ void GatherListed(OutputFragment<D> (&out)[kBlocks], 
   }
 }
 
-// Likewise, the weights being the tile's draw counts.
+// Likewise, the weights being the tile's draw counts; tells_errors: and to `pairs` each times its PairFactorOf.
 template <typename Kv, int D, int kHeads, int kSlabs, bool kHeld, int kBlocks>
-__device__ __forceinline__ void GatherTile(OutputFragment<D> (&out)[kBlocks], const TileMemory<kHeads>& memory,
-                                           int listed, uint32_t ring, const CacheView<Kv, D>& view, int tile_begin,
-                                           int lane) {
+__device__ __forceinline__ void GatherTile(OutputFragment<D> (&out)[kBlocks], PairSums<Kv, D, kHeads>& pairs,
+                                           bool tells_errors, const TileMemory<kHeads>& memory, int listed,
+                                           uint32_t ring, const CacheView<Kv, D>& view, int tile_begin, int lane) {
   const auto count = [&memory](int head, int entry) {
-    return static_cast<float>(memory.value[head][TileMemory<kHeads>::Column(memory.list[entry])]);
+    return static_cast<float>(DrawsOf(memory.value[head][TileMemory<kHeads>::Column(memory.list[entry])]));
   };
-  GatherListed<Kv, D, kHeads, kSlabs, kHeld>(out, memory.list, listed, count, ring, view, tile_begin, lane);
+  const auto beside = [&](uint32_t slab, int at) {
+    if (tells_errors) pairs.Add(slab, memory, listed, at, lane);
+  };
+  GatherListed<Kv, D, kHeads, kSlabs, kHeld>(out, memory.list, listed, count, beside, ring, view, tile_begin, lane);
 }
 
 }  // namespace santa::cuda
