@@ -143,6 +143,7 @@ __global__ void __launch_bounds__(kThreads) FeatureQueriesKernel(const __grid_co
   const int heads = FeatureHeads(group_size), count = shared_count;
   if (threadIdx.x == 0) {
     *queries.count() = count;
+    *queries.zeros() = {};
     if (item.features_read) atomicAdd(item.features_read, static_cast<unsigned long long>(count));
   }
   for (int i = threadIdx.x; i < count; i += kThreads) queries.features()[i] = list[i];

@@ -24,14 +24,18 @@ class FeatureQueries {
   SANTA_HOST_DEVICE FeatureQueries(uint8_t* memory, int head_dim) : memory_(memory), head_dim_(head_dim) {}
 
   static SANTA_HOST_DEVICE size_t Bytes(int group_size, int head_dim) {
-    return 16 + (1 + static_cast<size_t>(FeatureHeads(group_size))) * head_dim * 4;
+    return kArrays + (1 + static_cast<size_t>(FeatureHeads(group_size))) * head_dim * 4;
   }
   SANTA_HOST_DEVICE int32_t* count() const { return reinterpret_cast<int32_t*>(memory_); }
-  SANTA_HOST_DEVICE int32_t* features() const { return reinterpret_cast<int32_t*>(memory_ + 16); }  // [D]
+  // 16 bytes of zeros: what is read in the place of keys that do not count.
+  SANTA_HOST_DEVICE uint4* zeros() const { return reinterpret_cast<uint4*>(memory_ + 16); }
+  SANTA_HOST_DEVICE int32_t* features() const { return reinterpret_cast<int32_t*>(memory_ + kArrays); }  // [D]
   // [D][FeatureHeads], zeros past the group.
-  SANTA_HOST_DEVICE float* numbers() const { return reinterpret_cast<float*>(memory_ + 16) + head_dim_; }
+  SANTA_HOST_DEVICE float* numbers() const { return reinterpret_cast<float*>(memory_ + kArrays) + head_dim_; }
 
  private:
+  static constexpr int kArrays = 32;
+
   uint8_t* memory_;
   int head_dim_;
 };

@@ -52,10 +52,6 @@ struct FeatureStrip {
       word[0] = __ldcs(reinterpret_cast<const uint32_t*>(from));
     }
   }
-  __device__ __forceinline__ void Clear() {
-#pragma unroll
-    for (uint32_t& each : word) each = 0;
-  }
 
   __device__ __forceinline__ void ToFloats(float (&x)[kTokens]) const {
     if constexpr (sizeof(Kv) == 1) {
@@ -90,7 +86,7 @@ template <typename Kv, int kHeads>
 class FeatureProducts {
  public:
   static constexpr int kTokens = 8;  // of a lane, a tile's in all: as many sums for each head, in registers
-  static constexpr int kAtOnce = 4;  // features on their way
+  static constexpr int kAtOnce = kHeads > 8 ? 4 : 8;  // features on their way
 
   static SANTA_HOST_DEVICE int SharedBytes(int head_dim) { return head_dim * (1 + kHeads) * 4; }
 
@@ -99,12 +95,14 @@ class FeatureProducts {
       : queries_(reinterpret_cast<float*>(shared)),
         offsets_(reinterpret_cast<int*>(queries_ + launch.head_dim * kHeads)) {
     const FeatureQueries from = FeatureQueriesOf(launch, item, kv_head);
+    zeros_ = reinterpret_cast<const uint8_t*>(from.zeros());
     count_ = *from.count();
-    for (int i = threadIdx.x; i < count_; i += blockDim.x) {
-      offsets_[i] = (from.features()[i] << launch.page_shift) * static_cast<int>(sizeof(Kv));
+    // Up to a multiple of kAtOnce, as head_dim is; zeros past the last.
+    const int padded = (count_ + kAtOnce - 1) / kAtOnce * kAtOnce;
+    for (int i = threadIdx.x; i < padded; i += blockDim.x) {
+      offsets_[i] = i < count_ ? (from.features()[i] << launch.page_shift) * static_cast<int>(sizeof(Kv)) : 0;
     }
-    // Zeros past the last: head_dim is a multiple of kAtOnce.
-    for (int i = threadIdx.x; i < (count_ + kAtOnce - 1) / kAtOnce * kAtOnce * kHeads; i += blockDim.x) {
+    for (int i = threadIdx.x; i < padded * kHeads; i += blockDim.x) {
       queries_[i] = i < count_ * kHeads ? from.numbers()[i] : 0.0f;
     }
     __syncthreads();
@@ -126,8 +124,9 @@ class FeatureProducts {
       FeatureStrip<Kv, kTokens> strips[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        strips[i].Clear();
-        if (visible && f + i < count_) strips[i].Load(keys + offsets_[f + i]);
+        // Without a branch, so that all are asked for before the first is there.
+        const uint8_t* key = keys + offsets_[f + i];
+        strips[i].Load(visible & (f + i < count_) ? key : zeros_);
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
@@ -159,6 +158,7 @@ class FeatureProducts {
   float* queries_;  // [count][kHeads]
   int* offsets_;    // [count]: bytes from a page's first feature
   int count_;
+  const uint8_t* zeros_;
 };
 
 // launcher.RunFeatures<Kv, FeatureHeads of the group>() for the launch's cache, or cudaErrorNotSupported.
