@@ -102,7 +102,7 @@ class CudaBackend : public Backend {
 absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Make(const CudaBackendOptions& options, std::string device) {
   std::unique_ptr<CudaBackend> backend(new CudaBackend(options, std::move(device)));
   for (cuda::Stream* stream : {&backend->stream_, &backend->uploads_}) {
-    absl::StatusOr<cuda::Stream> made = cuda::MakeStream();
+    absl::StatusOr<cuda::Stream> made = cuda::MakeStream(stream == &backend->uploads_);
     if (!made.ok()) return made.status();
     *stream = *std::move(made);
   }

@@ -13,10 +13,10 @@
 #include "kernels/cuda/feature_queries.h"
 #include "kernels/cuda/group_draw.h"
 #include "kernels/cuda/query_convert.h"
-#include "kernels/cuda/query_fetch.h"
 #include "kernels/cuda/s2anta_flash.h"
 #include "kernels/cuda/s2anta_prop.h"
 #include "kernels/cuda/stored_scores.h"
+#include "kernels/cuda/wave_upload.h"
 #include "kernels/element.h"
 #include "kernels/sampling/score.h"
 
@@ -27,6 +27,7 @@ constexpr int64_t kMaxItems = 256;
 constexpr int64_t kQueryBytes = int64_t{64} << 20;     // of a wave's queries
 constexpr int64_t kPartialBytes = int64_t{128} << 20;  // of a wave's partial results
 constexpr int64_t kTableEntries = int64_t{1} << 18;
+constexpr size_t kMostByKernel = size_t{64} << 10;  // of what is packed: more than that comes by a copy
 
 // Pages [first, first + count) of an item's table are what the kernels look at.
 struct TableSlice {
@@ -233,10 +234,10 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
   tables_at_ = regions.Add(sizeof(int32_t) * entries);
   sinks_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
   queries_at_ = regions.Add(query_total);
-  fetches_at_ = regions.Add(sizeof(QueryFetch) * num_fetches_);
   rows_at_ = regions.Add(sizeof(ReadCounts) * items.size());
-  upload_bytes_ = rows_at_ + sizeof(ReadCounts) * items.size();
+  upload_bytes_ = (rows_at_ + sizeof(ReadCounts) * items.size() + 15) / 16 * 16;
   fetched_at_ = regions.Add(fetched_total);
+  fetches_at_ = regions.Add(sizeof(QueryFetch) * num_fetches_);
   faults_at_ = regions.Add(faults_total);
   lse_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
   errors_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
@@ -392,14 +393,20 @@ absl::Status DecodeWave::Queue(const DecodeScratch& scratch, cudaStream_t stream
 }
 
 absl::Status DecodeWave::QueueUpload(cudaStream_t stream) {
-  absl::Status status = ToStatus(
-      cudaMemcpyAsync(device_.get(), pinned_.get(), upload_bytes_, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
-  if (!status.ok()) return status;
-  return ToStatus(LaunchQueryFetch({.fetches = reinterpret_cast<const QueryFetch*>(device_at(fetches_at_)),
-                                    .num_fetches = num_fetches_,
-                                    .most_bytes = most_fetched_bytes_},
-                                   stream),
-                  "LaunchQueryFetch");
+  WaveUpload upload = {.num_fetches = num_fetches_,
+                       .most_fetched_bytes = most_fetched_bytes_,
+                       .fetches = reinterpret_cast<const QueryFetch*>(host_at(fetches_at_))};
+  std::copy_n(upload.fetches, std::min(num_fetches_, kFetchesInLaunch), upload.first);
+  absl::Status status;
+  if (upload_bytes_ <= kMostByKernel) {
+    upload.packed = pinned_.get();
+    upload.to = device_.get();
+    upload.packed_bytes = static_cast<int32_t>(upload_bytes_);
+  } else {
+    status = ToStatus(cudaMemcpyAsync(device_.get(), pinned_.get(), upload_bytes_, cudaMemcpyHostToDevice, stream),
+                      "cudaMemcpyAsync");
+  }
+  return status.ok() ? ToStatus(LaunchWaveUpload(upload, stream), "LaunchWaveUpload") : status;
 }
 
 absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t stream) {

@@ -1,6 +1,6 @@
-// One wave of decode items: everything the kernels need packed into one buffer and one copy up, on a stream of its own
-// so that it is there before the kernels of the wave ahead have ended. Queries that lie in mapped memory are brought by
-// a kernel behind it. Kernels write answers into pinned memory, or straight to where they are wanted if that is mapped.
+// One wave of decode items: everything the kernels need packed into one buffer and brought to the device at once, on a
+// stream of its own so that it is there before the kernels of the wave ahead have ended; with it come queries that lie
+// in mapped memory. Kernels write answers into pinned memory, or straight to where they are wanted if that is mapped.
 #ifndef SANTA_KERNELS_CUDA_DECODE_WAVE_H_
 #define SANTA_KERNELS_CUDA_DECODE_WAVE_H_
 
@@ -114,10 +114,10 @@ class DecodeWave {
   Event uploaded_;
   Event done_;
 
-  // Of the wave at hand. Regions of the buffer, in this order; the copy up ends after `rows`, where the counts are 0.
-  // Queries that are fetched lie behind it.
+  // Of the wave at hand. Regions of the buffer, in this order; what is brought ends after `rows`, where the counts are
+  // 0. Behind it lie queries that are fetched, in the device's buffer, and in the host's how.
   size_t items_at_ = 0, stored_at_ = 0, arrays_at_ = 0, numbers_at_ = 0, work_at_ = 0, tables_at_ = 0, sinks_at_ = 0,
-         queries_at_ = 0, fetches_at_ = 0, rows_at_ = 0, fetched_at_ = 0, faults_at_ = 0, lse_at_ = 0, errors_at_ = 0;
+         queries_at_ = 0, rows_at_ = 0, fetched_at_ = 0, fetches_at_ = 0, faults_at_ = 0, lse_at_ = 0, errors_at_ = 0;
   size_t upload_bytes_ = 0;
   int32_t num_fetches_ = 0;
   int32_t most_fetched_bytes_ = 0;  // by one of them

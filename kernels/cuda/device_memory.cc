@@ -58,12 +58,17 @@ std::unique_ptr<MappedMemory> HostMapping::Make(std::span<char> memory) {
   return nullptr;
 }
 
-absl::StatusOr<Stream> MakeStream() {
+absl::StatusOr<Stream> MakeStream(bool urgent) {
+  int least = 0;
+  int greatest = 0;
   cudaStream_t stream = nullptr;
-  if (absl::Status status = ToStatus(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
-      !status.ok()) {
-    return status;
+  absl::Status status =
+      ToStatus(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+  if (status.ok()) {
+    status = ToStatus(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, urgent ? greatest : least),
+                      "cudaStreamCreateWithPriority");
   }
+  if (!status.ok()) return status;
   return Stream(stream);
 }
 

@@ -40,7 +40,8 @@ using Event = std::unique_ptr<CUevent_st, DestroyEvent>;
 // `purpose` completes "no memory for ..." in the message.
 absl::StatusOr<DeviceMemory> AllocateDevice(size_t bytes, const std::string& purpose);
 absl::StatusOr<PinnedMemory> AllocatePinned(size_t bytes, const std::string& purpose);
-absl::StatusOr<Stream> MakeStream();
+// Urgent: where kernels wait for room, those of the stream go first.
+absl::StatusOr<Stream> MakeStream(bool urgent);
 absl::StatusOr<Event> MakeEvent();
 
 // Host memory that is mapped: kernels reach it by the host's own pointers. The memory outlives it.

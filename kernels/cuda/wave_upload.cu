@@ -1,9 +1,11 @@
-// Copies queries out of mapped host memory, and looks for numbers that are not finite.
+// Copies a wave's data and queries out of host memory, and looks in the queries for numbers that are not finite.
 //
-// Grid: a row of blocks for each query; a warp brings kFetchPiece bytes of it, 16 bytes a lane. Bytes come at any
-// alignment: a lane reads the 16 aligned bytes in which its own begin, and gets the rest from the next lane. No shared
-// memory, so that a block finds room beside those of a decode kernel that is at work.
-#include "kernels/cuda/query_fetch.h"
+// Grid: a row of blocks for the wave's data, then one for each query; a warp brings kFetchPiece bytes, 16 bytes a lane.
+// Queries come at any alignment: a lane reads the 16 aligned bytes in which its own begin, and gets the rest from the
+// next lane. No shared memory, so that a block finds room beside those of a decode kernel that is at work.
+#include "kernels/cuda/wave_upload.h"
+
+#include <algorithm>
 
 namespace santa::cuda {
 namespace {
@@ -49,11 +51,8 @@ __device__ __forceinline__ uint64_t TakeFaults(uint32_t& word, DType dtype, uint
   return fault;
 }
 
-__global__ void __launch_bounds__(kThreads) QueryFetchKernel(const __grid_constant__ QueryFetchLaunch launch) {
-  const QueryFetch fetch = launch.fetches[blockIdx.y];
-  const int piece = blockIdx.x * kWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int begin = piece * kFetchPiece;
-  if (begin >= fetch.bytes) return;
+// The piece of a query that begins at byte `begin`.
+__device__ __forceinline__ void Fetch(const QueryFetch& fetch, int begin, int lane) {
   const uintptr_t from = reinterpret_cast<uintptr_t>(fetch.from) + begin;
   const unsigned misaligned = from % sizeof(uint4);
   const auto* vectors = reinterpret_cast<const uint4*>(from - misaligned);
@@ -88,15 +87,29 @@ __global__ void __launch_bounds__(kThreads) QueryFetchKernel(const __grid_consta
     const uint64_t other = __shfl_xor_sync(~0u, fault, step);
     fault = other < fault ? other : fault;
   }
-  if (lane == 0) fetch.faults[piece] = fault;
+  if (lane == 0) fetch.faults[begin / kFetchPiece] = fault;
+}
+
+__global__ void __launch_bounds__(kThreads) WaveUploadKernel(const __grid_constant__ WaveUpload upload) {
+  const int lane = threadIdx.x % 32, begin = (blockIdx.x * kWarps + threadIdx.x / 32) * kFetchPiece;
+  if (blockIdx.y == 0) {
+    const int at = begin + lane * static_cast<int>(sizeof(uint4));
+    if (at >= upload.packed_bytes) return;
+    static_cast<uint4*>(upload.to)[at / sizeof(uint4)] = static_cast<const uint4*>(upload.packed)[at / sizeof(uint4)];
+    return;
+  }
+  const int number = static_cast<int>(blockIdx.y) - 1;
+  const QueryFetch fetch = number < kFetchesInLaunch ? upload.first[number] : upload.fetches[number];
+  if (begin < fetch.bytes) Fetch(fetch, begin, lane);
 }
 
 }  // namespace
 
-cudaError_t LaunchQueryFetch(const QueryFetchLaunch& launch, cudaStream_t stream) {
-  if (launch.num_fetches == 0) return cudaSuccess;
-  const dim3 grid((FetchPieces(launch.most_bytes) + kWarps - 1) / kWarps, launch.num_fetches);
-  QueryFetchKernel<<<grid, kThreads, 0, stream>>>(launch);
+cudaError_t LaunchWaveUpload(const WaveUpload& upload, cudaStream_t stream) {
+  const int pieces = FetchPieces(std::max(upload.packed_bytes, upload.most_fetched_bytes));
+  if (pieces == 0) return cudaSuccess;
+  const dim3 grid((pieces + kWarps - 1) / kWarps, 1 + upload.num_fetches);
+  WaveUploadKernel<<<grid, kThreads, 0, stream>>>(upload);
   return cudaGetLastError();
 }
 

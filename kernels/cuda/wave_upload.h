@@ -1,6 +1,7 @@
-// Bringing queries out of host memory that the device has mapped.
-#ifndef SANTA_KERNELS_CUDA_QUERY_FETCH_H_
-#define SANTA_KERNELS_CUDA_QUERY_FETCH_H_
+// Bringing to the device what a wave was packed into, and queries out of host memory that the device has mapped. By a
+// kernel, as what is read once is sooner there than by a copy (kernels/cuda/staging.h).
+#ifndef SANTA_KERNELS_CUDA_WAVE_UPLOAD_H_
+#define SANTA_KERNELS_CUDA_WAVE_UPLOAD_H_
 
 #include <cuda_runtime.h>
 
@@ -28,14 +29,20 @@ struct QueryFetch {
   DType dtype = DType::kBFloat16;
 };
 
-struct QueryFetchLaunch {
-  const QueryFetch* fetches = nullptr;  // [num_fetches] in device memory
-  int32_t num_fetches = 0;              // at most 65535
-  int32_t most_bytes = 0;               // of any
+inline constexpr int kFetchesInLaunch = 8;
+
+struct WaveUpload {
+  const void* packed = nullptr;  // pinned, aligned to 16 bytes
+  void* to = nullptr;            // device memory, likewise
+  int32_t packed_bytes = 0;      // a multiple of 16; 0: they come by another way
+  int32_t num_fetches = 0;       // at most 65534
+  int32_t most_fetched_bytes = 0;
+  QueryFetch first[kFetchesInLaunch];   // a trip to the host less for these
+  const QueryFetch* fetches = nullptr;  // [num_fetches] in pinned memory, the first ones too
 };
 
-cudaError_t LaunchQueryFetch(const QueryFetchLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchWaveUpload(const WaveUpload& upload, cudaStream_t stream);
 
 }  // namespace santa::cuda
 
-#endif  // SANTA_KERNELS_CUDA_QUERY_FETCH_H_
+#endif  // SANTA_KERNELS_CUDA_WAVE_UPLOAD_H_

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/logging/log.h"
 #include "server/rpc/attend_answer_writer.h"
 
 namespace santa {
@@ -87,10 +88,14 @@ absl::StatusOr<v1::AttendSharedResponse> SharedAttendCall::Open(const grpc::Byte
   absl::StatusOr<SharedMemory> memory = SharedMemory::Create(shape->memory_bytes());
   if (!memory.ok()) return memory.status();
   memory_ = *std::move(memory);
-  mapping_ = context_->engine->MapMemory(memory_.bytes());
   ring_.emplace(memory_.bytes(), *shape, StepRing::End::kServer);
   const absl::StatusOr<std::string> doorbell = poller_->Add(this, shape->memory_bytes());
   if (!doorbell.ok()) return doorbell.status();
+  mapping_ = context_->engine->MapMemory(memory_.bytes());  // which takes all of it: not before it is granted
+  Log(LogLevel::kDebug, "shared memory was opened",
+      {{"bytes", shape->memory_bytes()},
+       {"mapped", mapping_ != nullptr},
+       {"trace_id", steps_.caller().trace.trace_id}});
   v1::AttendSharedResponse response;
   response.set_version(kRingVersion);
   response.set_process(getpid());

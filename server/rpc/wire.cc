@@ -135,6 +135,7 @@ void AttendExchange::Fill() {
 }
 
 std::unique_ptr<AttendExchange> ExchangePool::Take() {
+  bool surplus = false;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (!free_.empty()) {
@@ -142,14 +143,22 @@ std::unique_ptr<AttendExchange> ExchangePool::Take() {
       free_.pop_back();
       return exchange;
     }
+    surplus = ++living_ > kMost;
   }
-  return std::make_unique<AttendExchange>(map_);
+  auto exchange = std::make_unique<AttendExchange>(surplus ? nullptr : map_);
+  exchange->surplus = surplus;
+  return exchange;
 }
 
 void ExchangePool::Return(std::unique_ptr<AttendExchange> exchange) {
-  if (exchange->memory() > kMostMemory) return;
+  const bool keep = !exchange->surplus && exchange->memory() <= kMostMemory;
+  if (!keep) exchange.reset();
   std::lock_guard<std::mutex> lock(mutex_);
-  if (free_.size() < kMost) free_.push_back(std::move(exchange));
+  if (keep) {
+    free_.push_back(std::move(exchange));
+  } else {
+    --living_;
+  }
 }
 
 }  // namespace santa

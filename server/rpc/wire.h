@@ -36,9 +36,9 @@ grpc::ByteBuffer Encode(const google::protobuf::MessageLite& message);
 
 // A request in memory that its sender may write meanwhile, and the room for its answer there.
 struct SharedMessage {
-  std::span<const char> bytes;
-  std::span<char> room;  // as AttendAnswerWriter::AllocateIn has it
-  bool mapped = false;   // the device reaches both: q is left and the answer written where they are
+  std::span<const char> bytes = {};
+  std::span<char> room = {};  // as AttendAnswerWriter::AllocateIn has it
+  bool mapped = false;        // the device reaches both: q is left and the answer written where they are
 };
 
 // One request of an Attend stream: owns what came, the step whose pointers lead into it, and the answer, which the step
@@ -67,6 +67,7 @@ class AttendExchange {
   uint64_t request_id() const { return reader_.request().request_id(); }
   size_t memory() const { return reader_.memory() + writer_.memory(); }  // bytes that it keeps
   size_t place = 0;                                                      // in the caller's list of exchanges
+  bool surplus = false;                                                  // the pool's: it is not to be kept
   int32_t slot = 0;  // the caller's, as the next one: where in a ring it came from
   StepTimes times;
 
@@ -86,6 +87,7 @@ class AttendExchange {
 // Exchanges that are not in use, for all streams. Thread safe.
 class ExchangePool {
  public:
+  // What is kept maps its memory; to map takes longer than a step.
   explicit ExchangePool(TensorMemory::Map map) : map_(std::move(map)) {}
 
   std::unique_ptr<AttendExchange> Take();
@@ -99,6 +101,7 @@ class ExchangePool {
   const TensorMemory::Map map_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<AttendExchange>> free_;
+  size_t living_ = 0;  // those in use too
 };
 
 }  // namespace santa
