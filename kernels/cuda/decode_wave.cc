@@ -394,12 +394,10 @@ absl::StatusOr<double> DecodeWave::Deliver() {
     std::memcpy(output.o, host_at(output.o_at), output.o_bytes);
     std::memcpy(output.lse, host_at(lse_at_ + heads_bytes * i), heads_bytes);
     if (output.relative_standard_error != nullptr) {
-      if (DrawsByGroup(plans_[i].kernel) || plans_[i].kernel == Kernel::kS2antaFlash ||
-          plans_[i].kernel == Kernel::kS2antaProp) {
-        std::memcpy(output.relative_standard_error, host_at(errors_at_ + heads_bytes * i), heads_bytes);
+      if (plans_[i].kernel == Kernel::kExact) {
+        std::fill_n(output.relative_standard_error, layout_.num_query_heads, 0.0f);
       } else {
-        std::fill_n(output.relative_standard_error, layout_.num_query_heads,
-                    plans_[i].kernel == Kernel::kExact ? 0.0f : std::numeric_limits<float>::quiet_NaN());
+        std::memcpy(output.relative_standard_error, host_at(errors_at_ + heads_bytes * i), heads_bytes);
       }
     }
     if (output.statistics == nullptr || plans_[i].kernel == Kernel::kExact) continue;
