@@ -31,7 +31,7 @@ run() {
   fi
 }
 
-tests=(cuda_backend_test decode_test group_draw_test mapped_memory_test stored_scores_test)
+tests=(cuda_backend_test decode_test group_draw_test mapped_memory_test standard_error_test stored_scores_test)
 
 run_test() {
   for test in "${tests[@]}"; do

@@ -24,8 +24,7 @@ BackendFactory WithThreads(int32_t num_threads) {
   };
 }
 
-const BackendUnderTest kCpu = {
-    .name = "cpu", .make = WithThreads(2), .variants = {WithThreads(1), WithThreads(3)}, .tells_errors_by_steps = true};
+const BackendUnderTest kCpu = {.name = "cpu", .make = WithThreads(2), .variants = {WithThreads(1), WithThreads(3)}};
 
 INSTANTIATE_TEST_SUITE_P(Cpu, BackendSuite,
                          ::testing::Values(kCpu, kCpu.FeatureMajor(), kCpu.Sketched(Sketch::kK4),

@@ -36,8 +36,6 @@ struct CudaBackendOptions {
 // they become fp16, so that none overflows). Draws are those that kernels/sampling defines. An answer is the same bit
 // for bit in every batch.
 //
-// Standard errors are told of exact answers, and of S2ANTA_FLASH, COORDINATED and SKETCHED.
-//
 // One error of the device makes every later call answer it: the process has to start anew.
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& options);
 

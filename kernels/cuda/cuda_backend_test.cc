@@ -50,7 +50,8 @@ const BackendUnderTest kCuda = {
     .exact_tolerance = 0x1p-8,
     .nearest_layout = NearestLayout,
     .query_type = QueryType,
-    .tells_errors_of = {Method::kExact, Method::kS2antaFlash, Method::kCoordinated, Method::kSketched},
+    .tells_errors_by_steps_of = {Method::kSanta, Method::kStratified, Method::kSystematic, Method::kS2antaFlash,
+                                 Method::kS2antaProp},
     .missing = WhyNoGpu()};
 
 // Feature-major keys are multiplied in fp32 with the query as it came, and weights enter the products with V in parts

@@ -490,15 +490,11 @@ absl::StatusOr<double> DecodeWave::Deliver() {
       std::memcpy(output.lse, host_at(lse_at_ + heads_bytes * i), heads_bytes);
     }
     if (output.relative_standard_error != nullptr) {
-      if ((DrawsByGroup(plans_[i].kernel) || plans_[i].kernel == Kernel::kS2antaFlash ||
-           plans_[i].kernel == Kernel::kS2antaProp) &&
-          plans_[i].score_draws == 0) {
-        std::memcpy(output.relative_standard_error, host_at(errors_at_ + heads_bytes * i), heads_bytes);
-      } else {
+      if (plans_[i].score_draws > 0 || ReadsAllRows(plans_[i].kernel)) {
         std::fill_n(output.relative_standard_error, layout_.num_query_heads,
-                    ReadsAllRows(plans_[i].kernel) && plans_[i].score_draws == 0
-                        ? 0.0f
-                        : std::numeric_limits<float>::quiet_NaN());
+                    plans_[i].score_draws > 0 ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
+      } else {
+        std::memcpy(output.relative_standard_error, host_at(errors_at_ + heads_bytes * i), heads_bytes);
       }
     }
     if (output.statistics == nullptr) continue;

@@ -19,7 +19,7 @@ constexpr int kSlabs = 8192 / Slab<Kv, D>::kBytes > 1 ? 8192 / Slab<Kv, D>::kByt
 template <typename Kv, int D, int kHeads>
 struct alignas(128) WarpMemory {
   uint8_t values[kSlabs<Kv, D> * Slab<Kv, D>::kBytes];
-  float weight[kHeads][kTileTokens + 4];  // of the listed tokens; the pad keeps heads in different banks
+  uint32_t value[kHeads][kTileTokens + 4];  // of the listed tokens; the pad keeps heads in different banks
   uint8_t list[kTileTokens];
 };
 
@@ -46,10 +46,27 @@ __device__ __forceinline__ void CopyDrawn(WarpMemory<Kv, D, kHeads>& memory, con
     // Zeros past the heads and the end of the list.
     const float* from = arrays.scores(first_head + min(head, heads - 1), block);
     for (int entry = 4 * lane; entry < kTileTokens && entry < listed; entry += 128) {
-      CopyScratch16(SharedAddress(&memory.weight[head][entry]), from + entry, head < heads);
+      CopyScratch16(SharedAddress(&memory.value[head][entry]), from + entry, head < heads);
     }
   }
   CommitCopies();
+}
+
+// Of S2ANTA_FLASH tiles are longer than 256 tokens where it has but a draw or two for each. A draw alone tells nothing.
+__device__ __forceinline__ bool TellsError(Method method, const DeviceItem& item) {
+  return method != Method::kS2antaFlash && (method != Method::kSanta || item.sample_count > 1);
+}
+
+// What DrawRows left of the split's t and pairs, which go with the steps of the block's first warp; NaN where nothing
+// is told.
+template <int kHeads>
+__device__ __forceinline__ sampling::StepSums OfRows(const DecodeLaunch& launch, const DeviceItem& item, bool told,
+                                                     int split, int kv_head) {
+  constexpr int kLanes = TileMemory<kHeads>::kLanes;
+  const int head = threadIdx.x / kLanes;
+  if (threadIdx.x % kLanes != 0 || head >= launch.group_size) return {};
+  if (!told) return {.t = NAN};
+  return launch.partial_errors[PartialOf(launch, item, split, kv_head, head)];
 }
 
 template <typename Kv, int D, int kHeads>
@@ -68,7 +85,14 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads > 8 || D 
   const StoredView stored(launch.decode, item, launch.stored[work.item]);
   WaitForEarlierKernel();  // what was read up to here came from the host
 
+  const Method method = launch.stored[work.item].method;
+  const bool wants_error = item.relative_standard_error != nullptr,
+             tells_error = wants_error && TellsError(method, item);
+  const uint32_t independent = tells_error && method == Method::kSanta ? item.sample_count : 0;
+  const bool pairs_rows = tells_error && independent == 0;
   OutputFragment<D> out[kBlocks] = {};
+  NormSums<Kv, D, kHeads> norms;
+  WarpErrors<kHeads> errors;
   const int* num_listed = stored.arrays.num_listed(kv_head);
 #pragma unroll 1
   for (int tile = view.begin / kTileTokens + warp; tile * kTileTokens < view.end; tile += kWarps) {
@@ -78,21 +102,45 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads > 8 || D 
     __syncwarp();
     CopyDrawn<Kv, D, kHeads>(mine, stored.arrays, kv_head * group_size, group_size, kv_head, block, listed, lane);
     WaitCopies<0>();
-    const auto weight = [&mine](int head, int entry) { return mine.weight[head][entry]; };
-    const auto beside = [](uint32_t, int) {};
+    const auto value = [&mine](int head, int entry) { return mine.value[head][entry]; };
+    const auto draws = [method](uint32_t value) {
+      return method == Method::kS2antaFlash ? __uint_as_float(value) : static_cast<float>(DrawsOf(value));
+    };
+    const auto weight = [&](int column, int entry) {
+      return ColumnWeight<kHeads>(column, entry, pairs_rows, value, draws);
+    };
+    PairSums<Kv, D, kHeads> pairs;
+    if (pairs_rows) pairs.Start(out, item.seed + tile, lane);
+    const auto beside = [&](uint32_t slab, int at) {
+      if (independent != 0) {
+        norms.Add(slab, weight, listed, at, lane);
+      } else if (pairs_rows) {
+        pairs.Add(slab, value, listed, at, lane);
+      }
+    };
     GatherListed<Kv, D, kHeads, kSlabs<Kv, D>, false>(out, mine.list, listed, weight, beside,
                                                       SharedAddress(mine.values), view, tile * kTileTokens, lane);
+    if (pairs_rows) errors.AddSteps(pairs, out);
   }
   WaitCopies<0>();
+  if (independent != 0) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) errors.steps[block][h] = norms.Sum(block, h, lane);
+    }
+  } else if (wants_error) {
+    errors.of_rows = OfRows<kHeads>(launch.decode, item, tells_error, work.split, kv_head);
+  }
   const HeadSum* sums = stored.arrays.head_sum(0);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    AddWarps<Kv, D, kWarps>(shared.sums, out[block], WarpErrors<kHeads>(), launch.decode, item, sums, work.split,
+    AddWarps<Kv, D, kWarps>(shared.sums, out[block], errors, launch.decode, item, sums, independent, work.split,
                             kv_head, block);
   }
   if (item.num_splits > 1) {
     unsigned* ticket = launch.decode.tickets + 2 * (work.item * launch.decode.num_kv_heads + kv_head);
-    AddSplits<D>(shared.answers, launch.decode, item, sums, ticket, 0, kv_head);
+    AddSplits<D>(shared.answers, launch.decode, item, sums, independent, ticket, 0, kv_head);
   }
 }
 

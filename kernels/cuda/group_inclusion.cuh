@@ -76,13 +76,6 @@ struct alignas(sizeof(Code) * kQuad) QuadCodes {
   }
 };
 
-// Over the warp's lanes, which all get it.
-__device__ __forceinline__ float WarpSum(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-  return x;
-}
-
 // Tokens that a thread takes at a time, one after the other from a multiple of as many on.
 inline constexpr int kRunTokens = 4;
 

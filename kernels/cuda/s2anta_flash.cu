@@ -107,7 +107,7 @@ struct TileSums {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const float of_head = __shfl_sync(~0u, factor, HeadOf<kHeads>(block, h, lane) * kLanes);
-        softmax[block].squared_error[h] = fmaf(of_head, pairs.Square(block, h), softmax[block].squared_error[h]);
+        softmax[block].squared_error[h] = fmaf(of_head, pairs.Square(out, block, h), softmax[block].squared_error[h]);
       }
     }
   }
@@ -168,7 +168,6 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads == 4 && D
   const bool tells_error = told && item.relative_standard_error != nullptr;
   TileSums<D, kBlocks> sums(told);
   constexpr uint32_t kCountMask = 511;  // a budget is at most 256
-  PairSums<Kv, D, kHeads> pairs;
   unsigned rows_read = 0;
 #pragma unroll 1
   for (; tile * kTileTokens < view.end; tile += kWarps) {
@@ -179,12 +178,13 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads == 4 && D
     const DrawnMask<kHeads> drawn =
         DrawTile<kHeads>(mine.tile, draws, head < launch.group_size, tells_error ? ~kCountMask : 0, lane);
     const int listed = ListDrawn<kHeads>(mine.tile, drawn, lane);
+    PairSums<Kv, D, kHeads> pairs;
     sampling::StepSums errors;
     if (tells_error) {
       const float draws_per_mass = static_cast<float>(draws.budget) / (mine.tile.mass[head] * sampling::kMassOne);
       // The values' ring is free.
       PairRows<kHeads>(mine.tile, drawn, mine.values, MassChance{kCountMask, draws_per_mass}, errors, lane);
-      pairs.Start(draws.stream.key0 + tile);
+      pairs.Start(sums.out, draws.stream.key0 + tile, lane);
     }
     rows_read += listed;
     sums.Open(mine.tile, draws.budget, lane);

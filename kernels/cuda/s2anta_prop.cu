@@ -228,7 +228,6 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
 
   OutputFragment<D> out[kBlocks] = {};
   const bool tells_error = item.relative_standard_error != nullptr;
-  PairSums<Kv, D, kHeads> pairs;
   WarpErrors<kHeads> errors;
   // Near enough one draw over all tiles, for their budgets are one: how many draws a mass gets, against the largest
   // score.
@@ -259,14 +258,15 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
     __syncwarp();
     const int listed = ListDrawn<kHeads>(mine.tile, drawn, lane);
     rows_read += listed;
+    PairSums<Kv, D, kHeads> pairs;
     if (tells_error) {
       const MassChance chance{count_mask, draws_per_mass * Exp2(own_max - max)};
       PairRows<kHeads>(mine.tile, drawn, mine.ring, chance, errors.of_rows, lane);
-      pairs.Start(stream.key0 + tile);
+      pairs.Start(out, stream.key0 + tile, lane);
     }
     GatherTile<Kv, D, kHeads, kSlabs<Kv, D>, false>(out, pairs, tells_error, mine.tile, listed,
                                                     SharedAddress(mine.ring), view, tile * kTileTokens, lane);
-    if (tells_error) errors.AddSteps(pairs);
+    if (tells_error) errors.AddSteps(pairs, out);
   }
   if (item.rows_read && lane == 0 && rows_read) atomicAdd(item.rows_read, static_cast<unsigned long long>(rows_read));
 
@@ -275,11 +275,11 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
   const HeadSum* sums = stored.arrays.head_sum(0);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    AddWarps<Kv, D, kWarps>(shared.sums, out[block], errors, launch.decode, item, sums, unit.work.split, unit.kv_head,
-                            block);
+    AddWarps<Kv, D, kWarps>(shared.sums, out[block], errors, launch.decode, item, sums, 0, unit.work.split,
+                            unit.kv_head, block);
   }
   if (item.num_splits > 1) {
-    AddSplits<D>(shared.answers, launch.decode, item, sums, ticket, item.num_splits + 1, unit.kv_head);
+    AddSplits<D>(shared.answers, launch.decode, item, sums, 0, ticket, item.num_splits + 1, unit.kv_head);
   } else if (threadIdx.x == 0) {
     *ticket = 0;
   }

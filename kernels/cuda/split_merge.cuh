@@ -35,6 +35,13 @@ __device__ __forceinline__ float Rescale(float from, float to) {
   return from == kNegativeInfinity ? 0.0f : Exp2(from - to);
 }
 
+// Over the warp's lanes, which all get it.
+__device__ __forceinline__ float WarpSum(float x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+  return x;
+}
+
 __device__ __forceinline__ float SquaredNorm(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
 __device__ __forceinline__ float4 operator*(float factor, float4 v) {
@@ -74,11 +81,8 @@ struct AnswerWriter {
   __device__ void WriteLse(int head, float max, float sum) const {
     item.lse[first_head + head] = (max + log2f(sum)) / kLog2E;
   }
-  // Where it is wanted; of sums in the same units. Whole warps call it, each lane with its share of the squared norm.
+  // Where it is wanted; of sums in the same units.
   __device__ void WriteError(int head, float squared_error, float squared_norm) const {
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) squared_norm += __shfl_xor_sync(~0u, squared_norm, step);
-    if (threadIdx.x % 32 != 0) return;
     item.relative_standard_error[first_head + head] = sampling::RelativeError(squared_error, squared_norm);
   }
   template <int D>
@@ -181,7 +185,8 @@ __device__ void MergeWarps(unsigned char* results, int pitch, const OutputFragme
       for (int w = 0; w < kWarps; ++w) o += factor(w) * *reinterpret_cast<const float4*>(&result(w).o[in_block][dim]);
       squared_norm += SquaredNorm(o);
     }
-    answer.WriteError(head, squared_error, squared_norm);
+    squared_norm = WarpSum(squared_norm);
+    if (lane == 0) answer.WriteError(head, squared_error, squared_norm);
   }
   __syncthreads();
 }
@@ -255,7 +260,8 @@ class SplitMerger {
     for (int head = threadIdx.x / 32; head < group_size_; head += kWarps) {
       float squared_norm = 0;
       for (int i = threadIdx.x % 32; i < D / 4; i += 32) squared_norm += SquaredNorm(parts_[head * (D / 4) + i]);
-      answer_.WriteError(head, shared_.squared_error[head], squared_norm);
+      squared_norm = WarpSum(squared_norm);
+      if (threadIdx.x % 32 == 0) answer_.WriteError(head, shared_.squared_error[head], squared_norm);
     }
   }
 

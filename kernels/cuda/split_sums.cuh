@@ -30,12 +30,21 @@ __device__ __forceinline__ void AddTo(sampling::StepSums& sum, const sampling::S
   sum.steps += part.steps;
 }
 
+// Of a sum of drawn rows of that squared norm. `independent` draws: their steps are from 0.
+__device__ __forceinline__ float SquaredErrorOf(const sampling::StepSums& sum, uint32_t independent,
+                                                float squared_norm) {
+  if (independent == 0) return sampling::SquaredError(sum);
+  const auto draws = static_cast<float>(independent);
+  return sampling::SquaredError({.t = draws, .t_squared = draws, .z_squared = sum.steps}, squared_norm);
+}
+
 // Adds up the block's warps for heads 8 * block .. + 7: the answer, where the item has but one split, or a partial
-// result; and their errors, where the item wants them. sums: [H] of the item. All threads call it.
+// result; and their errors, where the item wants them. independent: draws of each head that are; 0: of another method.
+// sums: [H] of the item. All threads call it.
 template <typename Kv, int D, int kWarps, int kHeads>
 __device__ void AddWarps(float (&of_warp)[kWarps][8][D + 4], const OutputFragment<D>& out,
                          const WarpErrors<kHeads>& errors, const DecodeLaunch& launch, const DeviceItem& item,
-                         const HeadSum* sums, int split, int kv_head, int block) {
+                         const HeadSum* sums, uint32_t independent, int split, int kv_head, int block) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   __syncthreads();  // the memory was something else
 #pragma unroll
@@ -84,7 +93,8 @@ __device__ void AddWarps(float (&of_warp)[kWarps][8][D + 4], const OutputFragmen
       for (int w = 0; w < kWarps; ++w) o += *reinterpret_cast<const float4*>(&of_warp[w][in_block][dim]);
       squared_norm += SquaredNorm(o);
     }
-    answer.WriteError(head, sampling::SquaredError(sum), squared_norm);
+    squared_norm = WarpSum(squared_norm);
+    if (lane == 0) answer.WriteError(head, SquaredErrorOf(sum, independent, squared_norm), squared_norm);
   }
 }
 
@@ -92,7 +102,7 @@ __device__ void AddWarps(float (&of_warp)[kWarps][8][D + 4], const OutputFragmen
 // head) adds them all up, writes the answer and leaves the ticket zero. answers: [G][D], shared. All threads call it.
 template <int D>
 __device__ void AddSplits(float* answers, const DecodeLaunch& launch, const DeviceItem& item, const HeadSum* sums,
-                          unsigned* ticket, unsigned first, int kv_head) {
+                          uint32_t independent, unsigned* ticket, unsigned first, int kv_head) {
   __threadfence();
   __syncthreads();
   bool last = false;
@@ -133,7 +143,8 @@ __device__ void AddSplits(float* answers, const DecodeLaunch& launch, const Devi
       for (int quad = lane; quad < D / 4; quad += 32) {
         squared_norm += SquaredNorm(reinterpret_cast<const float4*>(answers)[head * (D / 4) + quad]);
       }
-      answer.WriteError(head, sampling::SquaredError(sum), squared_norm);
+      squared_norm = WarpSum(squared_norm);
+      if (lane == 0) answer.WriteError(head, SquaredErrorOf(sum, independent, squared_norm), squared_norm);
     }
   }
   for (int quad = 8 * threadIdx.x; quad < item.num_splits * quads; quad += 8 * blockDim.x) {

@@ -39,6 +39,19 @@ struct MassChance {
   }
 };
 
+// Likewise by t itself, in units of 2^-10 from the same bit on as factors.
+struct ToldChance {
+  static constexpr float kUnit = 1024;
+
+  static __device__ __forceinline__ uint32_t Tell(uint32_t draws, float t) {
+    return draws == 0 ? 0 : draws | static_cast<uint32_t>(rintf(kUnit * t)) << kPairShift;
+  }
+  __device__ __forceinline__ uint32_t Draws(uint32_t value) const { return DrawsOf(value); }
+  __device__ __forceinline__ float operator()(uint32_t value) const {
+    return static_cast<float>(value >> kPairShift) / kUnit;
+  }
+};
+
 // Takes every head's drawn rows in pairs: value to draws and factors. chance: of the lane's head, lane / kLanes, whose
 // t and pairs (in units of 2^-16) the lane adds its share of to `sums`. rows: scratch of the warp, [kHeads][256].
 template <int kHeads, typename Chance>
@@ -86,22 +99,36 @@ __device__ __forceinline__ void PairRows(TileMemory<kHeads>& memory, const Drawn
   __syncwarp();
 }
 
-// u of a tile, or of a warp's part of it: for all heads of the group, and some of the dimensions, lest the kernel run
-// out of registers.
+// u of a tile, for all heads of the group. Up to 4 heads leave 4 columns of the products with the value rows free,
+// which have it then: head h's is column 4 + h of the outputs. Else it has products of its own, of some of the
+// dimensions, lest the kernel run out of registers.
 template <typename Kv, int D, int kHeads>
 class PairSums {
  public:
   static constexpr int kBlocks = kHeads > 8 ? 2 : 1;
+  static constexpr bool kInOutputs = kHeads == 4;
+  using Outputs = OutputFragment<D>[kBlocks];
 
-  // Which dimensions: any number, in turns or at random.
-  __device__ __forceinline__ void Start(uint32_t part) {
-    first_ = part % kParts * kPairs;
+  // part: which dimensions; any number, in turns or at random.
+  __device__ __forceinline__ void Start(Outputs& out, uint32_t part, int lane) {
+    if constexpr (kInOutputs) {
+      if (lane % 4 < 2) return;
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) sum_[block] = {};
+      for (int j = 0; j < D / 16; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out[0].o[j][i] = 0;
+      }
+    } else {
+      first_ = part % kParts * kPairs;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) sum_[block] = {};
+    }
   }
 
-  // Adds the slab with the value rows of the list's entries from `at` on.
-  __device__ __forceinline__ void Add(uint32_t slab, const TileMemory<kHeads>& memory, int listed, int at, int lane) {
+  // Adds the slab with the value rows of the list's entries from `at` on. value(head, entry): as of PairRows.
+  template <typename Value>
+  __device__ __forceinline__ void Add(uint32_t slab, const Value& value, int listed, int at, int lane) {
+    if constexpr (kInOutputs) return;  // with the heads'
     using T = Compute<Kv>;
     const int r = lane / 4, c = lane % 4;
     WeightFragment p[kBlocks];
@@ -112,9 +139,7 @@ class PairSums {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int entry = at + 2 * c + (i & 1) + 4 * (i & 2);
-        factor[i] = entry < listed && head < kHeads
-                        ? PairFactorOf(memory.value[head][TileMemory<kHeads>::Column(memory.list[entry])])
-                        : 0.0f;
+        factor[i] = entry < listed && head < kHeads ? PairFactorOf(value(head, entry)) : 0.0f;
       }
       p[block] = {Pack<T>(factor[0], factor[1]), Pack<T>(factor[2], factor[3])};
     }
@@ -132,18 +157,22 @@ class PairSums {
     }
   }
 
-  // The lane's share of |u|^2, of head 8 * block + 2 * (lane % 4) + h, in the units of StepSums::pairs.
-  __device__ __forceinline__ float Square(int block, int h) const {
-    float square = 0;
-#pragma unroll
-    for (int j = 0; j < kTiles * kPairs; ++j) {
-      square = fmaf(sum_[block].o[j][h], sum_[block].o[j][h], square);
-      square = fmaf(sum_[block].o[j][h + 2], sum_[block].o[j][h + 2], square);
-    }
-    return kParts * square;
+  // The lane's share of |u|^2, of head 8 * block + 2 * (lane % 4) + h, in the units of StepSums::pairs. All lanes call
+  // it.
+  __device__ __forceinline__ float Square(const Outputs& out, int block, int h) const {
+    if constexpr (kInOutputs) return __shfl_xor_sync(~0u, SquareOf(out[0].o, h), 2);
+    return kParts * SquareOf(sum_[block].o, h);
   }
 
  private:
+  template <int kCount>
+  static __device__ __forceinline__ float SquareOf(const float (&o)[kCount][4], int h) {
+    float square = 0;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) square = fmaf(o[j][h], o[j][h], fmaf(o[j][h + 2], o[j][h + 2], square));
+    return square;
+  }
+
   static constexpr int kTiles = ValueTiles<Kv>::kTiles, kAllPairs = Slab<Kv, D>::kChunks / 2;
   // As few parts of the same size as there are registers for one of: few where the outputs alone take most.
   static constexpr int kRegisters = D * kBlocks > 256 ? 8 : 32;
@@ -160,6 +189,64 @@ class PairSums {
   OutputFragment<D / kParts> sum_[kBlocks];
 };
 
+// Of draws that are independent: the sum of |v|^2, which the tensor cores have as V V^T's diagonal.
+template <typename Kv, int D, int kHeads>
+class NormSums {
+ public:
+  static constexpr int kBlocks = kHeads > 8 ? 2 : 1;
+
+  // Adds the slab with the value rows of the list's entries from `at` on, each as often as draws(head, entry).
+  template <typename Draws>
+  __device__ __forceinline__ void Add(uint32_t slab, const Draws& draws, int listed, int at, int lane) {
+    using T = Compute<Kv>;
+    const int row = lane % 16, high = lane / 16, r = lane / 4, c = lane % 4;
+    float left[4] = {}, right[4] = {};  // products with the slab's tokens 0 to 7, and 8 to 15
+#pragma unroll
+    for (int pair = 0; pair < Slab<Kv, D>::kChunks / 2; ++pair) {
+      const uint4 v = LoadMatrices(slab + Slab<Kv, D>::At(row, 2 * pair + high));
+      if constexpr (sizeof(Kv) == 2) {
+        Mma<T>(left, v.x, v.y, v.z, v.w, v.x, v.z);
+        Mma<T>(right, v.x, v.y, v.z, v.w, v.y, v.w);
+      } else {
+        uint32_t low[4], top[4];
+        Widen(v.x, low[0], top[0]);
+        Widen(v.y, low[1], top[1]);
+        Widen(v.z, low[2], top[2]);
+        Widen(v.w, low[3], top[3]);
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+          Mma<T>(left, low[i], low[i + 1], top[i], top[i + 1], low[i], top[i]);
+          Mma<T>(right, low[i], low[i + 1], top[i], top[i + 1], low[i + 1], top[i + 1]);
+        }
+      }
+    }
+    // Token 2c is on the diagonal in lane (2c, c), token 2c + 1 in lane (2c + 1, c).
+    const float norm[4] = {__shfl_sync(~0u, left[0], 9 * c), __shfl_sync(~0u, left[1], 9 * c + 4),
+                           __shfl_sync(~0u, right[2], 9 * c), __shfl_sync(~0u, right[3], 9 * c + 4)};
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      const int head = 8 * block + r;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int entry = at + 2 * c + (i & 1) + 4 * (i & 2);
+        if (entry < listed && head < kHeads) sum_[block] = fmaf(draws(head, entry), norm[i], sum_[block]);
+      }
+    }
+  }
+
+  // The sum of head 8 * block + 2 * (lane % 4) + h, in one lane of those with that head; 0 in the others. All call it.
+  __device__ __forceinline__ float Sum(int block, int h, int lane) const {
+    float of_row = sum_[block];  // of head 8 * block + lane / 4
+    of_row += __shfl_xor_sync(~0u, of_row, 1);
+    of_row += __shfl_xor_sync(~0u, of_row, 2);
+    const float sum = __shfl_sync(~0u, of_row, 4 * (2 * (lane % 4) + h));
+    return lane / 4 == 0 ? sum : 0.0f;
+  }
+
+ private:
+  float sum_[kBlocks] = {};
+};
+
 // A warp's share of the heads' StepSums, over any number of tiles.
 template <int kHeads>
 struct WarpErrors {
@@ -169,11 +256,12 @@ struct WarpErrors {
   float steps[kBlocks][2] = {};  // the lane's, of head 8 * block + 2 * (lane % 4) + h
 
   template <typename Kv, int D>
-  __device__ __forceinline__ void AddSteps(const PairSums<Kv, D, kHeads>& pairs) {
+  __device__ __forceinline__ void AddSteps(const PairSums<Kv, D, kHeads>& pairs,
+                                           const OutputFragment<D> (&out)[kBlocks]) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) steps[block][h] += pairs.Square(block, h);
+      for (int h = 0; h < 2; ++h) steps[block][h] += pairs.Square(out, block, h);
     }
   }
 

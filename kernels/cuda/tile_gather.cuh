@@ -47,14 +47,16 @@ __device__ __forceinline__ float TakeHeld<__half>(float& weight) {
   return held;
 }
 
-// Adds the listed rows of the tile to `out`, each times weight(head, its entry in the list). ring: kSlabs slabs of the
-// warp. kHeld: the products' type holds every weight; else one goes into them in parts. beside(slab, at): what else is
-// done with a slab, that of the entries from `at` on. All copies that the lane started before have arrived afterwards.
+// Adds the listed rows of the tile to `out`, each times weight(column, its entry in the list): of a head, or where
+// there are 4 (PairSums::kInOutputs) of what else the products have room for. ring: kSlabs slabs of the warp. kHeld:
+// the products' type holds every weight; else one goes into them in parts. beside(slab, at): what else is done with a
+// slab, that of the entries from `at` on. All copies that the lane started before have arrived afterwards.
 template <typename Kv, int D, int kHeads, int kSlabs, bool kHeld, int kBlocks, typename Weight, typename Beside>
 __device__ __forceinline__ void GatherListed(OutputFragment<D> (&out)[kBlocks], const uint8_t* list, int listed,
                                              const Weight& weight, const Beside& beside, uint32_t ring,
                                              const CacheView<Kv, D>& view, int tile_begin, int lane) {
   using T = Compute<Kv>;
+  constexpr int kColumns = PairSums<Kv, D, kHeads>::kInOutputs ? 2 * kHeads : kHeads;
   const int r = lane / 4, c = lane % 4;
 #pragma unroll
   for (int i = 0; i < kSlabs; ++i) {
@@ -70,7 +72,7 @@ __device__ __forceinline__ void GatherListed(OutputFragment<D> (&out)[kBlocks], 
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
         const int head = 8 * block + r;
-        left[block][i] = entry < listed && head < kHeads ? weight(head, entry) : 0.0f;
+        left[block][i] = entry < listed && head < kColumns ? weight(head, entry) : 0.0f;
       }
     }
     WaitCopies<kSlabs - 1>();
@@ -98,16 +100,29 @@ __device__ __forceinline__ void GatherListed(OutputFragment<D> (&out)[kBlocks], 
   }
 }
 
+// The weight of a row in a column of GatherListed: draws(value) of a head; of the columns past them, where errors are
+// told, its factor in u. value(head, entry): as of PairRows.
+template <int kHeads, typename Value, typename Draws>
+__device__ __forceinline__ float ColumnWeight(int column, int entry, bool tells_errors, const Value& value,
+                                              const Draws& draws) {
+  if (column < kHeads) return draws(value(column, entry));
+  return tells_errors ? PairFactorOf(value(column - kHeads, entry)) : 0.0f;
+}
+
 // Likewise, the weights being the tile's draw counts; tells_errors: and to `pairs` each times its PairFactorOf.
 template <typename Kv, int D, int kHeads, int kSlabs, bool kHeld, int kBlocks>
 __device__ __forceinline__ void GatherTile(OutputFragment<D> (&out)[kBlocks], PairSums<Kv, D, kHeads>& pairs,
                                            bool tells_errors, const TileMemory<kHeads>& memory, int listed,
                                            uint32_t ring, const CacheView<Kv, D>& view, int tile_begin, int lane) {
-  const auto count = [&memory](int head, int entry) {
-    return static_cast<float>(DrawsOf(memory.value[head][TileMemory<kHeads>::Column(memory.list[entry])]));
+  const auto value = [&memory](int head, int entry) {
+    return memory.value[head][TileMemory<kHeads>::Column(memory.list[entry])];
+  };
+  const auto count = [&](int column, int entry) {
+    return ColumnWeight<kHeads>(column, entry, tells_errors, value,
+                                [](uint32_t value) { return static_cast<float>(DrawsOf(value)); });
   };
   const auto beside = [&](uint32_t slab, int at) {
-    if (tells_errors) pairs.Add(slab, memory, listed, at, lane);
+    if (tells_errors) pairs.Add(slab, value, listed, at, lane);
   };
   GatherListed<Kv, D, kHeads, kSlabs, kHeld>(out, memory.list, listed, count, beside, ring, view, tile_begin, lane);
 }

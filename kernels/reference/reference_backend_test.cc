@@ -6,8 +6,7 @@
 
 namespace santa::testing {
 
-const BackendUnderTest kReference = {
-    .name = "reference", .make = reference::MakeReferenceBackend, .tells_errors_by_steps = true};
+const BackendUnderTest kReference = {.name = "reference", .make = reference::MakeReferenceBackend};
 
 // It keeps keys in one order, whichever is asked for: what is left to test are score draws, with one value stage of
 // each kind.

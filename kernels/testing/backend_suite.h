@@ -46,16 +46,15 @@ struct BackendUnderTest {
                                  Method::kS2antaFlash, Method::kS2antaProp, Method::kCoordinated};
   Sketch sketch = Sketch::kNone;
   KeyOrder key_order = KeyOrder::kTokenMajor;
-  // Of which of them it tells standard errors.
-  std::vector<Method> tells_errors_of = {kAllMethods.begin(), kAllMethods.end()};
-  // Whether they leave out what rows differ by over a whole sequence (sampling::StepSums).
-  bool tells_errors_by_steps = false;
+  // Of which of them standard errors leave out what rows differ by over a whole sequence (sampling::StepSums).
+  std::vector<Method> tells_errors_by_steps_of = {kAllMethods.begin(), kAllMethods.end()};
 
   // Why it cannot run on this machine; empty: it can. The tests then skip themselves.
   std::string missing = "";
 
-  bool TellsErrorsOf(Method method) const {
-    return std::find(tells_errors_of.begin(), tells_errors_of.end(), method) != tells_errors_of.end();
+  bool TellsErrorsByStepsOf(Method method) const {
+    return std::find(tells_errors_by_steps_of.begin(), tells_errors_by_steps_of.end(), method) !=
+           tells_errors_by_steps_of.end();
   }
 
   KvLayout Nearest(const KvLayout& layout) const {

@@ -272,7 +272,6 @@ TEST_P(BackendSuite, StandardErrorsAreTheErrors) {
     for (const double size : {1.0, 2.5}) {
       for (const AttentionOptions& method : SampledMethods(GetParam(), 200)) {
         Query query = WithOptions(layout, sequence, method, options, random);
-        if (!GetParam().TellsErrorsOf(method.method)) continue;
         query.io_dtype = DType::kFloat32;
         for (double& x : query.q) x *= size / 1.5;
         EXPECT_NEAR(ToldOverFound(*cache, query, 256), 1, 0.15) << Describe(query) << " scores " << size;
@@ -283,7 +282,6 @@ TEST_P(BackendSuite, StandardErrorsAreTheErrors) {
 
 // Values that change slowly along the sequence: a draw that takes a row from every stretch of it does not err by that.
 TEST_P(BackendSuite, StandardErrorsAreTheErrorsWhereNeighboursAreAlike) {
-  if (!GetParam().tells_errors_by_steps) GTEST_SKIP() << "tells them by the differences from the mean";
   std::mt19937_64 random(27);
   const KvLayout layout = GetParam().Nearest(kErrorsLayout);
   const std::unique_ptr<Cache> cache = Cache::Make(GetParam(), layout, 40);
@@ -296,6 +294,7 @@ TEST_P(BackendSuite, StandardErrorsAreTheErrorsWhereNeighboursAreAlike) {
   }
   const Sequence sequence = cache->Add(tokens);
   for (const AttentionOptions& method : SampledMethods(GetParam(), 200)) {
+    if (!GetParam().TellsErrorsByStepsOf(method.method)) continue;  // but by the differences from the mean
     Query query = WithOptions(layout, sequence, method, 0, random);
     query.io_dtype = DType::kFloat32;
     for (double& x : query.q) x /= 1.5;
@@ -319,7 +318,6 @@ TEST_P(BackendSuite, TooFewDrawsTellNoError) {
                         Case{Method::kS2antaFlash, 47, false}, Case{Method::kS2antaFlash, 48, true}}) {
     const std::vector<Method>& methods = GetParam().methods;
     if (std::find(methods.begin(), methods.end(), c.method) == methods.end()) continue;
-    if (!GetParam().TellsErrorsOf(c.method)) continue;
     const Query query = WithOptions(layout, sequence, {.method = c.method, .sample_count = c.draws}, 0, random);
     const Answer answer = cache->Decode({query})[0];
     for (const float error : answer.relative_standard_error) {
