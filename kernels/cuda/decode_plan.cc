@@ -4,6 +4,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "kernels/sampling/pilot.h"
 #include "kernels/sampling/score.h"
 #include "kernels/sampling/target_error.h"
 #include "kernels/sampling/tiles.h"
@@ -39,7 +40,23 @@ const SplitLength* LengthsOf(Kernel kernel, const KvLayout& layout) {
   }
 }
 
-Kernel KernelOf(const DecodeItem& item, int64_t begin, int64_t end) {
+// Of a whole split.
+int32_t TokensOf(Kernel kernel, const KvLayout& layout, int32_t visible) {
+  if (kernel == Kernel::kOnePass) return sampling::PilotRunTokens(visible);  // each draws for itself
+  const SplitLength* length = LengthsOf(kernel, layout);
+  while (visible > length->visible) ++length;
+  return length->tokens;
+}
+
+// Whether a pilot gives SKETCHED's threshold: not where an item's own says more (a target's), or where a value sketch
+// needs every score in any case. nvcc takes a while for each shape that has it, so that these are the usual ones.
+bool HasPilot(const DecodeItem& item, const KvLayout& layout, int64_t visible) {
+  const bool usual = (layout.head_dim == 64 || layout.head_dim == 128) && layout.group_size() <= 8;
+  return usual && ValueBits(layout.sketch) == 0 && item.options.target_relative_error == 0 &&
+         item.options.sample_count >= sampling::kLeastPilotSamples && visible > sampling::kMostWithoutPilot;
+}
+
+Kernel KernelOf(const DecodeItem& item, const KvLayout& layout, int64_t begin, int64_t end) {
   if (IsExact(item)) return Kernel::kExact;
   const AttentionOptions& options = item.options;
   if (sampling::MakeTiling(begin, end, options.sample_count).size == sampling::kMinTileSize) {
@@ -49,7 +66,9 @@ Kernel KernelOf(const DecodeItem& item, int64_t begin, int64_t end) {
     }
   }
   if (options.method == Method::kCoordinated) return Kernel::kCoordinated;
-  if (options.method == Method::kSketched) return Kernel::kSketched;
+  if (options.method == Method::kSketched) {
+    return HasPilot(item, layout, end - begin) ? Kernel::kOnePass : Kernel::kSketched;
+  }
   return Kernel::kStoredScores;
 }
 
@@ -60,19 +79,15 @@ int32_t Splits::BeginOf(int32_t i) const { return std::max(begin, (begin / token
 int32_t Splits::EndOf(int32_t i) const { return std::min(end, (begin / tokens + i + 1) * tokens); }
 
 Splits CutSplits(Kernel kernel, const KvLayout& layout, int32_t begin, int32_t end) {
-  const SplitLength* length = LengthsOf(kernel, layout);
-  while (end - begin > length->visible) ++length;
-  return {.begin = begin,
-          .end = end,
-          .tokens = length->tokens,
-          .count = (end - 1) / length->tokens - begin / length->tokens + 1};
+  const int32_t tokens = TokensOf(kernel, layout, end - begin);
+  return {.begin = begin, .end = end, .tokens = tokens, .count = (end - 1) / tokens - begin / tokens + 1};
 }
 
 ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout) {
   const int64_t begin = sampling::VisibleBegin(item.num_tokens, item.options.window);
   const int64_t end = item.num_tokens;
   ItemPlan plan;
-  plan.kernel = KernelOf(item, begin, end);
+  plan.kernel = KernelOf(item, layout, begin, end);
   plan.begin = static_cast<int32_t>(begin);
   plan.end = static_cast<int32_t>(end);
   plan.splits = CutSplits(plan.kernel, layout, plan.begin, plan.end);

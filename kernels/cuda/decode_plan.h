@@ -19,14 +19,17 @@ enum class Kernel : uint8_t {
   kStoredScores,  // everything whose draws need more than one tile's scores
   kCoordinated,
   kSketched,
+  kOnePass,  // SKETCHED, by the threshold of a pilot (kernels/sampling/pilot.h)
 };
-inline constexpr int kNumKernels = 6;
+inline constexpr int kNumKernels = 7;
 
 // Whether a kernel keeps scores in scratch (kernels/cuda/stored_scores.h).
 constexpr bool StoresScores(Kernel kernel) { return kernel == Kernel::kS2antaProp || kernel == Kernel::kStoredScores; }
 
-// Whether it keeps codes of scores there (kernels/cuda/group_draw.h).
-constexpr bool DrawsByGroup(Kernel kernel) { return kernel == Kernel::kCoordinated || kernel == Kernel::kSketched; }
+// Whether it draws once for a group, and what it keeps of that there (kernels/cuda/group_draw.h).
+constexpr bool DrawsByGroup(Kernel kernel) {
+  return kernel == Kernel::kCoordinated || kernel == Kernel::kSketched || kernel == Kernel::kOnePass;
+}
 
 // Where an item's visible tokens are cut: at absolute multiples of a length.
 struct Splits {

@@ -37,8 +37,17 @@ TableSlice SliceOf(const ItemPlan& plan, int32_t page_size) {
 
 // Where the scratch of an item lies whose kernel draws by group.
 GroupArrays ArraysOf(uint8_t* scratch, Method method, const KvLayout& layout, const ItemPlan& plan) {
-  return {scratch,         method,     layout.sketch, plan.has_target(), layout.num_kv_heads, layout.group_size(),
-          layout.head_dim, plan.begin, plan.end,      plan.splits.count};
+  return {scratch,
+          method,
+          layout.sketch,
+          plan.has_target(),
+          plan.kernel == Kernel::kOnePass,
+          layout.num_kv_heads,
+          layout.group_size(),
+          layout.head_dim,
+          plan.begin,
+          plan.end,
+          plan.splits.count};
 }
 
 // Scratch that the item's scores take.
@@ -267,6 +276,7 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
 // What the kernels of stored scores need beside the items.
 void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch) {
   num_stored_ = 0;
+  num_pilots_ = 0;
   long_lines_ = false;
   most_prop_splits_ = 0;
   longest_split_ = 0;
@@ -284,6 +294,11 @@ void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch)
       most_rows_ = std::max(
           most_rows_, plan.has_target() ? plan.visible() : static_cast<int32_t>(plan.sample_count) + layout_.page_size);
       has_targets_ |= plan.has_target();
+      if (plan.kernel == Kernel::kOnePass) {
+        const auto number = static_cast<int32_t>(i);
+        ++num_pilots_;
+        std::memcpy(host_at(numbers_at_ + sizeof(number) * (items.size() - num_pilots_)), &number, sizeof(number));
+      }
     }
     if (!StoresScores(plan.kernel)) continue;
     const StoredItem stored = {.method = options.method, .budget_rounding = options.budget_rounding, .scratch = mine};
@@ -369,7 +384,8 @@ absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t
                                          stream),
                       "LaunchStoredScores");
   }
-  for (const Kernel kernel : {Kernel::kCoordinated, Kernel::kSketched}) {
+  const auto* numbers_end = reinterpret_cast<const int32_t*>(device_at(numbers_at_)) + plans_.size();
+  for (const Kernel kernel : {Kernel::kCoordinated, Kernel::kSketched, Kernel::kOnePass}) {
     if (!status.ok() || !of(kernel)) continue;
     status =
         ToStatus(LaunchGroupDraw({.decode = launch,
@@ -378,7 +394,9 @@ absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t
                                   .sketch = layout_.sketch,
                                   .longest_split = longest_split_,
                                   .most_rows = most_rows_,
-                                  .has_targets = has_targets_},
+                                  .has_targets = has_targets_,
+                                  .pilots = kernel == Kernel::kOnePass ? numbers_end - num_pilots_ : nullptr,
+                                  .num_pilots = num_pilots_},
                                  stream),
                  "LaunchGroupDraw");
   }
@@ -405,7 +423,7 @@ absl::StatusOr<double> DecodeWave::Deliver() {
     DecodeStatistics& statistics = *output.statistics;
     statistics.value_rows_read = static_cast<int64_t>(rows);
     statistics.kv_bytes_read += static_cast<int64_t>(rows * layout_.row_bytes());
-    if (plans_[i].kernel != Kernel::kSketched) continue;
+    if (plans_[i].kernel != Kernel::kSketched && plans_[i].kernel != Kernel::kOnePass) continue;
     statistics.key_rows_read = static_cast<int64_t>(rows);  // with each of them
     statistics.kv_bytes_read += static_cast<int64_t>(rows * layout_.row_bytes());
   }

@@ -104,7 +104,8 @@ class DecodeWave {
   size_t upload_bytes_ = 0;
   bool converts_queries_ = false;
   bool counts_rows_ = false;  // for any item: then these come down by a copy
-  int32_t num_stored_ = 0;    // items of Kernel::kStoredScores
+  int32_t num_stored_ = 0;    // items of Kernel::kStoredScores: their numbers are the first in their region
+  int32_t num_pilots_ = 0;    // of Kernel::kOnePass: the last
   bool long_lines_ = false;
   int32_t most_prop_splits_ = 0;
   int32_t longest_split_ = 0;  // of them, in tokens

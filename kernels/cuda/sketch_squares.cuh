@@ -1,0 +1,50 @@
+// a^2 of the tokens of a block (kernels/sampling/inclusion.h) straight from a warp's scores by their sketch, for the
+// kernels that take them against a pilot's log-sum-exps.
+#ifndef SANTA_KERNELS_CUDA_SKETCH_SQUARES_CUH_
+#define SANTA_KERNELS_CUDA_SKETCH_SQUARES_CUH_
+
+#include "kernels/cuda/sketch_scores.cuh"
+
+namespace santa::cuda {
+
+inline constexpr int kKeyBits = 4;     // of a key's code, where values have no sketch
+inline constexpr int kPilotQuads = 2;  // of the largest group that has a pilot
+
+// A lane's: token 8 i + r of the block, the head that it has of every quad, later all heads.
+using TokenSquares = float[2 * kBlockSlabs];
+
+// Adds p~^2 of a quad's head. s: as ScaleQuad leaves it, with the factor that it returned; twice_lse: of the head's
+// log-sum-exp, in log2 units. What is not a number has no say.
+__device__ __forceinline__ void AddSquares(TokenSquares& squares, const QuadScores& s, float scale, float twice_lse) {
+  constexpr float kLeast = -200;  // 2^-200 is 0
+#pragma unroll
+  for (int i = 0; i < 2 * kBlockSlabs; ++i) {
+    squares[i] += Exp2(fmaxf(fmaf(s[i / 2][i % 2], 2 * scale, -twice_lse), kLeast));
+  }
+}
+
+// The sums over the four lanes of r: lane c gets those of tokens 8 c + r and 8 (c + 4) + r, finite.
+struct LaneSquares {
+  float of[2];
+};
+__device__ __forceinline__ LaneSquares SumOverHeads(const TokenSquares& squares, int lane) {
+  float half[kBlockSlabs];
+#pragma unroll
+  for (int i = 0; i < kBlockSlabs; ++i) {
+    const float even = squares[2 * i], odd = squares[2 * i + 1];
+    half[i] = (lane & 1 ? odd : even) + __shfl_xor_sync(~0u, lane & 1 ? even : odd, 1);
+  }
+  LaneSquares sums;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float even = half[2 * i], odd = half[2 * i + 1];
+    const float sum = (lane & 2 ? odd : even) + __shfl_xor_sync(~0u, lane & 2 ? even : odd, 2);
+    sums.of[i] = fminf(sum, 0x1p120f);
+  }
+  return sums;
+}
+__device__ __forceinline__ int TokenOfSquare(int i, int lane) { return 8 * (lane % 4 + 4 * i) + lane / 4; }
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_SKETCH_SQUARES_CUH_
