@@ -42,18 +42,22 @@ const SplitLength* LengthsOf(Kernel kernel, const KvLayout& layout) {
 
 // Of a whole split.
 int32_t TokensOf(Kernel kernel, const KvLayout& layout, int32_t visible) {
-  if (kernel == Kernel::kOnePass) return sampling::PilotRunTokens(visible);  // each draws for itself
+  if (HasPilot(kernel)) return sampling::PilotRunTokens(visible);  // each draws for itself
   const SplitLength* length = LengthsOf(kernel, layout);
   while (visible > length->visible) ++length;
   return length->tokens;
 }
 
-// Whether a pilot gives SKETCHED's threshold: not where an item's own says more (a target's), or where a value sketch
-// needs every score in any case. nvcc takes a while for each shape that has it, so that these are the usual ones.
+// Whether a pilot gives the threshold of a draw for a group: not where an item's own says more (a target's), or where a
+// value sketch needs every score in any case. nvcc takes a while for each shape that has it, so that these are the
+// usual ones.
 bool HasPilot(const DecodeItem& item, const KvLayout& layout, int64_t visible) {
-  const bool usual = (layout.head_dim == 64 || layout.head_dim == 128) && layout.group_size() <= 8;
-  return usual && ValueBits(layout.sketch) == 0 && item.options.target_relative_error == 0 &&
-         item.options.sample_count >= sampling::kLeastPilotSamples && visible > sampling::kMostWithoutPilot;
+  const AttentionOptions& options = item.options;
+  const bool usual = (layout.head_dim == 64 || layout.head_dim == 128) && layout.group_size() <= 8 &&
+                     layout.key_order == KeyOrder::kTokenMajor;
+  const bool corrects = options.method == Method::kSketched && ValueBits(layout.sketch) > 0;
+  return usual && !corrects && options.target_relative_error == 0 &&
+         options.sample_count >= sampling::kLeastPilotSamples && visible > sampling::kMostWithoutPilot;
 }
 
 Kernel KernelOf(const DecodeItem& item, const KvLayout& layout, int64_t begin, int64_t end) {
@@ -65,10 +69,9 @@ Kernel KernelOf(const DecodeItem& item, const KvLayout& layout, int64_t begin, i
       return Kernel::kS2antaProp;
     }
   }
-  if (options.method == Method::kCoordinated) return Kernel::kCoordinated;
-  if (options.method == Method::kSketched) {
-    return HasPilot(item, layout, end - begin) ? Kernel::kOnePass : Kernel::kSketched;
-  }
+  const bool has_pilot = HasPilot(item, layout, end - begin);
+  if (options.method == Method::kCoordinated) return has_pilot ? Kernel::kCoordinatedOnePass : Kernel::kCoordinated;
+  if (options.method == Method::kSketched) return has_pilot ? Kernel::kSketchedOnePass : Kernel::kSketched;
   return Kernel::kStoredScores;
 }
 

@@ -19,16 +19,28 @@ enum class Kernel : uint8_t {
   kStoredScores,  // everything whose draws need more than one tile's scores
   kCoordinated,
   kSketched,
-  kOnePass,  // SKETCHED, by the threshold of a pilot (kernels/sampling/pilot.h)
+  kCoordinatedOnePass,  // by the threshold of a pilot (kernels/sampling/pilot.h)
+  kSketchedOnePass,
 };
-inline constexpr int kNumKernels = 7;
+inline constexpr int kNumKernels = 8;
 
 // Whether a kernel keeps scores in scratch (kernels/cuda/stored_scores.h).
 constexpr bool StoresScores(Kernel kernel) { return kernel == Kernel::kS2antaProp || kernel == Kernel::kStoredScores; }
 
-// Whether it draws once for a group, and what it keeps of that there (kernels/cuda/group_draw.h).
+// Whether its threshold is a pilot's.
+constexpr bool HasPilot(Kernel kernel) {
+  return kernel == Kernel::kCoordinatedOnePass || kernel == Kernel::kSketchedOnePass;
+}
+
+// Those that draw once for a group (kernels/cuda/group_draw.h); they keep parts of that in scratch.
+inline constexpr Kernel kGroupKernels[] = {Kernel::kCoordinated, Kernel::kSketched, Kernel::kCoordinatedOnePass,
+                                           Kernel::kSketchedOnePass};
 constexpr bool DrawsByGroup(Kernel kernel) {
-  return kernel == Kernel::kCoordinated || kernel == Kernel::kSketched || kernel == Kernel::kOnePass;
+  return kernel == Kernel::kCoordinated || kernel == Kernel::kSketched || HasPilot(kernel);
+}
+constexpr Method GroupMethod(Kernel kernel) {
+  return kernel == Kernel::kCoordinated || kernel == Kernel::kCoordinatedOnePass ? Method::kCoordinated
+                                                                                 : Method::kSketched;
 }
 
 // Where an item's visible tokens are cut: at absolute multiples of a length.

@@ -13,7 +13,7 @@ namespace {
 constexpr KvLayout kLayout = {.num_query_heads = 8, .num_kv_heads = 2, .head_dim = 64, .page_size = 64};
 
 constexpr Kernel kCut[] = {Kernel::kExact, Kernel::kS2antaFlash, Kernel::kS2antaProp, Kernel::kStoredScores,
-                           Kernel::kOnePass};
+                           Kernel::kSketchedOnePass};
 
 TEST(DecodePlanTest, SplitsGrowWithTheVisibleTokens) {
   KvLayout large_groups_of_bytes = kLayout;
@@ -84,8 +84,12 @@ TEST(DecodePlanTest, APilotIsOfManyTokensOfUsualShapes) {
   layout.sketch = Sketch::kK4;
   const AttentionOptions sketched = {.method = Method::kSketched, .sample_count = 32};
   EXPECT_EQ(kernel(layout, 2048, sketched), Kernel::kSketched);
-  EXPECT_EQ(kernel(layout, 2049, sketched), Kernel::kOnePass);
+  EXPECT_EQ(kernel(layout, 2049, sketched), Kernel::kSketchedOnePass);
   AttentionOptions other = sketched;
+  other.method = Method::kCoordinated;
+  EXPECT_EQ(kernel(layout, 2048, other), Kernel::kCoordinated);
+  EXPECT_EQ(kernel(layout, 2049, other), Kernel::kCoordinatedOnePass);
+  other = sketched;
   other.window = 2048;
   EXPECT_EQ(kernel(layout, 5000, other), Kernel::kSketched);
   other = sketched;
@@ -96,6 +100,9 @@ TEST(DecodePlanTest, APilotIsOfManyTokensOfUsualShapes) {
   KvLayout unusual = layout;
   unusual.sketch = Sketch::kK4V4;
   EXPECT_EQ(kernel(unusual, 5000, sketched), Kernel::kSketched);
+  other = sketched;
+  other.method = Method::kCoordinated;
+  EXPECT_EQ(kernel(unusual, 5000, other), Kernel::kCoordinatedOnePass);
   unusual = layout;
   unusual.head_dim = 256;
   EXPECT_EQ(kernel(unusual, 5000, sketched), Kernel::kSketched);

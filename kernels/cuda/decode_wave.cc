@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -41,7 +42,7 @@ GroupArrays ArraysOf(uint8_t* scratch, Method method, const KvLayout& layout, co
           method,
           layout.sketch,
           plan.has_target(),
-          plan.kernel == Kernel::kOnePass,
+          HasPilot(plan.kernel),
           layout.num_kv_heads,
           layout.group_size(),
           layout.head_dim,
@@ -276,7 +277,7 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
 // What the kernels of stored scores need beside the items.
 void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch) {
   num_stored_ = 0;
-  num_pilots_ = 0;
+  num_pilots_.fill(0);
   long_lines_ = false;
   most_prop_splits_ = 0;
   longest_split_ = 0;
@@ -294,11 +295,6 @@ void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch)
       most_rows_ = std::max(
           most_rows_, plan.has_target() ? plan.visible() : static_cast<int32_t>(plan.sample_count) + layout_.page_size);
       has_targets_ |= plan.has_target();
-      if (plan.kernel == Kernel::kOnePass) {
-        const auto number = static_cast<int32_t>(i);
-        ++num_pilots_;
-        std::memcpy(host_at(numbers_at_ + sizeof(number) * (items.size() - num_pilots_)), &number, sizeof(number));
-      }
     }
     if (!StoresScores(plan.kernel)) continue;
     const StoredItem stored = {.method = options.method, .budget_rounding = options.budget_rounding, .scratch = mine};
@@ -311,6 +307,12 @@ void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch)
     std::memcpy(host_at(numbers_at_ + sizeof(number) * num_stored_), &number, sizeof(number));
     ++num_stored_;
     long_lines_ |= NeedsLongLines(options.method, plan.begin, plan.end, plan.sample_count);
+  }
+  // The order has those of one kernel one after another; those with a pilot are its last.
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (!HasPilot(plans_[order_[i]].kernel)) continue;
+    std::memcpy(host_at(numbers_at_ + sizeof(int32_t) * i), &order_[i], sizeof(int32_t));
+    ++num_pilots_[static_cast<size_t>(plans_[order_[i]].kernel)];
   }
 }
 
@@ -384,21 +386,23 @@ absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t
                                          stream),
                       "LaunchStoredScores");
   }
-  const auto* numbers_end = reinterpret_cast<const int32_t*>(device_at(numbers_at_)) + plans_.size();
-  for (const Kernel kernel : {Kernel::kCoordinated, Kernel::kSketched, Kernel::kOnePass}) {
+  const auto* pilots = reinterpret_cast<const int32_t*>(device_at(numbers_at_)) + plans_.size() -
+                       std::accumulate(num_pilots_.begin(), num_pilots_.end(), 0);
+  for (const Kernel kernel : kGroupKernels) {
     if (!status.ok() || !of(kernel)) continue;
-    status =
-        ToStatus(LaunchGroupDraw({.decode = launch,
-                                  .arrays = reinterpret_cast<const GroupArrays*>(device_at(arrays_at_)),
-                                  .method = kernel == Kernel::kCoordinated ? Method::kCoordinated : Method::kSketched,
-                                  .sketch = layout_.sketch,
-                                  .longest_split = longest_split_,
-                                  .most_rows = most_rows_,
-                                  .has_targets = has_targets_,
-                                  .pilots = kernel == Kernel::kOnePass ? numbers_end - num_pilots_ : nullptr,
-                                  .num_pilots = num_pilots_},
-                                 stream),
-                 "LaunchGroupDraw");
+    const int32_t num_pilots = num_pilots_[static_cast<size_t>(kernel)];
+    status = ToStatus(LaunchGroupDraw({.decode = launch,
+                                       .arrays = reinterpret_cast<const GroupArrays*>(device_at(arrays_at_)),
+                                       .method = GroupMethod(kernel),
+                                       .sketch = layout_.sketch,
+                                       .longest_split = longest_split_,
+                                       .most_rows = most_rows_,
+                                       .has_targets = has_targets_,
+                                       .pilots = num_pilots > 0 ? pilots : nullptr,
+                                       .num_pilots = num_pilots},
+                                      stream),
+                      "LaunchGroupDraw");
+    pilots += num_pilots;
   }
   return status;
 }
@@ -423,7 +427,7 @@ absl::StatusOr<double> DecodeWave::Deliver() {
     DecodeStatistics& statistics = *output.statistics;
     statistics.value_rows_read = static_cast<int64_t>(rows);
     statistics.kv_bytes_read += static_cast<int64_t>(rows * layout_.row_bytes());
-    if (plans_[i].kernel != Kernel::kSketched && plans_[i].kernel != Kernel::kOnePass) continue;
+    if (!DrawsByGroup(plans_[i].kernel) || GroupMethod(plans_[i].kernel) != Method::kSketched) continue;
     statistics.key_rows_read = static_cast<int64_t>(rows);  // with each of them
     statistics.kv_bytes_read += static_cast<int64_t>(rows * layout_.row_bytes());
   }

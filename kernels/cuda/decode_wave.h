@@ -105,7 +105,7 @@ class DecodeWave {
   bool converts_queries_ = false;
   bool counts_rows_ = false;  // for any item: then these come down by a copy
   int32_t num_stored_ = 0;    // items of Kernel::kStoredScores: their numbers are the first in their region
-  int32_t num_pilots_ = 0;    // of Kernel::kOnePass: the last
+  std::array<int32_t, kNumKernels> num_pilots_ = {};  // items of each kernel that have one: the last
   bool long_lines_ = false;
   int32_t most_prop_splits_ = 0;
   int32_t longest_split_ = 0;  // of them, in tokens

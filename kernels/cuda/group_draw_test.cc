@@ -70,11 +70,16 @@ TEST_F(GroupDrawTest, HaveTheEstimatorsMeanAndVariance) {
 // By a pilot's threshold, run by run: three runs, of which the last has tokens without a sketch. A |z| of 6.5 as above;
 // the rows of a run are its chances' sum, rounded down or up, and what 16 bits of a query may move that by.
 TEST_F(GroupDrawTest, HaveTheEstimatorsMeanAndVarianceByAPilot) {
-  for (const int group_size : {1, 4, 7}) {
+  for (const auto& [group_size, method] : {std::pair{1, Method::kSketched},
+                                           {4, Method::kSketched},
+                                           {7, Method::kSketched},
+                                           {1, Method::kCoordinated},
+                                           {4, Method::kCoordinated},
+                                           {7, Method::kCoordinated}}) {
     Problem problem = MakeProblem({.group_size = group_size}, 2300);
-    problem.step.options = {.method = Method::kSketched, .sample_count = 150, .scale = 0.1f, .window = 2200};
+    problem.step.options = {.method = method, .sample_count = 150, .scale = 0.1f, .window = 2200};
     problem.step.pilot = true;
-    SCOPED_TRACE("G " + std::to_string(group_size));
+    SCOPED_TRACE("G " + std::to_string(group_size) + ", " + Describe(problem));
     const std::vector<Answer> answers = DecodeOnGpu(Seeds(problem, SeedCount(1500)));
     const Fit fit = FitMoments(problem, answers);
     EXPECT_LT(fit.worst_z, 6.5);
@@ -182,7 +187,7 @@ TEST_F(GroupDrawTest, AnswerEveryShapeByAPilot) {
                              .page_size = kPageSizes[(index + index / 5) % 5],
                              .scaled = dtype == DType::kFloat8E4M3 && index % 2 == 0};
         Problem problem = MakeProblem(shape, tokens);
-        problem.step.options = {.method = Method::kSketched,
+        problem.step.options = {.method = index % 4 < 2 ? Method::kSketched : Method::kCoordinated,
                                 .sample_count = 700,
                                 .scale = 0.15f,
                                 .window = tokens > 3000 && index % 2 == 1 ? 2100u : 0u,
@@ -194,9 +199,10 @@ TEST_F(GroupDrawTest, AnswerEveryShapeByAPilot) {
       }
     }
   }
-  for (const int64_t tokens : {33000, 66000}) {
+  for (const auto& [tokens, method] :
+       {std::pair{int64_t{33000}, Method::kCoordinated}, {int64_t{66000}, Method::kSketched}}) {
     Problem problem = MakeProblem({.num_kv_heads = 1, .head_dim = 64}, tokens);
-    problem.step.options = {.method = Method::kSketched, .sample_count = 1000, .scale = 0.1f};
+    problem.step.options = {.method = method, .sample_count = 1000, .scale = 0.1f};
     SCOPED_TRACE(tokens);
     ExpectNear(problem);
   }
@@ -204,9 +210,10 @@ TEST_F(GroupDrawTest, AnswerEveryShapeByAPilot) {
 
 // A head that is not a number has no say in what its group reads, and harms no other.
 TEST_F(GroupDrawTest, AHeadOfNaNsHarmsNoOther) {
-  for (const int64_t tokens : {1000, 3000}) {
+  for (const auto& [tokens, method] :
+       {std::pair{1000, Method::kSketched}, {3000, Method::kSketched}, {3000, Method::kCoordinated}}) {
     Problem problem = MakeProblem({.num_kv_heads = 1}, tokens);
-    problem.step.options = {.method = Method::kSketched, .sample_count = 300, .scale = 0.1f};
+    problem.step.options = {.method = method, .sample_count = 300, .scale = 0.1f};
     const reference::Output exact = reference::Exact(problem.step);
     const int32_t dim = problem.step.head_dim;
     std::fill_n(problem.step.q.begin() + dim, dim, NAN);

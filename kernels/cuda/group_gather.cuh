@@ -120,6 +120,12 @@ __device__ __forceinline__ bool AnswerIfLast(const GatherTask<Kv, D>& task, Gath
   }
   const int blocks = BlockSplits::BlocksOf(task.group, task.item);
   if (!IsLastOfGroup(task.group.decode, task.item_index, task.kv_head, blocks, shared.last)) return false;
+  if (task.one_pass() && !task.sketched()) {  // the pilot's was about right
+    for (int head = threadIdx.x / 32; head < task.group_size(); head += kGatherWarps) {
+      const float lse = HeadLse(task.arrays, task.kv_head, head, task.group_size(), threadIdx.x % 32);
+      if (threadIdx.x % 32 == 0) shared.lse[head] = lse;
+    }
+  }
   auto* vectors = reinterpret_cast<float*>(stages);
   AddSplits<D, kBlocks>(task.arrays, task.kv_head, task.group_size(), shared, vectors,
                         task.wants_error() ? kPartialVectors : 1);

@@ -68,10 +68,12 @@ class GroupArrays {
     };
     const int64_t blocks = static_cast<int64_t>(num_kv_heads) * num_blocks_;
     const int64_t splits = static_cast<int64_t>(num_kv_heads) * num_splits_;
+    if (!one_pass || method == Method::kCoordinated) {
+      split_sums_ = reinterpret_cast<float2*>(take(splits * group_size * 8));
+    }
     if (!one_pass) {
       codes_ = take(blocks * block_code_bytes_);
       block_max_ = reinterpret_cast<float*>(take(blocks * group_size * 4));
-      split_sums_ = reinterpret_cast<float2*>(take(splits * group_size * 8));
       totals_ = reinterpret_cast<unsigned long long*>(take(splits * 8));
       histogram_ = reinterpret_cast<unsigned*>(take(int64_t{num_kv_heads} * sampling::kInclusionBins * 4));
     }

@@ -77,6 +77,9 @@ struct GatherTask {
         full_end(sketched() ? min(splits.end, FullPagesEnd(item, group.decode.page_shift)) : splits.end) {}
 
   __device__ bool sketched() const { return group.method == Method::kSketched; }
+  __device__ bool one_pass() const { return group.pilots != nullptr; }
+  // Whether a row's weight is exp(s) / pi by its key, and not p / pi.
+  __device__ bool weighs_by_keys() const { return sketched() || one_pass(); }
   __device__ int code_bytes() const { return CodeBytes(group.method, group.sketch); }
   __device__ bool pilot() const { return item.target_relative_error > 0 && !group.second_draw; }
   __device__ bool wants_error() const { return item.relative_standard_error != nullptr || pilot(); }

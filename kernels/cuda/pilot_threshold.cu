@@ -1,10 +1,12 @@
 // Each group's kappa from a pilot of its tokens (kernels/sampling/pilot.h), and its heads' log-sum-exps by that pilot.
 //
-// Grid: (key/value head, item with a pilot). A warp takes two blocks of four slices, all of whose sketches are on their
-// way at once, and keeps their scores.
+// Grid: (key/value head, item with a pilot). A warp takes eight slices, as two blocks of four slabs, and keeps their
+// scores; what they come from is on its way for as many as there is room for.
+#include <algorithm>
+
 #include "kernels/cuda/group_launch.cuh"
-#include "kernels/cuda/sketch_squares.cuh"
 #include "kernels/cuda/solve_threshold.cuh"
+#include "kernels/cuda/token_squares.cuh"
 #include "kernels/sampling/pilot.h"
 
 namespace santa::cuda {
@@ -12,63 +14,35 @@ namespace {
 
 constexpr int kWarps = 16;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kBlocksOfWarp = sampling::kPilotSlices / kBlockSlabs / kWarps;
+constexpr int kOfWarp = sampling::kPilotSlices / kWarps;
+constexpr int kBlocksOfWarp = kOfWarp / kBlockSlabs;
 static_assert(sampling::kSliceTokens == kSlabRows);
 
-// Of a slice, as of pages that short.
-template <int D>
-__host__ __device__ SketchGeometry<D, kKeyBits> SliceGeometry() {
-  return SketchGeometry<D, kKeyBits>(4);
-}
+// Slices of a warp that are on their way at once, of so many bytes.
+__host__ __device__ constexpr int SlicesAhead(int slab_bytes) { return std::min(kOfWarp, 12288 / slab_bytes); }
 
-template <int kHeads>
 struct Shared {
+  static constexpr int kHeads = kQuad * kPilotQuads;
   unsigned histogram[sampling::kInclusionBins];
   sampling::PilotSlice slices[sampling::kPilotSlices];
-  float2 sums[kHeads][kWarps];  // largest score, sum of 2^(score - largest)
+  float2 sums[kHeads][kWarps];
   float lse[kHeads];
   SolveShared<kThreads> solve;
 };
 
-// Adds a block's scores, each of which counts as often as its slice stands for, to a lane's share of its head's sum.
-__device__ __forceinline__ void AddScores(LaneSum& sums, const QuadScores& s, float scale,
-                                          const sampling::PilotSlice* slices) {
-  const float largest = LargestOf(s);
-  const float max = fmaxf(largest * scale, -sampling::kMaxScore);
-  float sum = 0;
-#pragma unroll
-  for (int slab = 0; slab < kBlockSlabs; ++slab) {
-    const auto times = static_cast<float>(slices[slab].stands_for);
-    sum += times * (Exp2((s[slab][0] - largest) * scale) + Exp2((s[slab][1] - largest) * scale));
-  }
-  const float raised = fmaxf(sums.max, max);
-  sums.sum = Exp2(sums.max - raised) * sums.sum + Exp2(max - raised) * sum;
-  sums.max = raised;
-}
-
-// log2 of a head's sum of 2^score, by a warp.
-__device__ __forceinline__ float LseOf(const float2 (&sums)[kWarps], int lane) {
-  const float2 mine = lane < kWarps ? sums[lane] : make_float2(kNegativeInfinity, 0);
-  float max = mine.x;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
-  return max + log2f(WarpSum(Rescale(mine.x, max) * mine.y));
-}
-
-template <int D, int kQuads>
+template <typename Slabs>
 __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_constant__ GroupLaunch group) {
   extern __shared__ __align__(1024) unsigned char bytes[];
   const DecodeLaunch& launch = group.decode;
-  __shared__ SketchQueries<D, kQuads> queries;
-  __shared__ Shared<kQuad * kQuads> shared;
-  const int item_index = group.pilots[blockIdx.y], kv_head = blockIdx.x;
+  __shared__ typename Slabs::Queries queries;
+  __shared__ Shared shared;
+  constexpr int kSlabBytes = Slabs::SlabBytes(), kAhead = SlicesAhead(kSlabBytes);
+  const int item_index = group.pilots[blockIdx.y], kv_head = blockIdx.x, group_size = launch.group_size;
   const DeviceItem& item = launch.items[item_index];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const SketchView<D, kKeyBits> sketches(launch, item, kv_head, 0);
   const GroupArrays arrays = group.arrays[item_index];
-  constexpr int kOfWarp = kBlocksOfWarp * kBlockSlabs;
-  const auto geometry = SliceGeometry<D>();
-  const unsigned char* parts = bytes + warp * kOfWarp * geometry.part_bytes();
+  Slabs slabs(launch, item, kv_head, queries);
+  const unsigned char* ring = bytes + warp * kAhead * kSlabBytes;
   const sampling::PilotSlice* slices = shared.slices + warp * kOfWarp;
   if (threadIdx.x < sampling::kPilotSlices) {
     const int first = item.begin / kSlabRows, count = (item.end - 1) / kSlabRows - first + 1;
@@ -79,67 +53,65 @@ __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_co
   WaitForEarlierKernel();
   // Not sooner: the kernel that follows reads the cache before it waits for this one, and relies on what came before.
   LetLaterKernelStart();
+  const auto copy = [&](int i) {
+    if (i < kOfWarp) slabs.Copy(SharedAddress(ring) + i % kAhead * kSlabBytes, slices[i].slice * kSlabRows, lane);
+    CommitCopies();
+  };
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) copy(i);
+  const SketchScorer scorer(item, kv_head, slabs.LoadQueries(lane));
+  __syncthreads();
+
+  QuadScores s[kBlocksOfWarp][kPilotQuads] = {};
 #pragma unroll
   for (int i = 0; i < kOfWarp; ++i) {
-    const int token = slices[i].slice * kSlabRows;
-    if (token < sketches.end) {
-      sketches.CopyPart(SharedAddress(parts) + i * geometry.part_bytes(), geometry, token, 0, lane);
+    WaitCopies<kAhead - 1>();
+    __syncwarp();
+#pragma unroll
+    for (int quad = 0; quad < kPilotQuads; ++quad) {
+      if (kQuad * quad >= group_size) break;
+      slabs.Score(s[i / kBlockSlabs][quad][i % kBlockSlabs], ring + i % kAhead * kSlabBytes, quad,
+                  slices[i].slice * kSlabRows, lane);
     }
+    __syncwarp();  // the slab has been read
+    copy(i + kAhead);
   }
-  CommitCopies();
-  const float factor = LoadSketchQueries<kKeyBits>(queries, launch, item, kv_head, 0, Scorer(item, kv_head).scale);
-  const SketchScorer scorer(item, kv_head, factor);
-  __syncthreads();
   WaitCopies<0>();
-  __syncwarp();
-
-  QuadScores s[kBlocksOfWarp][kQuads];
   float scale = 1;  // the same for all
 #pragma unroll
-  for (int quad = 0; quad < kQuads; ++quad) {
+  for (int quad = 0; quad < kPilotQuads; ++quad) {
     LaneSum sums;
 #pragma unroll
     for (int i = 0; i < kBlocksOfWarp; ++i) {
-      QuadScores& of_block = s[i][quad];
       const sampling::PilotSlice* of_slabs = slices + i * kBlockSlabs;
-#pragma unroll
-      for (int slab = 0; slab < kBlockSlabs; ++slab) {
-        const int token = of_slabs[slab].slice * kSlabRows;
-        if (token < sketches.end) {
-          const unsigned char* codes = parts + (i * kBlockSlabs + slab) * geometry.part_bytes();
-          const PageQueries<D> page(queries, quad, codes + geometry.kSlabBytes, lane);
-          ScoreSlab<D, kKeyBits>(of_block[slab], codes, page, lane);
-        } else {
-          const float2 exact = ScoreExactly<D>(launch, item, item.begin, item.end, kv_head, quad, token, lane);
-          of_block[slab][0] = Hold(exact.x * factor);
-          of_block[slab][1] = Hold(exact.y * factor);
-        }
-      }
-      scale = scorer.Cap(of_block);
+      scale = scorer.Cap(s[i][quad]);
 #pragma unroll
       for (int j = 0; j < 2 * kBlockSlabs; ++j) {
         const int token = of_slabs[j / 2].slice * kSlabRows + j % 2 * 8 + lane / 4;
-        if (token < item.begin || token >= item.end) of_block[j / 2][j % 2] = kNegativeInfinity;
+        if (token < item.begin || token >= item.end) s[i][quad][j / 2][j % 2] = kNegativeInfinity;
       }
-      AddScores(sums, of_block, scale, of_slabs);
+      AddScores(sums, s[i][quad], scale,
+                [of_slabs](int slab) { return static_cast<float>(of_slabs[slab].stands_for); });
     }
-#pragma unroll
-    for (int step = 4; step < 32; step *= 2) sums.sum += __shfl_xor_sync(~0u, sums.sum, step);
-    if (lane < kQuad) shared.sums[kQuad * quad + lane][warp] = make_float2(sums.max, sums.sum);
+    LeaveSums(shared.sums + kQuad * quad, sums, warp, lane);
   }
   __syncthreads();
-  for (int head = warp; head < kQuad * kQuads; head += kWarps) {
-    const float lse = LseOf(shared.sums[head], lane);
+  for (int head = warp; head < Shared::kHeads; head += kWarps) {
+    const float2 sum = MergeSums(lane < kWarps ? shared.sums[head][lane] : make_float2(kNegativeInfinity, 0));
+    const float lse = sum.x + log2f(sum.y);
     if (lane != 0) continue;
-    shared.lse[head] = head < launch.group_size ? lse : INFINITY;
-    if (head < launch.group_size) arrays.lse(kv_head)[head] = lse;
+    shared.lse[head] = head < group_size ? lse : INFINITY;
+    if (head < group_size) arrays.lse(kv_head)[head] = lse;
   }
   __syncthreads();
+  // The end of what may be left to chance.
+  const bool sketched = group.method == Method::kSketched;
+  const int end = sketched ? FullPagesEnd(item, launch.page_shift) : item.end;
 #pragma unroll
   for (int i = 0; i < kBlocksOfWarp; ++i) {
     TokenSquares squares = {};
 #pragma unroll
-    for (int quad = 0; quad < kQuads; ++quad) {
+    for (int quad = 0; quad < kPilotQuads; ++quad) {
       AddSquares(squares, s[i][quad], scale, 2 * shared.lse[kQuad * quad + lane % 4]);
     }
     const LaneSquares sums = SumOverHeads(squares, lane);
@@ -148,38 +120,43 @@ __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_co
       const int place = TokenOfSquare(j, lane);
       const sampling::PilotSlice slice = slices[i * kBlockSlabs + place / kSlabRows];
       const int token = slice.slice * kSlabRows + place % kSlabRows;
-      if (token < item.begin || token >= sketches.end) continue;
+      if (token < item.begin || token >= end || (!sketched && sums.of[j] == 0)) continue;
       atomicAdd(&shared.histogram[sampling::InclusionBin(sums.of[j])], static_cast<unsigned>(slice.stands_for));
     }
   }
   __syncthreads();
   const unsigned* histogram = shared.histogram;
-  const double budget = sampling::InclusionBudget(item.sample_count, sketches.end - item.begin);
+  const double even = sketched ? sampling::kEvenShare * item.sample_count : 0;
   const sampling::InclusionThreshold threshold = SolveThreshold(
-      shared.solve, [histogram](int bin) { return histogram[bin]; }, budget, sampling::kEvenShare * item.sample_count);
+      shared.solve, [histogram](int bin) { return histogram[bin]; },
+      sampling::InclusionBudget(item.sample_count, end - item.begin), even);
   if (threadIdx.x == 0) *arrays.threshold(kv_head) = threshold;
 }
 
-template <int D>
-cudaError_t Launch(const GroupLaunch& launch, cudaStream_t stream) {
-  const int shared_bytes = sampling::kPilotSlices * SliceGeometry<D>().part_bytes();
-  const dim3 grid(launch.decode.num_kv_heads, launch.num_pilots);
-  const auto kernel =
-      launch.decode.group_size <= kQuad ? PilotThresholdKernel<D, 1> : PilotThresholdKernel<D, kPilotQuads>;
-  return LaunchOverlapping(kernel, launch, grid, kThreads, shared_bytes, stream);
-}
+struct Launcher {
+  const GroupLaunch& launch;
+  cudaStream_t stream;
+
+  template <typename Kv, int D>
+  cudaError_t Run() const {
+    if (launch.method == Method::kCoordinated) return Start<KeySlabs<Kv, D>>();
+    return Start<SketchSlabs<D>>();  // one kernel for all types of cache
+  }
+
+ private:
+  template <typename Slabs>
+  cudaError_t Start() const {
+    constexpr int kSlabBytes = Slabs::SlabBytes();
+    const dim3 grid(launch.decode.num_kv_heads, launch.num_pilots);
+    return LaunchOverlapping(PilotThresholdKernel<Slabs>, launch, grid, kThreads,
+                             kWarps * SlicesAhead(kSlabBytes) * kSlabBytes, stream);
+  }
+};
 
 }  // namespace
 
 cudaError_t LaunchPilotThreshold(const GroupLaunch& launch, cudaStream_t stream) {
-  switch (launch.decode.head_dim) {
-    case 64:
-      return Launch<64>(launch, stream);
-    case 128:
-      return Launch<128>(launch, stream);
-    default:
-      return cudaErrorNotSupported;
-  }
+  return DispatchPilot(launch.decode, Launcher{launch, stream});
 }
 
 }  // namespace santa::cuda

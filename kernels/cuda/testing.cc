@@ -98,7 +98,7 @@ GroupArrays ArraysOf(uint8_t* scratch, const Item& item, const ItemPlan& plan) {
           item.problem->step.options.method,
           shape.sketch,
           plan.has_target(),
-          plan.kernel == Kernel::kOnePass,
+          HasPilot(plan.kernel),
           shape.num_kv_heads,
           shape.group_size,
           shape.head_dim,
@@ -125,14 +125,14 @@ struct StoredParts {
 
   std::vector<int64_t> places;
   std::vector<StoredItem> host;
-  std::vector<int32_t> numbers, pilots;
+  std::vector<int32_t> numbers;
   bool long_lines = false;
   int32_t most_prop_splits = 0;
   int32_t longest_split = 0, most_rows = 0;
   DeviceVector<uint8_t> scratch;
   DeviceVector<StoredItem> stored;
   DeviceVector<GroupArrays> arrays;
-  DeviceVector<int32_t> device_numbers{numbers}, device_pilots{pilots};
+  DeviceVector<int32_t> device_numbers{numbers};
 
  private:
   std::vector<uint8_t> Place(const std::vector<Item>& items, const Batch& batch) {
@@ -146,7 +146,6 @@ struct StoredParts {
       longest_split = std::max(longest_split, plan.splits.tokens);
       most_rows = std::max(most_rows, static_cast<int32_t>(plan.sample_count) + items[i].problem->shape.page_size);
       if (plan.kernel == Kernel::kS2antaProp) most_prop_splits = std::max(most_prop_splits, plan.splits.count);
-      if (plan.kernel == Kernel::kOnePass) pilots.push_back(static_cast<int32_t>(i));
       if (plan.kernel != Kernel::kStoredScores) continue;
       numbers.push_back(static_cast<int32_t>(i));
       long_lines |= NeedsLongLines(step.options.method, plan.begin, plan.end, plan.sample_count);
@@ -179,17 +178,23 @@ void Launch(DecodeLaunch launch, const std::vector<Item>& items, const Batch& ba
   const StoredParts parts(items, batch);
   // Twice: the second run must find in order what the first one left.
   for (int run = 0; run < 2; ++run) {
-    for (const Kernel kernel : {Kernel::kCoordinated, Kernel::kSketched, Kernel::kOnePass}) {
+    for (const Kernel kernel : kGroupKernels) {
       if (!of(kernel)) continue;
+      std::vector<int32_t> pilots;
+      for (size_t i = 0; i < items.size(); ++i) {
+        if (HasPilot(kernel) && batch.plans[i].kernel == kernel) pilots.push_back(static_cast<int32_t>(i));
+      }
+      const DeviceVector<int32_t> device_pilots(pilots);
       Check(LaunchGroupDraw({.decode = launch,
                              .arrays = parts.arrays.get(),
-                             .method = kernel == Kernel::kCoordinated ? Method::kCoordinated : Method::kSketched,
+                             .method = GroupMethod(kernel),
                              .sketch = items[0].problem->shape.sketch,
                              .longest_split = parts.longest_split,
                              .most_rows = parts.most_rows,
-                             .pilots = kernel == Kernel::kOnePass ? parts.device_pilots.get() : nullptr,
-                             .num_pilots = static_cast<int32_t>(parts.pilots.size())},
+                             .pilots = pilots.empty() ? nullptr : device_pilots.get(),
+                             .num_pilots = static_cast<int32_t>(pilots.size())},
                             nullptr));
+      Check(cudaDeviceSynchronize());  // before the pilots' memory goes
     }
     if (of(Kernel::kS2antaProp)) {
       Check(LaunchS2antaProp({.decode = launch, .stored = parts.stored.get(), .most_splits = parts.most_prop_splits},
