@@ -55,6 +55,7 @@ struct GroupLaunch {
   int32_t splits_of_block = 1;
   bool second_draw = false;  // after AimAtTarget. Likewise.
   bool alone = false;        // GatherCorrections once more. Likewise.
+  bool few_blocks = false;   // of OnePass: two a multiprocessor at most, so that each may have a long ring. Likewise.
 
   // SKETCHED by sketches of keys and values both.
   SANTA_HOST_DEVICE bool corrects() const {

@@ -18,7 +18,7 @@ namespace {
 // then the list.
 template <typename Blocks, typename Kv, int D>
 __host__ __device__ int RingBytes(const GroupLaunch& group) {
-  const int rings = kGatherWarps * Blocks::RingBytes(group.decode.page_shift), stages = StageBytes<Kv, D>(group);
+  const int rings = kGatherWarps * Blocks::RingBytes(group), stages = StageBytes<Kv, D>(group);
   return rings > stages ? rings : stages;
 }
 
@@ -38,8 +38,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocksAtOnce)
   constexpr int kStep = kGatherWarps * sampling::kCodeBlock;
   int first = origin + warp * sampling::kCodeBlock;
   // Copies before the pilot's end: that began when what wrote the cache had ended.
-  Blocks blocks(launch, item, kv_head, begin, first, end, kStep, bytes + warp * Blocks::RingBytes(launch.page_shift),
-                queries, lane);
+  Blocks blocks(group, item, kv_head, begin, first, end, kStep, bytes + warp * Blocks::RingBytes(group), queries, lane);
   LoadPages(task, shared);
   const SketchScorer scorer(item, kv_head, blocks.LoadQueries(lane));
   WaitForEarlierKernel();
@@ -118,7 +117,10 @@ struct Launcher {
 
 }  // namespace
 
-cudaError_t LaunchOnePass(const GroupLaunch& launch, cudaStream_t stream) {
+cudaError_t LaunchOnePass(const GroupLaunch& whole, cudaStream_t stream) {
+  static const DeviceLimits limits = DeviceLimits::Read();
+  GroupLaunch launch = whole;
+  launch.few_blocks = launch.decode.num_kv_heads * launch.decode.num_work <= 2 * limits.multiprocessors;
   return DispatchPilot(launch.decode, Launcher{launch, stream});
 }
 

@@ -98,27 +98,28 @@ template <int D>
 class SketchBlocks {
  public:
   using Queries = SketchQueries<D, kPilotQuads>;
-  static constexpr int kRing = 2;  // blocks
+  static constexpr int kShortRing = 2, kLongRing = 4;  // blocks
   static constexpr bool kOfAllTokens = false;
 
-  static __host__ __device__ int RingBytes(int page_shift) {
-    return kRing * SketchGeometry<D, kKeyBits>(page_shift).stage_bytes();
+  static __host__ __device__ int RingBytes(const GroupLaunch& group) {
+    return RingOf(group) * SketchGeometry<D, kKeyBits>(group.decode.page_shift).stage_bytes();
   }
   // Starts the first copies.
-  __device__ SketchBlocks(const DecodeLaunch& launch, const DeviceItem& item, int kv_head, int, int first, int end,
+  __device__ SketchBlocks(const GroupLaunch& group, const DeviceItem& item, int kv_head, int, int first, int end,
                           int step, const unsigned char* ring, Queries& queries, int lane)
-      : launch_(launch),
+      : launch_(group.decode),
         item_(item),
         kv_head_(kv_head),
-        sketches_(launch, item, kv_head, 0),
-        geometry_(launch.page_shift),
+        sketches_(group.decode, item, kv_head, 0),
+        geometry_(group.decode.page_shift),
         queries_(queries),
         ring_(ring),
+        stages_(RingOf(group)),
         end_(end),
         step_(step),
         ahead_(first) {
-#pragma unroll
-    for (int i = 0; i < kRing - 1; ++i) CopyAhead(lane);
+#pragma unroll 1
+    for (int i = 0; i < stages_ - 1; ++i) CopyAhead(lane);
   }
 
   // As of SketchSlabs.
@@ -129,7 +130,11 @@ class SketchBlocks {
   // The dot products of the next block, which begins with `first`: of as many quads as the group has.
   __device__ __forceinline__ void Next(QuadScores (&s)[kPilotQuads], int first, int lane) {
     CopyAhead(lane);
-    WaitCopies<kRing - 1>();
+    if (stages_ == kShortRing) {
+      WaitCopies<kShortRing - 1>();
+    } else {
+      WaitCopies<kLongRing - 1>();
+    }
     __syncwarp();
 #pragma unroll
     for (int quad = 0; quad < kPilotQuads; ++quad) {
@@ -137,18 +142,20 @@ class SketchBlocks {
       ScoreSketched<D, kKeyBits>(s[quad], queries_, geometry_, ring_ + at_ * geometry_.stage_bytes(), quad, first, end_,
                                  lane);
     }
-    at_ = (at_ + 1) % kRing;
+    at_ = After(at_);
     __syncwarp();  // the stage has been read
   }
 
  private:
+  static __host__ __device__ int RingOf(const GroupLaunch& group) { return group.few_blocks ? kLongRing : kShortRing; }
+  __device__ __forceinline__ int After(int stage) const { return stage + 1 == stages_ ? 0 : stage + 1; }
   __device__ __forceinline__ void CopyAhead(int lane) {
     if (ahead_ < end_) {
       sketches_.CopyBlock(SharedAddress(ring_) + ahead_at_ * geometry_.stage_bytes(), geometry_,
                           ahead_ / sampling::kCodeBlock, 0, lane);
       ahead_ += step_;
     }
-    ahead_at_ = (ahead_at_ + 1) % kRing;
+    ahead_at_ = After(ahead_at_);
     CommitCopies();
   }
 
@@ -159,7 +166,7 @@ class SketchBlocks {
   const SketchGeometry<D, kKeyBits> geometry_;
   Queries& queries_;
   const unsigned char* ring_;
-  const int end_, step_;
+  const int stages_, end_, step_;
   int ahead_, ahead_at_ = 0, at_ = 0;
 };
 
@@ -170,11 +177,11 @@ class KeyBlocks {
   static constexpr int kRing = std::min(12, 12288 / Slab<Kv, D>::kBytes);  // slabs
   static constexpr bool kOfAllTokens = true;                               // whether its softmax is the answer's
 
-  static __host__ __device__ int RingBytes(int) { return kRing * Slab<Kv, D>::kBytes; }
-  __device__ KeyBlocks(const DecodeLaunch& launch, const DeviceItem& item, int kv_head, int begin, int first, int end,
+  static __host__ __device__ int RingBytes(const GroupLaunch&) { return kRing * Slab<Kv, D>::kBytes; }
+  __device__ KeyBlocks(const GroupLaunch& group, const DeviceItem& item, int kv_head, int begin, int first, int end,
                        int step, const unsigned char* ring, Queries&, int lane)
-      : group_size_(launch.group_size),
-        slabs_(launch, item, kv_head, begin, end),
+      : group_size_(group.decode.group_size),
+        slabs_(group.decode, item, kv_head, begin, end),
         ring_(ring),
         end_(end),
         step_(step),
