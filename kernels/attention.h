@@ -76,7 +76,8 @@ inline constexpr uint32_t kMaxScoreDraws = 1024;
 struct AttentionOptions {
   Method method = Method::kExact;
   // S: [1, kMaxSampleCount] for a method that draws values; 0 for EXACT and BERNOULLI_QK, and where there is a
-  // target_relative_error.
+  // target_relative_error. Of COORDINATED and SKETCHED rows of a key/value head, at most; about so many where a backend
+  // goes by a pilot (kernels/sampling/pilot.h).
   uint32_t sample_count = 0;
   uint64_t seed = 0;
   float scale = 0;      // 0: 1 / sqrt(D); otherwise finite and > 0

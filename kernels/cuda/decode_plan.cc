@@ -4,6 +4,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "kernels/sampling/pilot.h"
 #include "kernels/sampling/score.h"
 #include "kernels/sampling/target_error.h"
 #include "kernels/sampling/tiles.h"
@@ -39,6 +40,26 @@ const SplitLength* LengthsOf(Kernel kernel, const KvLayout& layout) {
   }
 }
 
+// Of a whole split.
+int32_t TokensOf(Kernel kernel, const KvLayout& layout, int32_t visible) {
+  if (HasPilot(kernel)) return sampling::PilotRunTokens(visible);  // each draws for itself
+  const SplitLength* length = LengthsOf(kernel, layout);
+  while (visible > length->visible) ++length;
+  return length->tokens;
+}
+
+// Whether a pilot gives the threshold of a draw for a group: not where an item's own says more (a target's), or where a
+// value sketch needs every score in any case. nvcc takes a while for each shape that has it, so that these are the
+// usual ones.
+bool HasPilot(const DecodeItem& item, const KvLayout& layout, int64_t visible) {
+  const AttentionOptions& options = item.options;
+  const bool usual = (layout.head_dim == 64 || layout.head_dim == 128) && layout.group_size() <= 8 &&
+                     layout.key_order == KeyOrder::kTokenMajor;
+  const bool corrects = options.method == Method::kSketched && ValueBits(layout.sketch) > 0;
+  return usual && !corrects && options.target_relative_error == 0 &&
+         options.sample_count >= sampling::kLeastPilotSamples && visible > sampling::kMostWithoutPilot;
+}
+
 Kernel KernelOf(const DecodeItem& item, const KvLayout& layout, int64_t begin, int64_t end) {
   const AttentionOptions& options = item.options;
   if (layout.key_order == KeyOrder::kFeatureMajor) {
@@ -52,8 +73,9 @@ Kernel KernelOf(const DecodeItem& item, const KvLayout& layout, int64_t begin, i
       return Kernel::kS2antaProp;
     }
   }
-  if (options.method == Method::kCoordinated) return Kernel::kCoordinated;
-  if (options.method == Method::kSketched) return Kernel::kSketched;
+  const bool has_pilot = HasPilot(item, layout, end - begin);
+  if (options.method == Method::kCoordinated) return has_pilot ? Kernel::kCoordinatedOnePass : Kernel::kCoordinated;
+  if (options.method == Method::kSketched) return has_pilot ? Kernel::kSketchedOnePass : Kernel::kSketched;
   return Kernel::kStoredScores;
 }
 
@@ -64,12 +86,8 @@ int32_t Splits::BeginOf(int32_t i) const { return std::max(begin, (begin / token
 int32_t Splits::EndOf(int32_t i) const { return std::min(end, (begin / tokens + i + 1) * tokens); }
 
 Splits CutSplits(Kernel kernel, const KvLayout& layout, int32_t begin, int32_t end) {
-  const SplitLength* length = LengthsOf(kernel, layout);
-  while (end - begin > length->visible) ++length;
-  return {.begin = begin,
-          .end = end,
-          .tokens = length->tokens,
-          .count = (end - 1) / length->tokens - begin / length->tokens + 1};
+  const int32_t tokens = TokensOf(kernel, layout, end - begin);
+  return {.begin = begin, .end = end, .tokens = tokens, .count = (end - 1) / tokens - begin / tokens + 1};
 }
 
 ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout) {

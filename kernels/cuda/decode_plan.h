@@ -20,16 +20,31 @@ enum class Kernel : uint8_t {
   kCoordinated,
   kSketched,
   kAllRows,  // of feature-major keys: all value rows, weighed by scores that were stored before
+  kCoordinatedOnePass,  // by the threshold of a pilot (kernels/sampling/pilot.h)
+  kSketchedOnePass,
 };
-inline constexpr int kNumKernels = 7;
+inline constexpr int kNumKernels = 9;
 
 // Whether a kernel keeps scores in scratch (kernels/cuda/stored_scores.h).
 constexpr bool StoresScores(Kernel kernel) {
   return kernel == Kernel::kS2antaProp || kernel == Kernel::kStoredScores || kernel == Kernel::kAllRows;
 }
 
-// Whether it keeps codes of scores there (kernels/cuda/group_draw.h).
-constexpr bool DrawsByGroup(Kernel kernel) { return kernel == Kernel::kCoordinated || kernel == Kernel::kSketched; }
+// Whether its threshold is a pilot's.
+constexpr bool HasPilot(Kernel kernel) {
+  return kernel == Kernel::kCoordinatedOnePass || kernel == Kernel::kSketchedOnePass;
+}
+
+// Those that draw once for a group (kernels/cuda/group_draw.h); they keep parts of that in scratch.
+inline constexpr Kernel kGroupKernels[] = {Kernel::kCoordinated, Kernel::kSketched, Kernel::kCoordinatedOnePass,
+                                           Kernel::kSketchedOnePass};
+constexpr bool DrawsByGroup(Kernel kernel) {
+  return kernel == Kernel::kCoordinated || kernel == Kernel::kSketched || HasPilot(kernel);
+}
+constexpr Method GroupMethod(Kernel kernel) {
+  return kernel == Kernel::kCoordinated || kernel == Kernel::kCoordinatedOnePass ? Method::kCoordinated
+                                                                                 : Method::kSketched;
+}
 
 // Whether it reads the value rows of all visible tokens.
 constexpr bool ReadsAllRows(Kernel kernel) { return kernel == Kernel::kExact || kernel == Kernel::kAllRows; }

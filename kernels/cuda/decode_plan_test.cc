@@ -12,13 +12,16 @@ namespace {
 
 constexpr KvLayout kLayout = {.num_query_heads = 8, .num_kv_heads = 2, .head_dim = 64, .page_size = 64};
 
+constexpr Kernel kCut[] = {Kernel::kExact,        Kernel::kS2antaFlash, Kernel::kS2antaProp,
+                           Kernel::kStoredScores, Kernel::kAllRows,
+                           Kernel::kSketchedOnePass};
+
 TEST(DecodePlanTest, SplitsGrowWithTheVisibleTokens) {
   KvLayout large_groups_of_bytes = kLayout;
   large_groups_of_bytes.num_kv_heads = 1;
   large_groups_of_bytes.dtype = DType::kFloat8E4M3;
   for (const KvLayout& layout : {kLayout, large_groups_of_bytes}) {
-    for (const Kernel kernel :
-         {Kernel::kExact, Kernel::kS2antaFlash, Kernel::kS2antaProp, Kernel::kStoredScores, Kernel::kAllRows}) {
+    for (const Kernel kernel : kCut) {
       int32_t before = 0;
       for (const int32_t visible : {1, 512, 4096, 4097, 8193, 32768, 131072, 1 << 20, 1 << 30}) {
         const int32_t tokens = CutSplits(kernel, layout, 0, visible).tokens;
@@ -32,8 +35,7 @@ TEST(DecodePlanTest, SplitsGrowWithTheVisibleTokens) {
 TEST(DecodePlanTest, SplitsCoverTheVisibleTokensAndNoMore) {
   for (const int64_t tokens : {1, 255, 256, 257, 4096, 5000, 70000, 200001}) {
     for (const uint32_t window : {0u, 1u, 300u, 4097u, 250000u}) {
-      for (const Kernel kernel :
-           {Kernel::kExact, Kernel::kS2antaFlash, Kernel::kS2antaProp, Kernel::kStoredScores, Kernel::kAllRows}) {
+      for (const Kernel kernel : kCut) {
         const ItemPlan plan = PlanItem({.num_tokens = tokens, .options = {.window = window}}, kLayout);
         EXPECT_EQ(plan.end, tokens);
         EXPECT_EQ(plan.visible(), window == 0 || window > tokens ? tokens : window);
@@ -92,6 +94,41 @@ TEST(DecodePlanTest, EachMethodHasItsKernel) {
   EXPECT_EQ(
       PlanItem({.num_tokens = 10, .options = {.method = Method::kSanta, .sample_count = 10}}, kLayout).sample_count,
       0u);
+}
+
+TEST(DecodePlanTest, APilotIsOfManyTokensOfUsualShapes) {
+  const auto kernel = [](KvLayout layout, int64_t tokens, const AttentionOptions& options) {
+    return PlanItem({.num_tokens = tokens, .options = options}, layout).kernel;
+  };
+  KvLayout layout = kLayout;
+  layout.sketch = Sketch::kK4;
+  const AttentionOptions sketched = {.method = Method::kSketched, .sample_count = 32};
+  EXPECT_EQ(kernel(layout, 2048, sketched), Kernel::kSketched);
+  EXPECT_EQ(kernel(layout, 2049, sketched), Kernel::kSketchedOnePass);
+  AttentionOptions other = sketched;
+  other.method = Method::kCoordinated;
+  EXPECT_EQ(kernel(layout, 2048, other), Kernel::kCoordinated);
+  EXPECT_EQ(kernel(layout, 2049, other), Kernel::kCoordinatedOnePass);
+  other = sketched;
+  other.window = 2048;
+  EXPECT_EQ(kernel(layout, 5000, other), Kernel::kSketched);
+  other = sketched;
+  other.sample_count = 31;
+  EXPECT_EQ(kernel(layout, 5000, other), Kernel::kSketched);
+  other = {.method = Method::kSketched, .target_relative_error = 0.1f};
+  EXPECT_EQ(kernel(layout, 50000, other), Kernel::kSketched);
+  KvLayout unusual = layout;
+  unusual.sketch = Sketch::kK4V4;
+  EXPECT_EQ(kernel(unusual, 5000, sketched), Kernel::kSketched);
+  other = sketched;
+  other.method = Method::kCoordinated;
+  EXPECT_EQ(kernel(unusual, 5000, other), Kernel::kCoordinatedOnePass);
+  unusual = layout;
+  unusual.head_dim = 256;
+  EXPECT_EQ(kernel(unusual, 5000, sketched), Kernel::kSketched);
+  unusual = layout;
+  unusual.num_query_heads = 9 * layout.num_kv_heads;
+  EXPECT_EQ(kernel(unusual, 5000, sketched), Kernel::kSketched);
 }
 
 TEST(DecodePlanTest, WorkHasEverySplitOnceLongItemsFirst) {

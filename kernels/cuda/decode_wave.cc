@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <utility>
@@ -42,8 +43,17 @@ TableSlice SliceOf(const ItemPlan& plan, int32_t page_size) {
 
 // Where the scratch of an item lies whose kernel draws by group.
 GroupArrays ArraysOf(uint8_t* scratch, Method method, const KvLayout& layout, const ItemPlan& plan) {
-  return {scratch,         method,     layout.sketch, plan.has_target(), layout.num_kv_heads, layout.group_size(),
-          layout.head_dim, plan.begin, plan.end,      plan.splits.count};
+  return {scratch,
+          method,
+          layout.sketch,
+          plan.has_target(),
+          HasPilot(plan.kernel),
+          layout.num_kv_heads,
+          layout.group_size(),
+          layout.head_dim,
+          plan.begin,
+          plan.end,
+          plan.splits.count};
 }
 
 // The method that an item's stored scores are for.
@@ -331,6 +341,7 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
 // What the kernels of stored scores need beside the items.
 void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch) {
   num_stored_ = 0;
+  num_pilots_.fill(0);
   long_lines_ = false;
   most_prop_splits_ = 0;
   longest_split_ = 0;
@@ -361,6 +372,12 @@ void DecodeWave::PackStored(std::span<const DecodeItem> items, uint8_t* scratch)
     std::memcpy(host_at(numbers_at_ + sizeof(number) * num_stored_), &number, sizeof(number));
     ++num_stored_;
     long_lines_ |= NeedsLongLines(options.method, plan.begin, plan.end, plan.sample_count);
+  }
+  // The order has those of one kernel one after another; those with a pilot are its last.
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (!HasPilot(plans_[order_[i]].kernel)) continue;
+    std::memcpy(host_at(numbers_at_ + sizeof(int32_t) * i), &order_[i], sizeof(int32_t));
+    ++num_pilots_[static_cast<size_t>(plans_[order_[i]].kernel)];
   }
 }
 
@@ -454,18 +471,23 @@ absl::Status DecodeWave::QueueKernels(const DecodeScratch& scratch, cudaStream_t
   if (status.ok() && of(Kernel::kAllRows)) {
     status = ToStatus(LaunchAllRows({.decode = launch, .stored = stored}, stream), "LaunchAllRows");
   }
-  for (const Kernel kernel : {Kernel::kCoordinated, Kernel::kSketched}) {
+  const auto* pilots = reinterpret_cast<const int32_t*>(device_at(numbers_at_)) + plans_.size() -
+                       std::accumulate(num_pilots_.begin(), num_pilots_.end(), 0);
+  for (const Kernel kernel : kGroupKernels) {
     if (!status.ok() || !of(kernel)) continue;
-    status =
-        ToStatus(LaunchGroupDraw({.decode = launch,
-                                  .arrays = reinterpret_cast<const GroupArrays*>(device_at(arrays_at_)),
-                                  .method = kernel == Kernel::kCoordinated ? Method::kCoordinated : Method::kSketched,
-                                  .sketch = layout_.sketch,
-                                  .longest_split = longest_split_,
-                                  .most_rows = most_rows_,
-                                  .has_targets = has_targets_},
-                                 stream),
-                 "LaunchGroupDraw");
+    const int32_t num_pilots = num_pilots_[static_cast<size_t>(kernel)];
+    status = ToStatus(LaunchGroupDraw({.decode = launch,
+                                       .arrays = reinterpret_cast<const GroupArrays*>(device_at(arrays_at_)),
+                                       .method = GroupMethod(kernel),
+                                       .sketch = layout_.sketch,
+                                       .longest_split = longest_split_,
+                                       .most_rows = most_rows_,
+                                       .has_targets = has_targets_,
+                                       .pilots = num_pilots > 0 ? pilots : nullptr,
+                                       .num_pilots = num_pilots},
+                                      stream),
+                      "LaunchGroupDraw");
+    pilots += num_pilots;
   }
   return status;
 }
@@ -505,7 +527,7 @@ absl::StatusOr<double> DecodeWave::Deliver() {
     statistics.value_rows_read += static_cast<int64_t>(counts.value_rows);
     statistics.kv_bytes_read +=
         value_bytes + static_cast<int64_t>(counts.key_features * plans_[i].visible() * SizeOf(layout_.dtype));
-    if (plans_[i].kernel != Kernel::kSketched) continue;
+    if (!DrawsByGroup(plans_[i].kernel) || GroupMethod(plans_[i].kernel) != Method::kSketched) continue;
     statistics.key_rows_read = static_cast<int64_t>(counts.value_rows);  // with each of them
     statistics.kv_bytes_read += value_bytes;
   }

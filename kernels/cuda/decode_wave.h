@@ -123,7 +123,8 @@ class DecodeWave {
   int32_t most_fetched_bytes_ = 0;  // by one of them
   bool converts_queries_ = false;
   bool counts_rows_ = false;  // for any item: then these come down by a copy
-  int32_t num_stored_ = 0;    // items of Kernel::kStoredScores
+  int32_t num_stored_ = 0;    // items of Kernel::kStoredScores: their numbers are the first in their region
+  std::array<int32_t, kNumKernels> num_pilots_ = {};  // items of each kernel that have one: the last
   bool long_lines_ = false;
   int32_t most_prop_splits_ = 0;
   int32_t longest_split_ = 0;  // of them, in tokens

@@ -27,7 +27,7 @@ template <typename Kv, int D, int kBlocks>
 __device__ __forceinline__ bool Answer(const GatherTask<Kv, D>& task, const GatherShared<kBlocks>& shared,
                                        const float* vectors, unsigned heads, unsigned unread) {
   const int lane = threadIdx.x % 32, group_size = task.group_size();
-  const bool sketched = task.sketched(), wants_error = task.wants_error();
+  const bool ratio = task.sketched(), wants_error = task.wants_error();
   const DeviceItem& item = task.item;
   const AnswerWriter answer(task.group.decode, item, task.kv_head);
   bool misses = false;
@@ -37,11 +37,13 @@ __device__ __forceinline__ bool Answer(const GatherTask<Kv, D>& task, const Gath
     const float* t_wv = o + group_size * D;
     const float* t_w2v = t_wv + group_size * D;
     const float reference = shared.reference[0][kOfAll][head], sink = answer.Sink(head);
-    const float z = sketched ? shared.number[kSumW][head] : 1.0f;
-    const float lse = sketched && z > 0 ? reference : shared.lse[head];  // without any row: what chose none
-    const float max = fmaxf(lse, sink), scale = Rescale(lse, max), sum = z * scale + Rescale(sink, max);
-    const float inverse = !sketched ? 1.0f : z > 0 ? scale / sum : 0.0f;  // what a ratio's sums are multiplied by
-    float o2 = 0, o_w2v = 0, sum2 = 0;                                    // |o|^2, o sum t w^2 v, |sum t z|^2
+    const float z = ratio ? shared.number[kSumW][head] : 1.0f;
+    const float own = reference + (task.weighs_by_keys() ? 0.0f : shared.lse[head]);  // what the sums are taken against
+    const float lse = ratio && z > 0 ? own : shared.lse[head];  // without any row: what chose none
+    const float max = fmaxf(lse, sink), scale = Rescale(own, max), sum = z * Rescale(lse, max) + Rescale(sink, max);
+    // What the sums are multiplied by, and of a sum with a sink the answer too.
+    const float inverse = !ratio ? Rescale(own, lse) : z > 0 ? scale / sum : 0.0f;
+    float o2 = 0, o_w2v = 0, sum2 = 0;  // |o|^2, o sum t w^2 v, |sum t z|^2
     for (int d = 4 * lane; d < D; d += 4 * 32) {
       const float4 mine = *reinterpret_cast<const float4*>(o + d);
       // Without any row there is nothing to divide by, and nothing to divide.
@@ -53,7 +55,7 @@ __device__ __forceinline__ bool Answer(const GatherTask<Kv, D>& task, const Gath
         o2 = fmaf(x, x, o2);
         if (!wants_error) continue;
         o_w2v = fmaf(x, t_w2v[d + i], o_w2v);
-        const float y = t_wv[d + i] - (sketched ? shared.number[kSumTW][head] * x : 0.0f);
+        const float y = t_wv[d + i] - (ratio ? shared.number[kSumTW][head] * x : 0.0f);
         sum2 = fmaf(y, y, sum2);
       }
     }
@@ -69,7 +71,7 @@ __device__ __forceinline__ bool Answer(const GatherTask<Kv, D>& task, const Gath
     if (!wants_error) continue;
     // z = w (v - o) of a ratio, and w v of a sum; against the reference of what was left to chance.
     float squares = shared.number[kSumTW2V2][head];
-    if (sketched) squares += shared.number[kSumTW2][head] * o2 - 2 * o_w2v;
+    if (ratio) squares += shared.number[kSumTW2][head] * o2 - 2 * o_w2v;
     const float unit = inverse * Rescale(shared.reference[0][kOfChance][head], reference);
     float error =
         unit * unit *

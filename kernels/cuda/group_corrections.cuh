@@ -16,7 +16,7 @@
 namespace santa::cuda {
 
 template <int kBlocks>
-struct CorrectionShared : GatherShared<kBlocks> {
+struct CorrectionShared : CodedShared<kBlocks> {
   float sketched[8 * kBlocks][kPitch];  // log2 of w~; -inf where there is none
   float own[8 * kBlocks];               // what brings the rows' sums to the answer's reference
   unsigned alone, unread;               // bits of heads, as AddSketches finds them

@@ -23,6 +23,10 @@ cudaError_t LaunchGather(GroupLaunch launch, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t LaunchGroupDraw(const GroupLaunch& whole, cudaStream_t stream) {
+  if (whole.pilots != nullptr) {
+    if (const cudaError_t error = LaunchPilotThreshold(whole, stream)) return error;
+    return LaunchOnePass(whole, stream);
+  }
   // A block's way from codes to rows is a long one: where there are more splits than the device works on at once, one
   // block goes it for several.
   constexpr int kBlocksAtOnce = 6;  // of a multiprocessor

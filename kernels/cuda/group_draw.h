@@ -8,6 +8,12 @@
 //
 // Where keys are feature-major, ScoreFeatureCodes takes the place of ScoreKeys.
 //
+// Two, where a pilot stands for all visible tokens (kernels/sampling/pilot.h): then nothing goes through scratch but
+// the splits' partial results.
+//
+//     PilotThreshold           scores of the pilot's tokens, and from them kappa
+//     OnePass                  a split's scores, which of its rows are read, their weighted sum, and the answer
+//
 // SKETCHED with a value sketch has in their place
 //
 //     ScoreSketchValues        that, and the sum over all tokens of what the sketches say of their values
@@ -44,10 +50,14 @@ struct GroupLaunch {
   int32_t longest_split = 0;      // tokens, a multiple of 256, at most 4096
   int32_t most_rows = 0;          // that a group may read of an item: sample_count, and a page beside it
   bool has_targets = false;       // any item
+  // [num_pilots]: the items, where the threshold of all of them is a pilot's; else null.
+  const int32_t* pilots = nullptr;
+  int32_t num_pilots = 0;
   // How many splits, one after the other, a block takes. Changes no answer. Set by LaunchGroupDraw.
   int32_t splits_of_block = 1;
   bool second_draw = false;  // after AimAtTarget. Likewise.
   bool alone = false;        // GatherCorrections once more. Likewise.
+  bool few_blocks = false;   // of OnePass: two a multiprocessor at most, so that each may have a long ring. Likewise.
 
   // SKETCHED by sketches of keys and values both.
   SANTA_HOST_DEVICE bool corrects() const {
@@ -56,7 +66,8 @@ struct GroupLaunch {
 };
 
 // Answers every item of the launch: visible tokens more than sample_count >= 1. cudaErrorNotSupported for a shape that
-// the exact kernel has not got either, and for a value sketch of an fp8 cache. Asynchronous; nothing is allocated.
+// the exact kernel has not got either, for a value sketch of an fp8 cache, and for a pilot of what has none
+// (kernels/cuda/decode_plan.h). Asynchronous; nothing is allocated.
 cudaError_t LaunchGroupDraw(const GroupLaunch& launch, cudaStream_t stream);
 
 // Its steps.
@@ -68,6 +79,8 @@ cudaError_t LaunchAimAtTarget(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchGatherGroup(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchScoreSketchValues(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchGatherCorrections(const GroupLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchPilotThreshold(const GroupLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchOnePass(const GroupLaunch& launch, cudaStream_t stream);
 
 }  // namespace santa::cuda
 

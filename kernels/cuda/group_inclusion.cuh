@@ -110,6 +110,26 @@ __device__ __forceinline__ void SumSquares(float (&sums)[kRunTokens], const Quad
   }
 }
 
+// log2 of a head's sum of 2^score over all splits, by a warp.
+__device__ inline float HeadLse(const GroupArrays& arrays, int kv_head, int head, int group_size, int lane) {
+  const float2* sums = arrays.split_sums(kv_head) + head;
+  float max = kNegativeInfinity, sum = 0;
+  for (int split = lane; split < arrays.num_splits(); split += 32) {
+    const float2 part = __ldcg(sums + split * group_size);
+    const float raised = fmaxf(max, part.x);
+    sum = Rescale(max, raised) * sum + Rescale(part.x, raised) * part.y;
+    max = raised;
+  }
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const float other_max = __shfl_xor_sync(~0u, max, step), other_sum = __shfl_xor_sync(~0u, sum, step);
+    const float raised = fmaxf(max, other_max);
+    sum = Rescale(max, raised) * sum + Rescale(other_max, raised) * other_sum;
+    max = raised;
+  }
+  return max + log2f(sum);
+}
+
 // The end of the item's full pages: SKETCHED reads the tokens of a page that is not full always.
 __device__ __forceinline__ int FullPagesEnd(const DeviceItem& item, int page_shift) {
   return item.end >> page_shift << page_shift;

@@ -14,6 +14,33 @@ inline cudaError_t LaunchGroup(void (*kernel)(GroupLaunch), const GroupLaunch& l
   return LaunchOverlapping(kernel, launch, grid, threads, shared_bytes, stream);
 }
 
+// launcher.Run<Kv, D>() for the launch's cache, of the shapes that may have a pilot (kernels/cuda/decode_plan.cc), or
+// cudaErrorNotSupported.
+template <typename Kv, typename Launcher>
+cudaError_t DispatchPilotDim(const DecodeLaunch& launch, const Launcher& launcher) {
+  switch (launch.head_dim) {
+    case 64:
+      return launcher.template Run<Kv, 64>();
+    case 128:
+      return launcher.template Run<Kv, 128>();
+    default:
+      return cudaErrorNotSupported;
+  }
+}
+template <typename Launcher>
+cudaError_t DispatchPilot(const DecodeLaunch& launch, const Launcher& launcher) {
+  switch (launch.dtype) {
+    case DType::kBFloat16:
+      return DispatchPilotDim<__nv_bfloat16>(launch, launcher);
+    case DType::kFloat16:
+      return DispatchPilotDim<__half>(launch, launcher);
+    case DType::kFloat8E4M3:
+      return DispatchPilotDim<__nv_fp8_e4m3>(launch, launcher);
+    default:
+      return cudaErrorNotSupported;
+  }
+}
+
 // Counts a block in; whether it is the last of `count` that work on the group. All threads call it, after a barrier
 // behind what they wrote.
 __device__ __forceinline__ bool IsLastOfGroup(const DecodeLaunch& launch, int item_index, int kv_head, int count,

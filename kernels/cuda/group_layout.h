@@ -49,9 +49,11 @@ struct PilotAnswer {
 class GroupArrays {
  public:
   GroupArrays() = default;
-  // Of an item over the visible tokens [begin, end), cut into so many splits. bytes() grows with end - begin.
-  SANTA_HOST_DEVICE GroupArrays(uint8_t* scratch, Method method, Sketch sketch, bool has_target, int32_t num_kv_heads,
-                                int32_t group_size, int32_t head_dim, int32_t begin, int32_t end, int32_t num_splits)
+  // Of an item over the visible tokens [begin, end), cut into so many splits. bytes() grows with end - begin. one_pass:
+  // of one whose threshold is a pilot's, which leaves no scores (kernels/cuda/one_pass.cu).
+  SANTA_HOST_DEVICE GroupArrays(uint8_t* scratch, Method method, Sketch sketch, bool has_target, bool one_pass,
+                                int32_t num_kv_heads, int32_t group_size, int32_t head_dim, int32_t begin, int32_t end,
+                                int32_t num_splits)
       : first_block_(begin / sampling::kCodeBlock),
         num_blocks_((end - 1) / sampling::kCodeBlock - begin / sampling::kCodeBlock + 1),
         num_splits_(num_splits),
@@ -66,11 +68,15 @@ class GroupArrays {
     };
     const int64_t blocks = static_cast<int64_t>(num_kv_heads) * num_blocks_;
     const int64_t splits = static_cast<int64_t>(num_kv_heads) * num_splits_;
-    codes_ = take(blocks * block_code_bytes_);
-    block_max_ = reinterpret_cast<float*>(take(blocks * group_size * 4));
-    split_sums_ = reinterpret_cast<float2*>(take(splits * group_size * 8));
-    totals_ = reinterpret_cast<unsigned long long*>(take(splits * 8));
-    histogram_ = reinterpret_cast<unsigned*>(take(int64_t{num_kv_heads} * sampling::kInclusionBins * 4));
+    if (!one_pass || method == Method::kCoordinated) {
+      split_sums_ = reinterpret_cast<float2*>(take(splits * group_size * 8));
+    }
+    if (!one_pass) {
+      codes_ = take(blocks * block_code_bytes_);
+      block_max_ = reinterpret_cast<float*>(take(blocks * group_size * 4));
+      totals_ = reinterpret_cast<unsigned long long*>(take(splits * 8));
+      histogram_ = reinterpret_cast<unsigned*>(take(int64_t{num_kv_heads} * sampling::kInclusionBins * 4));
+    }
     lse_ = reinterpret_cast<float*>(take(int64_t{num_kv_heads} * group_size * 4));
     thresholds_ = reinterpret_cast<sampling::InclusionThreshold*>(
         take(num_kv_heads * static_cast<int64_t>(sizeof(sampling::InclusionThreshold))));

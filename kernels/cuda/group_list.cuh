@@ -1,6 +1,6 @@
-// Which rows a block of kernels/cuda/gather_group.cu reads: the inclusion of every token of its splits from its codes,
-// where the first split lies on the group's line (each block tells its sum, and adds up those of the blocks before it),
-// and the list of tokens that are read.
+// Which rows a block reads that gathers them: the inclusion of every token of its splits from its codes, where the
+// first split lies on the group's line (each block tells its sum, and adds up those of the blocks before it), and the
+// list of tokens that are read.
 #ifndef SANTA_KERNELS_CUDA_GROUP_LIST_CUH_
 #define SANTA_KERNELS_CUDA_GROUP_LIST_CUH_
 
@@ -28,10 +28,9 @@ inline constexpr int kMostPages = kMaxBlockTokens / 16 + 1;
 template <int kBlocks>
 struct GatherShared {
   static constexpr int kHeads = 8 * kBlocks;
-  alignas(16) float octaves[kMostOctaves / kMaxGroup * kHeads];
-  alignas(16) uint16_t codes[2][kStageRows][kHeads];  // of two stages' rows, where weights are taken from codes
-  int32_t page[kMostPages];                           // of the block's tokens
-  int list_at[kMaxBlockSplits + 1];                   // where each split begins in the list, and the end
+  static constexpr bool kHasCodes = false;
+  int32_t page[kMostPages];          // of the block's tokens
+  int list_at[kMaxBlockSplits + 1];  // where each split begins in the list, and the end
   float lse[kHeads];
   float weight[kHeads][kPitch];                       // log2 of w; -inf where there is no row
   uint16_t packed[kPartialVectors][kHeads][kPitch];   // what the value rows are multiplied by, 16-bit
@@ -42,6 +41,15 @@ struct GatherShared {
   float by_warp[kPartialSums][kGatherWarps][kHeads];
   unsigned long long warp_sum[kGatherWarps];
   bool last;
+};
+
+// Of a block whose inclusions come from codes.
+template <int kBlocks>
+struct CodedShared : GatherShared<kBlocks> {
+  static constexpr bool kHasCodes = true;
+  alignas(16) float octaves[kMostOctaves / kMaxGroup * GatherShared<kBlocks>::kHeads];
+  // Of two stages' rows, where weights are taken from codes.
+  alignas(16) uint16_t codes[2][kStageRows][GatherShared<kBlocks>::kHeads];
 };
 
 // What a block is about.
@@ -69,11 +77,17 @@ struct GatherTask {
         full_end(sketched() ? min(splits.end, FullPagesEnd(item, group.decode.page_shift)) : splits.end) {}
 
   __device__ bool sketched() const { return group.method == Method::kSketched; }
+  __device__ bool one_pass() const { return group.pilots != nullptr; }
+  // Whether a row's weight is exp(s) / pi by its key, and not p / pi.
+  __device__ bool weighs_by_keys() const { return sketched() || one_pass(); }
   __device__ int code_bytes() const { return CodeBytes(group.method, group.sketch); }
   __device__ bool pilot() const { return item.target_relative_error > 0 && !group.second_draw; }
   __device__ bool wants_error() const { return item.relative_standard_error != nullptr || pilot(); }
   __device__ int group_size() const { return group.decode.group_size; }
   __device__ int quads() const { return CodesOfToken(group_size()) / kQuad; }
+  __device__ sampling::RandomStream stream() const {
+    return sampling::MakeRandomStream(item.seed, item.sampling_key, item.layer_index, item.position, kv_head);
+  }
   template <typename Code>
   __device__ const QuadCodes<Code>* codes(int place) const {
     return reinterpret_cast<const QuadCodes<Code>*>(arrays.codes(kv_head, splits.origin / sampling::kCodeBlock)) +
@@ -145,8 +159,7 @@ __device__ inline unsigned long long SumOfEarlier(unsigned long long* totals, in
 
 // The inclusion of every token with a chance, [place]; from shared.octaves.
 template <typename Code, typename Kv, int D, int kBlocks>
-__device__ void FindInclusions(const GatherTask<Kv, D>& task, const GatherShared<kBlocks>& shared,
-                               uint32_t* inclusion) {
+__device__ void FindInclusions(const GatherTask<Kv, D>& task, const CodedShared<kBlocks>& shared, uint32_t* inclusion) {
   const sampling::InclusionThreshold threshold = *task.arrays.threshold(task.kv_head);
   const int first = task.splits.begin - task.splits.origin, end = task.full_end - task.splits.origin;
   const int quads = task.quads();
@@ -183,7 +196,7 @@ __device__ void FindInclusions(const GatherTask<Kv, D>& task, const GatherShared
 
 // Likewise, from shared.lse; the inclusions are to be seen by all threads after a barrier. All threads call it.
 template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ void FindInclusions(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
+__device__ __forceinline__ void FindInclusions(const GatherTask<Kv, D>& task, CodedShared<kBlocks>& shared,
                                                uint32_t* inclusion) {
   LoadOctaves(shared.octaves, task.arrays, task.splits, task.kv_head, task.group_size(), shared.lse);
   __syncthreads();
@@ -194,10 +207,25 @@ __device__ __forceinline__ void FindInclusions(const GatherTask<Kv, D>& task, Ga
   }
 }
 
-// Fills the list and list_at. inclusion: of FindInclusions, to be seen by all threads.
+// Where a block lies on its group's line, from the sum of its inclusions: after the blocks before it. All threads call
+// it.
 template <typename Kv, int D, int kBlocks>
+struct PlaceOnLine {
+  const GatherTask<Kv, D>& task;
+  GatherShared<kBlocks>& shared;
+
+  __device__ __forceinline__ unsigned long long operator()(unsigned long long total) const {
+    return SumOfEarlier(task.arrays.totals(task.kv_head), task.first_split, task.group.splits_of_block, total,
+                        shared.warp_sum) +
+           sampling::InclusionOffset(task.stream(), task.pilot() ? 1 : 0);
+  }
+};
+
+// Fills the list and list_at. inclusion: [place], to be seen by all threads. place_on_line: from the sum of the block's
+// inclusions to where it begins on the line that is read at every multiple of kCertain.
+template <typename Kv, int D, int kBlocks, typename Place>
 __device__ void ListRows(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared, const uint32_t* inclusion,
-                         uint32_t* list) {
+                         uint32_t* list, const Place& place_on_line) {
   const BlockSplits& splits = task.splits;
   const int end = max(0, task.full_end - splits.origin);
   const int runs = (end + kRunTokens - 1) / kRunTokens, each = (runs + kGatherThreads - 1) / kGatherThreads;
@@ -206,14 +234,8 @@ __device__ void ListRows(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& s
   unsigned long long mine = 0, total;
   for (int i = from; i < to; ++i) mine += static_cast<unsigned long long>(run[i].x) + run[i].y + run[i].z + run[i].w;
   unsigned long long at = SumBefore(mine, shared.warp_sum, &total);
-  const unsigned long long before = SumOfEarlier(task.arrays.totals(task.kv_head), task.first_split,
-                                                 task.group.splits_of_block, total, shared.warp_sum);
-  const DeviceItem& item = task.item;
-  const uint32_t offset = sampling::InclusionOffset(
-      sampling::MakeRandomStream(item.seed, item.sampling_key, item.layer_index, item.position, task.kv_head),
-      task.pilot() ? 1 : 0);
   // Of the block's rows whose inclusions come to `sum`, so many are read.
-  const unsigned long long begin = before + offset;
+  const unsigned long long begin = place_on_line(total);
   const auto read_of = [begin](unsigned long long sum) {
     return static_cast<int>((begin + sum >> sampling::kInclusionBits) - (begin >> sampling::kInclusionBits));
   };

@@ -1,4 +1,4 @@
-// The weighted sums of the rows that a block of kernels/cuda/gather_group.cu reads, 64 rows (a stage) at a time: a warp
+// The weighted sums of the rows that a block reads, 64 rows (a stage) at a time: a warp
 // takes 16 rows' weights, from their codes or, of SKETCHED, from K itself, and then a quarter of the dimensions of all
 // 64 value rows.
 #ifndef SANTA_KERNELS_CUDA_GROUP_SUMS_CUH_
@@ -65,7 +65,7 @@ __device__ __forceinline__ void CopyCodes(Code (*codes)[8 * kBlocks], const Gath
 
 // log2 w of the warp's 16 rows from their codes.
 template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ void WeighByCodes(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared, int stage,
+__device__ __forceinline__ void WeighByCodes(const GatherTask<Kv, D>& task, CodedShared<kBlocks>& shared, int stage,
                                              const uint32_t* list, int end, int at, int lane) {
   const int row = threadIdx.x / 32 * kSlabRows + lane % kSlabRows, quads = task.quads();
   const bool listed = at + row < end;

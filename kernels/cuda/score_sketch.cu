@@ -22,7 +22,7 @@ constexpr int kBits = 4;  // of a key's code
 __device__ __forceinline__ void WriteQuad(QuadScores& s, const SketchScorer& scorer, const BlockSplits& splits,
                                           int first_token, uint8_t* codes, int stride, float* block_max, bool is_head,
                                           LaneSum& sums, int lane) {
-  const float scale = ScaleQuad(s, scorer, splits, first_token, lane);
+  const float scale = ScaleQuad(s, scorer, splits.begin, splits.end, first_token, lane);
   const float largest = LargestOf(s);
   const float max = fmaxf(largest * scale, -sampling::kMaxScore);
   const float steps = scale * sampling::kStepsPerOctave<uint8_t>;
@@ -72,8 +72,7 @@ __global__ void __launch_bounds__(32 * kWarps<D>, D <= 128 ? 2 : 1)
   const int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const SketchView<D, kBits> sketches(launch, item, kv_head, 0);
   const GroupArrays arrays = group.arrays[item_index];
-  using Geometry = SketchGeometry<D, kBits>;
-  const Geometry geometry(launch.page_shift);
+  const SketchGeometry<D, kBits> geometry(launch.page_shift);
   const int stage_bytes = geometry.stage_bytes(), stride = CodesOfToken(launch.group_size);
   unsigned char* ring = bytes + warp * kStages * stage_bytes;
 
@@ -108,31 +107,9 @@ __global__ void __launch_bounds__(32 * kWarps<D>, D <= 128 ? 2 : 1)
 #pragma unroll
     for (int quad = 0; quad < kQuads; ++quad) {
       if (quad > 0 && kQuad * quad >= launch.group_size) break;
-      QuadScores s;
-      if (geometry.parts == 1 && first < sketches.end) {
-        const PageQueries<D> page(queries, quad, stage + kBlockSlabs * Geometry::kSlabBytes, lane);
-#pragma unroll
-        for (int slab = 0; slab < kBlockSlabs; ++slab) {
-          ScoreSlab<D, kBits>(s[slab], stage + slab * Geometry::kSlabBytes, page, lane);
-        }
-      } else {
-#pragma unroll
-        for (int slab = 0; slab < kBlockSlabs; ++slab) {
-          const int token = first + slab * kSlabRows;
-          s[slab][0] = s[slab][1] = 0;
-          if (token < sketches.end) {
-            const int part = slab * kSlabRows / geometry.part_tokens;
-            const unsigned char* codes = stage + part * geometry.part_bytes();
-            const PageQueries<D> page(queries, quad, codes + geometry.part_tokens / 16 * Geometry::kSlabBytes, lane);
-            const int in_part = slab - part * geometry.part_tokens / kSlabRows;
-            ScoreSlab<D, kBits>(s[slab], codes + in_part * Geometry::kSlabBytes, page, lane);
-          } else if (token < splits.end) {
-            const float2 exact = ScoreExactly<D>(launch, item, splits, kv_head, quad, token, lane);
-            s[slab][0] = Hold(exact.x * factor);
-            s[slab][1] = Hold(exact.y * factor);
-          }
-        }
-      }
+      QuadScores s = {};
+      ScoreSketched<D, kBits>(s, queries, geometry, stage, quad, first, sketches.end, lane);
+      ScoreUnsketched<D>(s, launch, item, splits.begin, splits.end, kv_head, quad, first, sketches.end, factor, lane);
       WriteQuad(s, scorer, splits, first, arrays.codes(kv_head, block) + kQuad * quad, stride,
                 arrays.block_max(kv_head, block) + kQuad * quad, kQuad * quad + lane < launch.group_size, sums[quad],
                 lane);

@@ -51,31 +51,6 @@ struct Loader {
   }
 };
 
-// A quad's dot products of a block.
-template <int D, int kBits>
-__device__ __forceinline__ void ScoreQuad(QuadScores& s, const SketchQueries<D, kValueQuads>& queries,
-                                          const SketchGeometry<D, kBits>& geometry, const unsigned char* stage,
-                                          int quad, int first_token, int end, int lane) {
-  using Geometry = SketchGeometry<D, kBits>;
-  if (geometry.parts == 1) {
-    if (first_token >= end) return;
-    const PageQueries<D> page(queries, quad, stage + kBlockSlabs * Geometry::kSlabBytes, lane);
-#pragma unroll
-    for (int slab = 0; slab < kBlockSlabs; ++slab) {
-      ScoreSlab<D, kBits>(s[slab], stage + slab * Geometry::kSlabBytes, page, lane);
-    }
-    return;
-  }
-#pragma unroll
-  for (int slab = 0; slab < kBlockSlabs; ++slab) {
-    if (first_token + slab * kSlabRows >= end) return;
-    const int part = slab * kSlabRows / geometry.part_tokens, in_part = slab - part * geometry.part_tokens / kSlabRows;
-    const unsigned char* codes = stage + part * geometry.part_bytes();
-    const PageQueries<D> page(queries, quad, codes + geometry.part_tokens / 16 * Geometry::kSlabBytes, lane);
-    ScoreSlab<D, kBits>(s[slab], codes + in_part * Geometry::kSlabBytes, page, lane);
-  }
-}
-
 // Writes a quad's codes of a block and its largest scores, and adds it to the quad's softmax; weights: what the codes
 // stand for, of tokens before `sketched_end`. Returns the factors of what was summed before, and of the block.
 template <typename Code>
@@ -83,7 +58,7 @@ __device__ __forceinline__ float2 EncodeQuad(float (&weights)[2 * kBlockSlabs], 
                                              const SketchScorer& scorer, const BlockSplits& splits, int first_token,
                                              int sketched_end, Code* codes, int stride, float* block_max, bool is_head,
                                              LaneSum& sums, int lane) {
-  const float scale = ScaleQuad(s, scorer, splits, first_token, lane);
+  const float scale = ScaleQuad(s, scorer, splits.begin, splits.end, first_token, lane);
   const float largest = LargestOf(s);
   const float max = fmaxf(largest * scale, -sampling::kMaxScore);
   const float steps = scale * sampling::kStepsPerOctave<Code>;
@@ -153,17 +128,9 @@ __global__ void __launch_bounds__(32 * kWarps<D, kBits>, kBlocksAtOnce<D, kBits>
       for (int quad = 0; quad < kValueQuads; ++quad) {
         if (quad > 0 && kQuad * quad >= heads) break;
         QuadScores s = {};
-        ScoreQuad<D, kBits>(s, queries, geometry, ring + at, quad, first, sketches.end, lane);
-        if (first + sampling::kCodeBlock > sketches.end) {
-#pragma unroll
-          for (int slab = 0; slab < kBlockSlabs; ++slab) {
-            const int token = first + slab * kSlabRows;
-            if (token < sketches.end || token >= splits.end) continue;
-            const float2 exact = ScoreExactly<D>(launch, item, splits, kv_head, first_head / kQuad + quad, token, lane);
-            s[slab][0] = Hold(exact.x * factor);
-            s[slab][1] = Hold(exact.y * factor);
-          }
-        }
+        ScoreSketched<D, kBits>(s, queries, geometry, ring + at, quad, first, sketches.end, lane);
+        ScoreUnsketched<D>(s, launch, item, splits.begin, splits.end, kv_head, first_head / kQuad + quad, first,
+                           sketches.end, factor, lane);
         const int head = first_head + kQuad * quad;
         const float2 both =
             EncodeQuad(weights[quad], s, scorer, splits, first, sketches.end,

@@ -66,6 +66,21 @@ struct SketchView {
     }
   }
 
+  // Starts copying the part that begins with `token`, which lies before `end`.
+  __device__ __forceinline__ void CopyPart(uint32_t to, const Geometry& geometry, int token, size_t offset,
+                                           int lane) const {
+    // The table has no pages of invisible tokens alone: in their place, another.
+    const uint8_t* page = sketch + __ldg(page_table + (max(token, begin) >> page_shift)) * page_bytes + offset;
+    const int in_page = token & ((1 << page_shift) - 1);
+    const uint8_t* codes = page + in_page / 16 * Geometry::kSlabBytes;
+    const uint8_t* columns = page + (1 << page_shift) / 16 * Geometry::kSlabBytes;
+    const int code_bytes = geometry.part_tokens / 16 * Geometry::kSlabBytes;
+    for (int at = 16 * lane; at < code_bytes; at += 16 * 32) StreamAsync16(to + at, codes + at, true);
+    for (int at = 16 * lane; at < Geometry::kColumnBytes; at += 16 * 32) {
+      StreamAsync16(to + code_bytes + at, columns + at, true);
+    }
+  }
+
  private:
   // Of pages shorter than a block.
   __device__ __forceinline__ void CopyPages(uint32_t stage, const Geometry& geometry, int block, size_t offset,
@@ -73,26 +88,42 @@ struct SketchView {
     for (int part = 0; part < geometry.parts; ++part) {
       const int token = block * sampling::kCodeBlock + part * geometry.part_tokens;
       if (token >= end) break;
-      // The table has no pages of invisible tokens alone: in their place, another.
-      const uint8_t* page = sketch + __ldg(page_table + (max(token, begin) >> page_shift)) * page_bytes + offset;
-      const int in_page = token & ((1 << page_shift) - 1);
-      const uint8_t* codes = page + in_page / 16 * Geometry::kSlabBytes;
-      const uint8_t* columns = page + (1 << page_shift) / 16 * Geometry::kSlabBytes;
-      const uint32_t to = stage + part * geometry.part_bytes();
-      const int code_bytes = geometry.part_tokens / 16 * Geometry::kSlabBytes;
-      for (int at = 16 * lane; at < code_bytes; at += 16 * 32) StreamAsync16(to + at, codes + at, true);
-      for (int at = 16 * lane; at < Geometry::kColumnBytes; at += 16 * 32) {
-        StreamAsync16(to + code_bytes + at, columns + at, true);
-      }
+      CopyPart(stage + part * geometry.part_bytes(), geometry, token, offset, lane);
     }
   }
 };
 
-// Exact dot products of a slab whose tokens have no sketch, as ScoreSlab gives them.
+// A quad's dot products of the tokens of a block that have a sketch, those before `sketched_end`: others stay as they
+// are.
+template <int D, int kBits, int kQuads>
+__device__ __forceinline__ void ScoreSketched(QuadScores& s, const SketchQueries<D, kQuads>& queries,
+                                              const SketchGeometry<D, kBits>& geometry, const unsigned char* stage,
+                                              int quad, int first_token, int sketched_end, int lane) {
+  using Geometry = SketchGeometry<D, kBits>;
+  if (geometry.parts == 1) {
+    if (first_token >= sketched_end) return;
+    const PageQueries<D> page(queries, quad, stage + kBlockSlabs * Geometry::kSlabBytes, lane);
+#pragma unroll
+    for (int slab = 0; slab < kBlockSlabs; ++slab) {
+      ScoreSlab<D, kBits>(s[slab], stage + slab * Geometry::kSlabBytes, page, lane);
+    }
+    return;
+  }
+#pragma unroll
+  for (int slab = 0; slab < kBlockSlabs; ++slab) {
+    if (first_token + slab * kSlabRows >= sketched_end) return;
+    const int part = slab * kSlabRows / geometry.part_tokens, in_part = slab - part * geometry.part_tokens / kSlabRows;
+    const unsigned char* codes = stage + part * geometry.part_bytes();
+    const PageQueries<D> page(queries, quad, codes + geometry.part_tokens / 16 * Geometry::kSlabBytes, lane);
+    ScoreSlab<D, kBits>(s[slab], codes + in_part * Geometry::kSlabBytes, page, lane);
+  }
+}
+
+// Exact dot products of a slab whose tokens have no sketch, as ScoreSlab gives them. Tokens [begin, end) are visible.
 template <typename Kv, int D>
-__device__ __noinline__ float2 ScoreExactly(const DecodeLaunch& launch, const DeviceItem& item,
-                                            const BlockSplits& splits, int kv_head, int quad, int token, int lane) {
-  const CacheView<Kv, D> view(launch, item, {.begin = splits.begin, .end = splits.end}, kv_head);
+__device__ __noinline__ float2 ScoreExactly(const DecodeLaunch& launch, const DeviceItem& item, int begin, int end,
+                                            int kv_head, int quad, int token, int lane) {
+  const CacheView<Kv, D> view(launch, item, {.begin = begin, .end = end}, kv_head);
   KeyRows<Kv, D> rows;
   LoadSlabRows(rows, view, token, lane);
   QueryFragment<D> q[1];
@@ -104,15 +135,15 @@ __device__ __noinline__ float2 ScoreExactly(const DecodeLaunch& launch, const De
   return {s[0][0], s[0][2]};
 }
 template <int D>
-__device__ float2 ScoreExactly(const DecodeLaunch& launch, const DeviceItem& item, const BlockSplits& splits,
-                               int kv_head, int quad, int token, int lane) {
+__device__ float2 ScoreExactly(const DecodeLaunch& launch, const DeviceItem& item, int begin, int end, int kv_head,
+                               int quad, int token, int lane) {
   switch (launch.dtype) {
     case DType::kBFloat16:
-      return ScoreExactly<__nv_bfloat16, D>(launch, item, splits, kv_head, quad, token, lane);
+      return ScoreExactly<__nv_bfloat16, D>(launch, item, begin, end, kv_head, quad, token, lane);
     case DType::kFloat16:
-      return ScoreExactly<__half, D>(launch, item, splits, kv_head, quad, token, lane);
+      return ScoreExactly<__half, D>(launch, item, begin, end, kv_head, quad, token, lane);
     default:
-      return ScoreExactly<__nv_fp8_e4m3, D>(launch, item, splits, kv_head, quad, token, lane);
+      return ScoreExactly<__nv_fp8_e4m3, D>(launch, item, begin, end, kv_head, quad, token, lane);
   }
 }
 
@@ -122,6 +153,23 @@ __device__ __forceinline__ float Hold(float dot) {
   if (dot > kMost) dot = kMost;
   if (dot < -kMost) dot = -kMost;
   return dot;
+}
+
+// A quad's dot products of the tokens of a block that have none, in units of a sketch's, which `factor` has brought its
+// queries to.
+template <int D>
+__device__ __forceinline__ void ScoreUnsketched(QuadScores& s, const DecodeLaunch& launch, const DeviceItem& item,
+                                                int begin, int end, int kv_head, int quad, int first_token,
+                                                int sketched_end, float factor, int lane) {
+  if (first_token + sampling::kCodeBlock <= sketched_end) return;
+#pragma unroll
+  for (int slab = 0; slab < kBlockSlabs; ++slab) {
+    const int token = first_token + slab * kSlabRows;
+    if (token < sketched_end || token >= end) continue;
+    const float2 exact = ScoreExactly<D>(launch, item, begin, end, kv_head, quad, token, lane);
+    s[slab][0] = Hold(exact.x * factor);
+    s[slab][1] = Hold(exact.y * factor);
+  }
 }
 
 // A lane's running softmax of its head: the largest score, which all lanes of the head know, and its share of the sum.
@@ -136,25 +184,28 @@ struct SketchScorer {
   // factor: that of the queries.
   __device__ SketchScorer(const DeviceItem& item, int kv_head, float factor)
       : scale(fminf(Scorer(item, kv_head).scale / factor, 0x1p90f)), soft_cap(item.soft_cap * kLog2E) {}
-};
 
-// Brings a block's dot products to scores: their factor, and what is invisible at -inf.
-__device__ __forceinline__ float ScaleQuad(QuadScores& s, const SketchScorer& scorer, const BlockSplits& splits,
-                                           int first_token, int lane) {
-  float scale = scorer.scale;
-  if (scorer.soft_cap > 0) {
+  // Brings dot products to scores but for a factor, which it returns.
+  __device__ __forceinline__ float Cap(QuadScores& s) const {
+    if (soft_cap <= 0) return scale;
 #pragma unroll
     for (int i = 0; i < 2 * kBlockSlabs; ++i) {
       float& x = s[i / 2][i % 2];
-      x = scorer.soft_cap * tanhf(x * scale / scorer.soft_cap);
+      x = soft_cap * tanhf(x * scale / soft_cap);
     }
-    scale = 1;
+    return 1;
   }
-  if (first_token < splits.begin || first_token + sampling::kCodeBlock > splits.end) {
+};
+
+// Brings a block's dot products to scores: their factor, and what is outside [begin, end) at -inf.
+__device__ __forceinline__ float ScaleQuad(QuadScores& s, const SketchScorer& scorer, int begin, int end,
+                                           int first_token, int lane) {
+  const float scale = scorer.Cap(s);
+  if (first_token < begin || first_token + sampling::kCodeBlock > end) {
 #pragma unroll
     for (int i = 0; i < 2 * kBlockSlabs; ++i) {
       const int token = first_token + 8 * i + lane / 4;
-      if (token < splits.begin || token >= splits.end) s[i / 2][i % 2] = kNegativeInfinity;
+      if (token < begin || token >= end) s[i / 2][i % 2] = kNegativeInfinity;
     }
   }
   return scale;

@@ -98,6 +98,7 @@ GroupArrays ArraysOf(uint8_t* scratch, const Item& item, const ItemPlan& plan) {
           item.problem->step.options.method,
           shape.sketch,
           plan.has_target(),
+          HasPilot(plan.kernel),
           shape.num_kv_heads,
           shape.group_size,
           shape.head_dim,
@@ -177,15 +178,23 @@ void Launch(DecodeLaunch launch, const std::vector<Item>& items, const Batch& ba
   const StoredParts parts(items, batch);
   // Twice: the second run must find in order what the first one left.
   for (int run = 0; run < 2; ++run) {
-    for (const Kernel kernel : {Kernel::kCoordinated, Kernel::kSketched}) {
+    for (const Kernel kernel : kGroupKernels) {
       if (!of(kernel)) continue;
+      std::vector<int32_t> pilots;
+      for (size_t i = 0; i < items.size(); ++i) {
+        if (HasPilot(kernel) && batch.plans[i].kernel == kernel) pilots.push_back(static_cast<int32_t>(i));
+      }
+      const DeviceVector<int32_t> device_pilots(pilots);
       Check(LaunchGroupDraw({.decode = launch,
                              .arrays = parts.arrays.get(),
-                             .method = kernel == Kernel::kCoordinated ? Method::kCoordinated : Method::kSketched,
+                             .method = GroupMethod(kernel),
                              .sketch = items[0].problem->shape.sketch,
                              .longest_split = parts.longest_split,
-                             .most_rows = parts.most_rows},
+                             .most_rows = parts.most_rows,
+                             .pilots = pilots.empty() ? nullptr : device_pilots.get(),
+                             .num_pilots = static_cast<int32_t>(pilots.size())},
                             nullptr));
+      Check(cudaDeviceSynchronize());  // before the pilots' memory goes
     }
     if (of(Kernel::kS2antaProp)) {
       Check(LaunchS2antaProp({.decode = launch, .stored = parts.stored.get(), .most_splits = parts.most_prop_splits},

@@ -317,7 +317,7 @@ Output Estimate(const Step& step, std::mt19937_64& random) {
   Output output;
   if (DrawsForGroups(step)) {
     for (int32_t kv_head = 0; kv_head < step.num_kv_heads; ++kv_head) {
-      GroupDraw(step, kv_head).Estimate(Uniform(random), output);
+      GroupDraw(step, kv_head).Estimate(random, output);
     }
     return output;
   }

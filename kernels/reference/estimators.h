@@ -28,6 +28,9 @@ struct Step {
   AttentionOptions options;
   int64_t page_size = 64;  // of the sketch
   Sketch sketch = Sketch::kNone;
+  // Whether a draw for a group goes by the threshold of a pilot and run by run (kernels/sampling/pilot.h), of more
+  // visible tokens than it has.
+  bool pilot = false;
 };
 
 struct Output {
@@ -48,7 +51,7 @@ Output Estimate(const Step& step, std::mt19937_64& random);
 //     SYSTEMATIC   o(U) is a step function of the one uniform U: integrated step by step
 //     S2ANTA_FLASH tiles are independent: sum_t P_t^2 Var_systematic(tile t, S_t)
 //     S2ANTA_PROP  E[Var(o | budgets)] + Var(E[o | budgets]), the budgets a step function of one uniform, or fixed
-//     COORDINATED  as SYSTEMATIC, one U for the group
+//     COORDINATED  as SYSTEMATIC, one U for the group, or one for each run of its tokens
 //     SKETCHED     likewise, for numerator and denominator
 //
 // Exact estimates (EXACT, S >= visible tokens) have variance 0. Score draws have no closed form beyond the scores
@@ -61,6 +64,8 @@ struct Moments {
   std::vector<double> mass_variance;  // [H], of exp(lse^ - lse), whose mean is 1
   // E (o^ - o)^2: the variance, but for SKETCHED, where it is the linearised ratio's (what is left out is O(1 / S^2)).
   std::vector<double> error;  // [H][D]
+  // Of a draw for a group, else empty: rows that are read on average.
+  std::vector<double> rows;  // [H_kv]
 };
 Moments MomentsOf(const Step& step);
 

@@ -58,6 +58,7 @@ struct Case {
   Method method;
   BudgetRounding rounding = BudgetRounding::kSystematic;
   Sketch sketch = Sketch::kNone;
+  bool pilot = false;
 };
 
 // 4,000 estimates a case (1,500 where they take long); a mean may stray 6 standard errors (2e-9 a component), a
@@ -67,13 +68,15 @@ TEST(EstimatorsTest, ClosedFormsAgreeWithRandomEstimates) {
        {Case{Method::kSanta}, Case{Method::kStratified}, Case{Method::kSystematic}, Case{Method::kS2antaFlash},
         Case{Method::kS2antaProp}, Case{Method::kS2antaProp, BudgetRounding::kLargestRemainder},
         Case{Method::kCoordinated}, Case{Method::kSketched, {}, Sketch::kK4},
-        Case{Method::kSketched, {}, Sketch::kK4V4}, Case{Method::kSketched, {}, Sketch::kK8V8}}) {
+        Case{Method::kSketched, {}, Sketch::kK4V4}, Case{Method::kSketched, {}, Sketch::kK8V8},
+        Case{Method::kSketched, {}, Sketch::kK4, true}}) {
     const int kEstimates = c.method == Method::kCoordinated || c.method == Method::kSketched ? 1500 : 4000;
-    Step step = RandomStep(600, c.method, 20, 11);
+    Step step = RandomStep(c.pilot ? 2120 : 600, c.method, c.pilot ? 60 : 20, 11);
+    step.pilot = c.pilot;
     step.options.budget_rounding = c.rounding;
     step.sketch = c.sketch;
     step.page_size = 32;
-    step.options.window = 550;
+    step.options.window = static_cast<uint32_t>(step.num_tokens - 50);
     step.sink_logits = {1.0, 7.0};
     const Output exact = Exact(step);
     const Moments moments = MomentsOf(step);

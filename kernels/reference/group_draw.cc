@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <functional>
 #include <numeric>
+#include <random>
 #include <utility>
 #include <vector>
 
 #include "kernels/attention.h"
 #include "kernels/reference/number_format.h"
+#include "kernels/sampling/pilot.h"
 
 namespace santa::reference {
 namespace {
@@ -78,7 +80,36 @@ GroupDraw::GroupDraw(const Step& step, int32_t kv_head) : method_(step.options.m
     for (const Head& head : heads_) scored_p_.push_back(head.p);
     scored_mass_.assign(heads_.size(), 1);
   }
+  ChooseRuns(step);
   ChooseProbabilities(step.options.sample_count);
+}
+
+void GroupDraw::ChooseRuns(const Step& step) {
+  const size_t rows = candidate_.size();
+  has_pilot_ = step.pilot;
+  if (has_pilot_) {
+    const int64_t run = sampling::PilotRunTokens(static_cast<int64_t>(rows)), first = heads_[0].first;
+    for (int64_t end = (first / run + 1) * run - first; end < static_cast<int64_t>(rows); end += run) {
+      run_ends_.push_back(static_cast<size_t>(end));
+    }
+  }
+  run_ends_.push_back(rows);
+}
+
+std::vector<int64_t> GroupDraw::Counts() const {
+  const size_t rows = candidate_.size();
+  if (!has_pilot_) return std::vector<int64_t>(rows, 1);
+  std::vector<int64_t> counts(rows, 0);
+  const int64_t begin = heads_[0].first, end = begin + static_cast<int64_t>(rows), size = sampling::kSliceTokens;
+  const int64_t first = begin / size, slices = (end - 1) / size - first + 1;
+  for (int i = 0; i < sampling::kPilotSlices; ++i) {
+    const auto [slice, stands_for] =
+        sampling::MakePilotSlice(static_cast<int32_t>(first), static_cast<int32_t>(slices), i);
+    for (int64_t t = std::max(begin, slice * size); t < std::min(end, (slice + 1) * size); ++t) {
+      counts[t - begin] = stands_for;
+    }
+  }
+  return counts;
 }
 
 void GroupDraw::Sketch(const Step& step, int32_t kv_head) {
@@ -110,16 +141,26 @@ void GroupDraw::Sketch(const Step& step, int32_t kv_head) {
 }
 
 // pi = min(1, kappa a + floor), kappa such that the pi of the bins' upper edges sum to S: every row that would be above
-// certainty at that kappa, bin by bin from the top, is taken for certain.
+// certainty at that kappa, bin by bin from the top, is taken for certain. With a pilot all of this is of its rows, as
+// often as they count, and a of every row is against their sums of exp(s).
 void GroupDraw::ChooseProbabilities(uint32_t samples) {
   const size_t rows = candidate_.size();
+  const std::vector<int64_t> counts = Counts();
   Vector a(rows, 0.0);
+  Vector masses(scored_p_.size(), 1.0);
+  if (has_pilot_) {
+    for (size_t h = 0; h < masses.size(); ++h) {
+      masses[h] = std::inner_product(counts.begin(), counts.end(), scored_p_[h].begin(), 0.0);
+    }
+  }
   std::vector<double> edges;
   for (size_t i = 0; i < rows; ++i) {
     double square = 0;
-    for (const Vector& p : scored_p_) square += p[i] * p[i];
+    for (size_t h = 0; h < masses.size(); ++h) square += std::pow(scored_p_[h][i] / masses[h], 2);
     a[i] = std::sqrt(square);
-    if (candidate_[i] && (a[i] > 0 || method_ == Method::kSketched)) edges.push_back(UpperEdge(a[i]));
+    if (candidate_[i] && (a[i] > 0 || method_ == Method::kSketched)) {
+      edges.insert(edges.end(), static_cast<size_t>(counts[i]), UpperEdge(a[i]));
+    }
   }
   std::sort(edges.begin(), edges.end(), std::greater<>());
   const auto count = static_cast<double>(edges.size());
@@ -184,10 +225,10 @@ GroupDraw::Sum GroupDraw::Residual(size_t in_group) const {
   return sum;
 }
 
-Vector GroupDraw::Total(const Sum& sum, double offset) const {
-  Vector total = sum.constant;
+Vector GroupDraw::RunTotal(const Sum& sum, double offset, size_t from, size_t to) const {
+  Vector total(sum.constant.size(), 0.0);
   double before = 0;
-  for (size_t i = 0; i < pi_.size(); ++i) {
+  for (size_t i = from; i < to; ++i) {
     // Rows that are read for certain take no part in the draw's chance.
     const bool read = pi_[i] >= 1 || std::floor(before + pi_[i] + offset) != std::floor(before + offset);
     if (pi_[i] < 1) before += pi_[i];
@@ -196,23 +237,31 @@ Vector GroupDraw::Total(const Sum& sum, double offset) const {
   return total;
 }
 
+Vector GroupDraw::Total(const Sum& sum, const Vector& offsets) const {
+  Vector total = sum.constant;
+  for (size_t run = 0; run < run_ends_.size(); ++run) {
+    const Vector of_run = RunTotal(sum, offsets[run], run == 0 ? 0 : run_ends_[run - 1], run_ends_[run]);
+    for (size_t d = 0; d < total.size(); ++d) total[d] += of_run[d];
+  }
+  return total;
+}
+
 // Exactly, over the offset U in [0, 1). As U grows the draw's marks move towards the first row: at U = 1 - frac(C_i) a
 // mark passes from the row after i to row i, or comes in at the end.
-Vector GroupDraw::Variance(const Sum& sum) const {
+Vector GroupDraw::RunVariance(const Sum& sum, size_t run_begin, size_t run_end) const {
   std::vector<size_t> drawn;
   std::vector<std::pair<double, size_t>> steps;  // U, index in drawn
   double end = 0;
-  for (size_t i = 0; i < pi_.size(); ++i) {
+  for (size_t i = run_begin; i < run_end; ++i) {
     if (pi_[i] <= 0 || pi_[i] >= 1) continue;
     end += pi_[i];
     steps.emplace_back(1 - (end - std::floor(end)), drawn.size());
     drawn.push_back(i);
   }
   std::sort(steps.begin(), steps.end());
-  Vector error = Total(sum, 0);  // the estimate less its mean
+  Vector error = RunTotal(sum, 0, run_begin, run_end);  // the estimate less its mean
   for (size_t d = 0; d < error.size(); ++d) {
-    error[d] -= sum.constant[d];
-    for (const Vector& row : sum.rows) error[d] -= row[d];
+    for (size_t i = run_begin; i < run_end; ++i) error[d] -= sum.rows[i][d];
   }
   Vector variance(error.size(), 0.0);
   double from = 0;
@@ -228,15 +277,28 @@ Vector GroupDraw::Variance(const Sum& sum) const {
   return variance;
 }
 
-void GroupDraw::Estimate(double offset, Output& output) const {
+// Runs are independent.
+Vector GroupDraw::Variance(const Sum& sum) const {
+  Vector variance(sum.constant.size(), 0.0);
+  for (size_t run = 0; run < run_ends_.size(); ++run) {
+    const Vector of_run = RunVariance(sum, run == 0 ? 0 : run_ends_[run - 1], run_ends_[run]);
+    for (size_t d = 0; d < variance.size(); ++d) variance[d] += of_run[d];
+  }
+  return variance;
+}
+
+void GroupDraw::Estimate(std::mt19937_64& random, Output& output) const {
+  Vector offsets;
+  for (size_t run = 0; run < run_ends_.size(); ++run) offsets.push_back(Uniform(random));
   for (size_t h = 0; h < heads_.size(); ++h) {
-    const double mass = Total(Mass(h), offset)[0];
-    for (const double x : Total(Numerator(h), offset)) output.o.push_back(x / mass);
+    const double mass = Total(Mass(h), offsets)[0];
+    for (const double x : Total(Numerator(h), offsets)) output.o.push_back(x / mass);
     output.lse.push_back(heads_[h].lse + std::log(mass * heads_[h].sink_free));
   }
 }
 
 void GroupDraw::AddMoments(Moments& moments) const {
+  moments.rows.push_back(std::accumulate(pi_.begin(), pi_.end(), 0.0));
   for (size_t h = 0; h < heads_.size(); ++h) {
     const double share = heads_[h].sink_free;
     for (const double x : Mean(heads_[h].p, heads_[h].v)) moments.mean.push_back(share * x);

@@ -9,7 +9,8 @@
 //
 // Scores enter as codes: octaves (log2 units) below the largest score of a run of kCodeBlock tokens, rounded. What is
 // computed of codes alone is the same whoever computes it; rounding changes what is read, never what is expected.
-// kappa is solved for on a histogram of a_i, whose bins stand for their upper edge, so that sum_i pi_i is at most S.
+// kappa is solved for on a histogram of a_i, whose bins stand for their upper edge, so that sum_i pi_i is at most S; or
+// about S, where some of the tokens stand for all (kernels/sampling/pilot.h).
 //
 // Probabilities are whole numbers in units of 2^-20. Laid end to end, row i covers [C_{i-1}, C_i) of a line; it is read
 // where a multiple of 2^20 less the offset lies in that. At most S rows are, each at most once.

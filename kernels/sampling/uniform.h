@@ -51,6 +51,7 @@ enum class Purpose : uint32_t {
   kInclusion = 4,
   // Of score draws (kernels/sampling/ternary_query.h), 32 bits a draw and feature; the stream's head is the group's.
   kScore = 5,
+  kInclusionRun = 6,  // index: the run's absolute number (kernels/sampling/pilot.h); the stream's head is the group's
 };
 
 // The place a random number is drawn for: one query head of one decode step.
@@ -62,7 +63,7 @@ struct RandomStream {
 };
 
 // `head` is the query head's index in [0, H) for every method that draws per query head, the key/value head's for those
-// that draw once for a group (Purpose::kInclusion, kScore).
+// that draw once for a group (Purpose::kInclusion, kScore, kInclusionRun).
 // layer and head must be below 2^16 (Validate(KvLayout) sees to it), position in [0, 2^32).
 SANTA_HOST_DEVICE RandomStream MakeRandomStream(uint64_t seed, uint64_t sampling_key, int32_t layer, int64_t position,
                                                 int32_t head) {

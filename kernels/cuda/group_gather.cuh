@@ -1,0 +1,138 @@
+// What the kernels share that read a group's rows as they are (kernels/cuda/gather_group.cu, one_pass.cu): from the
+// list of a block's rows to its splits' partial results, and from all of these to the answer.
+#ifndef SANTA_KERNELS_CUDA_GROUP_GATHER_CUH_
+#define SANTA_KERNELS_CUDA_GROUP_GATHER_CUH_
+
+#include "kernels/cuda/group_answer.cuh"
+#include "kernels/cuda/group_launch.cuh"
+#include "kernels/cuda/group_sums.cuh"
+
+namespace santa::cuda {
+
+// Fills shared.page, of what came from the host. All threads call it, and __syncthreads() afterwards.
+template <typename Kv, int D, int kBlocks>
+__device__ __forceinline__ void LoadPages(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared) {
+  const int first_page = task.splits.begin >> task.view.page_shift;
+  const int num_pages = ((task.splits.end - 1) >> task.view.page_shift) - first_page + 1;
+  for (int i = threadIdx.x; i < num_pages; i += kGatherThreads) shared.page[i] = task.item.page_table[first_page + i];
+}
+
+// Sums up the rows of the list split by split, and writes the splits' partial results. stages: of StageBytes. All
+// threads call it, with no copy of theirs under way.
+template <typename Kv, int D, int kBlocks, typename Shared>
+__device__ __forceinline__ void SumRows(const GatherTask<Kv, D>& task, Shared& shared, const uint32_t* list,
+                                        unsigned char* stages) {
+  constexpr int kKeys = 1;  // which of the two stages has them
+  using S = Slab<Kv, D>;
+  const DeviceItem& item = task.item;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int group_size = task.group_size(), num_splits = task.splits.count;
+  const bool wants_error = task.wants_error(), sketched = !Shared::kHasCodes || task.sketched();
+  // What a split begins with, and COORDINATED stays with.
+  float first_reference[kReferences] = {kNegativeInfinity, kNegativeInfinity};
+  if (!sketched) {
+    first_reference[kOfAll] = 0;
+    first_reference[kOfChance] = -log2f(task.arrays.threshold(task.kv_head)->kappa);
+    if (threadIdx.x < kGatherWarps * 8 * kBlocks) {
+#pragma unroll
+      for (int reference = 0; reference < kReferences; ++reference) {
+        (&shared.warp_max[reference][0][0])[threadIdx.x] = first_reference[reference];
+      }
+    }
+  }
+  QueryFragment<D> q[kBlocks];
+  if (sketched) LoadQueries<Kv, D, kBlocks>(q, task.group.decode, item, task.kv_head, lane);
+  const Scorer scorer(item, task.kv_head);
+  const int warp_at = warp * kSlabRows;
+  // Starts copying rows of entries [at, end) of the list, as many as a stage has, to one of the two.
+  const auto copy_stage = [&](int at, int end, size_t offset, int stage) {
+    unsigned char* slab = stages + (stage * kGatherWarps + warp) * S::kBytes;
+    if (at + warp_at < end) {
+      if constexpr (Shared::kHasCodes) {
+        if (!sketched) {
+          CopyCodes<Kv, D, kBlocks>(shared.codes[stage] + warp_at, task, list, end, at + warp_at, lane);
+        }
+      }
+      CopyEntries<Kv, D>(SharedAddress(slab), offset, task, shared.page, list, end, at + warp_at, lane);
+    } else if (at < end) {  // the other warps multiply by what is there
+#pragma unroll 1
+      for (int i = lane; i < S::kBytes / 16; i += 32) reinterpret_cast<uint4*>(slab)[i] = uint4{};
+    }
+    CommitCopies();
+  };
+  // The next stage's keys are on their way from when these have been multiplied with, and where there are keys its
+  // values from when these have been added; else from before they are weighed.
+  const size_t value_offset = task.view.value_offset;
+  const int first_end = shared.list_at[FirstWithRows(shared.list_at, 0, num_splits) + 1];
+  if (sketched) copy_stage(0, first_end, 0, kKeys);
+  copy_stage(0, first_end, value_offset, 0);
+  int stage = 0;
+#pragma unroll 1
+  for (int split = 0; split < num_splits; ++split) {
+    const int begin = shared.list_at[split], end = shared.list_at[split + 1];
+    ValueSums<Kv, D, kBlocks> sums;
+    Numbers<kBlocks> numbers;
+    if (threadIdx.x < 8 * kBlocks) {
+#pragma unroll
+      for (int reference = 0; reference < kReferences; ++reference) {
+        shared.reference[stage ^ 1][reference][threadIdx.x] = first_reference[reference];
+      }
+    }
+#pragma unroll 1
+    for (int at = begin; at < end; at += kStageRows, stage ^= 1) {
+      // The first split after this one that has rows begins where it ends, or that is the list's end.
+      const int next = min(at + kStageRows, end);
+      const int next_end = next < end ? end : shared.list_at[FirstWithRows(shared.list_at, split + 1, num_splits) + 1];
+      if (sketched) {
+        WaitCopies<1>();
+        const uint32_t keys = SharedAddress(stages + (kKeys * kGatherWarps + warp) * S::kBytes);
+        WeighByKeys<Kv, D, kBlocks>(task, shared, keys, q, scorer, list, end, at, lane);
+        __syncwarp();
+        copy_stage(next, next_end, 0, kKeys);
+        WaitCopies<1>();
+      } else {
+        copy_stage(next, next_end, value_offset, stage ^ 1);
+        WaitCopies<1>();
+        if constexpr (Shared::kHasCodes) WeighByCodes<Kv, D, kBlocks>(task, shared, stage, list, end, at, lane);
+      }
+      __syncthreads();
+      const unsigned char* values = stages + (sketched ? 0 : stage) * kGatherWarps * S::kBytes;
+      PackWeights<Kv, D, kBlocks>(task, shared, numbers, values, list, end, at, stage, wants_error);
+      __syncthreads();
+      sums.Add(shared, SharedAddress(values), stage, wants_error);
+      __syncthreads();
+      if (sketched) copy_stage(next, next_end, value_offset, 0);
+    }
+    float* partial = task.arrays.partial(task.kv_head, task.first_split + split);
+    sums.Write(partial, group_size, wants_error);
+    WriteNumbers(shared, numbers, partial + task.arrays.partial_numbers(), stage ^ 1, group_size, wants_error);
+    __syncthreads();
+  }
+}
+
+// Counts the block's rows, and if it is its group's last answers from the splits' partial results; whether it is.
+// misses: of Answer. All threads call it, after SumRows.
+template <typename Kv, int D, int kBlocks>
+__device__ __forceinline__ bool AnswerIfLast(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
+                                             unsigned char* stages, bool& misses) {
+  if (threadIdx.x == 0 && task.item.rows_read != nullptr) {
+    atomicAdd(task.item.rows_read, static_cast<unsigned long long>(shared.list_at[task.splits.count]));
+  }
+  const int blocks = BlockSplits::BlocksOf(task.group, task.item);
+  if (!IsLastOfGroup(task.group.decode, task.item_index, task.kv_head, blocks, shared.last)) return false;
+  if (task.one_pass() && !task.sketched()) {  // the pilot's was about right
+    for (int head = threadIdx.x / 32; head < task.group_size(); head += kGatherWarps) {
+      const float lse = HeadLse(task.arrays, task.kv_head, head, task.group_size(), threadIdx.x % 32);
+      if (threadIdx.x % 32 == 0) shared.lse[head] = lse;
+    }
+  }
+  auto* vectors = reinterpret_cast<float*>(stages);
+  AddSplits<D, kBlocks>(task.arrays, task.kv_head, task.group_size(), shared, vectors,
+                        task.wants_error() ? kPartialVectors : 1);
+  misses = Answer<Kv, D, kBlocks>(task, shared, vectors, ~0u, 0);
+  return true;
+}
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_GROUP_GATHER_CUH_

@@ -1,0 +1,162 @@
+// Each group's kappa from a pilot of its tokens (kernels/sampling/pilot.h), and its heads' log-sum-exps by that pilot.
+//
+// Grid: (key/value head, item with a pilot). A warp takes eight slices, as two blocks of four slabs, and keeps their
+// scores; what they come from is on its way for as many as there is room for.
+#include <algorithm>
+
+#include "kernels/cuda/group_launch.cuh"
+#include "kernels/cuda/solve_threshold.cuh"
+#include "kernels/cuda/token_squares.cuh"
+#include "kernels/sampling/pilot.h"
+
+namespace santa::cuda {
+namespace {
+
+constexpr int kWarps = 16;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kOfWarp = sampling::kPilotSlices / kWarps;
+constexpr int kBlocksOfWarp = kOfWarp / kBlockSlabs;
+static_assert(sampling::kSliceTokens == kSlabRows);
+
+// Slices of a warp that are on their way at once, of so many bytes.
+__host__ __device__ constexpr int SlicesAhead(int slab_bytes) { return std::min(kOfWarp, 12288 / slab_bytes); }
+
+struct Shared {
+  static constexpr int kHeads = kQuad * kPilotQuads;
+  unsigned histogram[sampling::kInclusionBins];
+  sampling::PilotSlice slices[sampling::kPilotSlices];
+  float2 sums[kHeads][kWarps];
+  float lse[kHeads];
+  SolveShared<kThreads> solve;
+};
+
+template <typename Slabs>
+__global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_constant__ GroupLaunch group) {
+  extern __shared__ __align__(1024) unsigned char bytes[];
+  const DecodeLaunch& launch = group.decode;
+  __shared__ typename Slabs::Queries queries;
+  __shared__ Shared shared;
+  constexpr int kSlabBytes = Slabs::SlabBytes(), kAhead = SlicesAhead(kSlabBytes);
+  const int item_index = group.pilots[blockIdx.y], kv_head = blockIdx.x, group_size = launch.group_size;
+  const DeviceItem& item = launch.items[item_index];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const GroupArrays arrays = group.arrays[item_index];
+  Slabs slabs(launch, item, kv_head, queries);
+  const unsigned char* ring = bytes + warp * kAhead * kSlabBytes;
+  const sampling::PilotSlice* slices = shared.slices + warp * kOfWarp;
+  if (threadIdx.x < sampling::kPilotSlices) {
+    const int first = item.begin / kSlabRows, count = (item.end - 1) / kSlabRows - first + 1;
+    shared.slices[threadIdx.x] = sampling::MakePilotSlice(first, count, threadIdx.x);
+  }
+  for (int i = threadIdx.x; i < sampling::kInclusionBins; i += kThreads) shared.histogram[i] = 0;
+  __syncthreads();
+  WaitForEarlierKernel();
+  // Not sooner: the kernel that follows reads the cache before it waits for this one, and relies on what came before.
+  LetLaterKernelStart();
+  const auto copy = [&](int i) {
+    if (i < kOfWarp) slabs.Copy(SharedAddress(ring) + i % kAhead * kSlabBytes, slices[i].slice * kSlabRows, lane);
+    CommitCopies();
+  };
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) copy(i);
+  const SketchScorer scorer(item, kv_head, slabs.LoadQueries(lane));
+  __syncthreads();
+
+  QuadScores s[kBlocksOfWarp][kPilotQuads] = {};
+#pragma unroll
+  for (int i = 0; i < kOfWarp; ++i) {
+    WaitCopies<kAhead - 1>();
+    __syncwarp();
+#pragma unroll
+    for (int quad = 0; quad < kPilotQuads; ++quad) {
+      if (kQuad * quad >= group_size) break;
+      slabs.Score(s[i / kBlockSlabs][quad][i % kBlockSlabs], ring + i % kAhead * kSlabBytes, quad,
+                  slices[i].slice * kSlabRows, lane);
+    }
+    __syncwarp();  // the slab has been read
+    copy(i + kAhead);
+  }
+  WaitCopies<0>();
+  float scale = 1;  // the same for all
+#pragma unroll
+  for (int quad = 0; quad < kPilotQuads; ++quad) {
+    LaneSum sums;
+#pragma unroll
+    for (int i = 0; i < kBlocksOfWarp; ++i) {
+      const sampling::PilotSlice* of_slabs = slices + i * kBlockSlabs;
+      scale = scorer.Cap(s[i][quad]);
+#pragma unroll
+      for (int j = 0; j < 2 * kBlockSlabs; ++j) {
+        const int token = of_slabs[j / 2].slice * kSlabRows + j % 2 * 8 + lane / 4;
+        if (token < item.begin || token >= item.end) s[i][quad][j / 2][j % 2] = kNegativeInfinity;
+      }
+      AddScores(sums, s[i][quad], scale,
+                [of_slabs](int slab) { return static_cast<float>(of_slabs[slab].stands_for); });
+    }
+    LeaveSums(shared.sums + kQuad * quad, sums, warp, lane);
+  }
+  __syncthreads();
+  for (int head = warp; head < Shared::kHeads; head += kWarps) {
+    const float2 sum = MergeSums(lane < kWarps ? shared.sums[head][lane] : make_float2(kNegativeInfinity, 0));
+    const float lse = sum.x + log2f(sum.y);
+    if (lane != 0) continue;
+    shared.lse[head] = head < group_size ? lse : INFINITY;
+    if (head < group_size) arrays.lse(kv_head)[head] = lse;
+  }
+  __syncthreads();
+  // The end of what may be left to chance.
+  const bool sketched = group.method == Method::kSketched;
+  const int end = sketched ? FullPagesEnd(item, launch.page_shift) : item.end;
+#pragma unroll
+  for (int i = 0; i < kBlocksOfWarp; ++i) {
+    TokenSquares squares = {};
+#pragma unroll
+    for (int quad = 0; quad < kPilotQuads; ++quad) {
+      AddSquares(squares, s[i][quad], scale, 2 * shared.lse[kQuad * quad + lane % 4]);
+    }
+    const LaneSquares sums = SumOverHeads(squares, lane);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int place = TokenOfSquare(j, lane);
+      const sampling::PilotSlice slice = slices[i * kBlockSlabs + place / kSlabRows];
+      const int token = slice.slice * kSlabRows + place % kSlabRows;
+      if (token < item.begin || token >= end || (!sketched && sums.of[j] == 0)) continue;
+      atomicAdd(&shared.histogram[sampling::InclusionBin(sums.of[j])], static_cast<unsigned>(slice.stands_for));
+    }
+  }
+  __syncthreads();
+  const unsigned* histogram = shared.histogram;
+  const double even = sketched ? sampling::kEvenShare * item.sample_count : 0;
+  const sampling::InclusionThreshold threshold = SolveThreshold(
+      shared.solve, [histogram](int bin) { return histogram[bin]; },
+      sampling::InclusionBudget(item.sample_count, end - item.begin), even);
+  if (threadIdx.x == 0) *arrays.threshold(kv_head) = threshold;
+}
+
+struct Launcher {
+  const GroupLaunch& launch;
+  cudaStream_t stream;
+
+  template <typename Kv, int D>
+  cudaError_t Run() const {
+    if (launch.method == Method::kCoordinated) return Start<KeySlabs<Kv, D>>();
+    return Start<SketchSlabs<D>>();  // one kernel for all types of cache
+  }
+
+ private:
+  template <typename Slabs>
+  cudaError_t Start() const {
+    constexpr int kSlabBytes = Slabs::SlabBytes();
+    const dim3 grid(launch.decode.num_kv_heads, launch.num_pilots);
+    return LaunchOverlapping(PilotThresholdKernel<Slabs>, launch, grid, kThreads,
+                             kWarps * SlicesAhead(kSlabBytes) * kSlabBytes, stream);
+  }
+};
+
+}  // namespace
+
+cudaError_t LaunchPilotThreshold(const GroupLaunch& launch, cudaStream_t stream) {
+  return DispatchPilot(launch.decode, Launcher{launch, stream});
+}
+
+}  // namespace santa::cuda

@@ -1,0 +1,232 @@
+// Where the kernels that go by a pilot have a warp's scores from: the sketch of K or K itself. Both give QuadScores
+// (kernels/cuda/sketch_products.cuh).
+#ifndef SANTA_KERNELS_CUDA_SCORE_STREAMS_CUH_
+#define SANTA_KERNELS_CUDA_SCORE_STREAMS_CUH_
+
+#include <algorithm>
+
+#include "kernels/cuda/sketch_scores.cuh"
+
+namespace santa::cuda {
+
+inline constexpr int kKeyBits = 4;     // of a key's code, where values have no sketch
+inline constexpr int kPilotQuads = 2;  // of the largest group that has a pilot
+
+// Dot products of single slabs from the sketch, and of tokens without one from K.
+template <int D>
+class SketchSlabs {
+ public:
+  using Queries = SketchQueries<D, kPilotQuads>;  // in shared memory
+
+  __device__ SketchSlabs(const DecodeLaunch& launch, const DeviceItem& item, int kv_head, Queries& queries)
+      : launch_(launch), item_(item), kv_head_(kv_head), queries_(queries), sketches_(launch, item, kv_head, 0) {}
+
+  static __host__ __device__ constexpr int SlabBytes() {
+    return SketchGeometry<D, kKeyBits>::kSlabBytes + SketchGeometry<D, kKeyBits>::kColumnBytes;
+  }
+  // The factor that dot products come in. All threads call it, and __syncthreads() afterwards.
+  __device__ float LoadQueries(int) {
+    return factor_ = LoadSketchQueries<kKeyBits>(queries_, launch_, item_, kv_head_, 0, Scorer(item_, kv_head_).scale);
+  }
+  __device__ __forceinline__ void Copy(uint32_t to, int token, int lane) const {
+    if (token < sketches_.end) sketches_.CopyPart(to, SketchGeometry<D, kKeyBits>(kShift), token, 0, lane);
+  }
+  __device__ __forceinline__ void Score(float (&s)[2], const unsigned char* slab, int quad, int token, int lane) const {
+    if (token < sketches_.end) {
+      const PageQueries<D> page(queries_, quad, slab + SketchGeometry<D, kKeyBits>::kSlabBytes, lane);
+      ScoreSlab<D, kKeyBits>(s, slab, page, lane);
+      return;
+    }
+    const float2 exact = ScoreExactly<D>(launch_, item_, item_.begin, item_.end, kv_head_, quad, token, lane);
+    s[0] = Hold(exact.x * factor_);
+    s[1] = Hold(exact.y * factor_);
+  }
+
+ private:
+  static constexpr int kShift = 4;  // a slab as a page of so many tokens
+
+  const DecodeLaunch& launch_;
+  const DeviceItem& item_;
+  const int kv_head_;
+  Queries& queries_;
+  const SketchView<D, kKeyBits> sketches_;
+  float factor_ = 1;
+};
+
+// Likewise from K, of tokens [begin, end).
+template <typename Kv, int D>
+class KeySlabs {
+ public:
+  struct Queries {};
+
+  __device__ KeySlabs(const DecodeLaunch& launch, const DeviceItem& item, int kv_head, int begin, int end)
+      : launch_(launch), item_(item), kv_head_(kv_head), view_(launch, item, {.begin = begin, .end = end}, kv_head) {}
+  __device__ KeySlabs(const DecodeLaunch& launch, const DeviceItem& item, int kv_head, Queries&)
+      : KeySlabs(launch, item, kv_head, item.begin, item.end) {}
+
+  static __host__ __device__ constexpr int SlabBytes() { return Slab<Kv, D>::kBytes; }
+  __device__ float LoadQueries(int lane) {
+#pragma unroll
+    for (int quad = 0; quad < kPilotQuads; ++quad) {
+      const int head = kQuad * quad + lane / 8;  // in the even columns
+      const auto* row = static_cast<const uint16_t*>(item_.q) + (kv_head_ * launch_.group_size + head) * D;
+      LoadQuery<Kv, D>(q_[quad][0], lane / 4 % 2 == 0 && head < launch_.group_size ? row : nullptr, lane);
+    }
+    return 1;
+  }
+  __device__ __forceinline__ void Copy(uint32_t to, int token, int lane) const {
+    CopySlab(to, view_, view_.Row(view_.PageOf(token), token), token, lane);
+  }
+  __device__ __forceinline__ void Score(float (&s)[2], const unsigned char* slab, int quad, int, int lane) const {
+    float both[1][4];
+    Scores<Kv, D, 1>(both, SharedAddress(slab), q_[quad], lane);
+    s[0] = Hold(both[0][0]);
+    s[1] = Hold(both[0][2]);
+  }
+
+ private:
+  const DecodeLaunch& launch_;
+  const DeviceItem& item_;
+  const int kv_head_;
+  const CacheView<Kv, D> view_;
+  QueryFragment<D> q_[kPilotQuads][1];
+};
+
+// The blocks of 64 tokens of [begin, end) that a warp takes, one after the other from `first` on, `step` tokens apart;
+// asynchronous copies are ahead of the products.
+template <int D>
+class SketchBlocks {
+ public:
+  using Queries = SketchQueries<D, kPilotQuads>;
+  static constexpr int kShortRing = 2, kLongRing = 4;  // blocks
+  static constexpr bool kOfAllTokens = false;
+
+  static __host__ __device__ int RingBytes(const GroupLaunch& group) {
+    return RingOf(group) * SketchGeometry<D, kKeyBits>(group.decode.page_shift).stage_bytes();
+  }
+  // Starts the first copies.
+  __device__ SketchBlocks(const GroupLaunch& group, const DeviceItem& item, int kv_head, int, int first, int end,
+                          int step, const unsigned char* ring, Queries& queries, int lane)
+      : launch_(group.decode),
+        item_(item),
+        kv_head_(kv_head),
+        sketches_(group.decode, item, kv_head, 0),
+        geometry_(group.decode.page_shift),
+        queries_(queries),
+        ring_(ring),
+        stages_(RingOf(group)),
+        end_(end),
+        step_(step),
+        ahead_(first) {
+#pragma unroll 1
+    for (int i = 0; i < stages_ - 1; ++i) CopyAhead(lane);
+  }
+
+  // As of SketchSlabs.
+  __device__ float LoadQueries(int) {
+    return LoadSketchQueries<kKeyBits>(queries_, launch_, item_, kv_head_, 0, Scorer(item_, kv_head_).scale);
+  }
+
+  // The dot products of the next block, which begins with `first`: of as many quads as the group has.
+  __device__ __forceinline__ void Next(QuadScores (&s)[kPilotQuads], int first, int lane) {
+    CopyAhead(lane);
+    if (stages_ == kShortRing) {
+      WaitCopies<kShortRing - 1>();
+    } else {
+      WaitCopies<kLongRing - 1>();
+    }
+    __syncwarp();
+#pragma unroll
+    for (int quad = 0; quad < kPilotQuads; ++quad) {
+      if (kQuad * quad >= launch_.group_size) break;
+      ScoreSketched<D, kKeyBits>(s[quad], queries_, geometry_, ring_ + at_ * geometry_.stage_bytes(), quad, first, end_,
+                                 lane);
+    }
+    at_ = After(at_);
+    __syncwarp();  // the stage has been read
+  }
+
+ private:
+  static __host__ __device__ int RingOf(const GroupLaunch& group) { return group.few_blocks ? kLongRing : kShortRing; }
+  __device__ __forceinline__ int After(int stage) const { return stage + 1 == stages_ ? 0 : stage + 1; }
+  __device__ __forceinline__ void CopyAhead(int lane) {
+    if (ahead_ < end_) {
+      sketches_.CopyBlock(SharedAddress(ring_) + ahead_at_ * geometry_.stage_bytes(), geometry_,
+                          ahead_ / sampling::kCodeBlock, 0, lane);
+      ahead_ += step_;
+    }
+    ahead_at_ = After(ahead_at_);
+    CommitCopies();
+  }
+
+  const DecodeLaunch& launch_;
+  const DeviceItem& item_;
+  const int kv_head_;
+  const SketchView<D, kKeyBits> sketches_;
+  const SketchGeometry<D, kKeyBits> geometry_;
+  Queries& queries_;
+  const unsigned char* ring_;
+  const int stages_, end_, step_;
+  int ahead_, ahead_at_ = 0, at_ = 0;
+};
+
+template <typename Kv, int D>
+class KeyBlocks {
+ public:
+  struct Queries {};
+  static constexpr int kRing = std::min(12, 12288 / Slab<Kv, D>::kBytes);  // slabs
+  static constexpr bool kOfAllTokens = true;                               // whether its softmax is the answer's
+
+  static __host__ __device__ int RingBytes(const GroupLaunch&) { return kRing * Slab<Kv, D>::kBytes; }
+  __device__ KeyBlocks(const GroupLaunch& group, const DeviceItem& item, int kv_head, int begin, int first, int end,
+                       int step, const unsigned char* ring, Queries&, int lane)
+      : group_size_(group.decode.group_size),
+        slabs_(group.decode, item, kv_head, begin, end),
+        ring_(ring),
+        end_(end),
+        step_(step),
+        ahead_(first) {
+#pragma unroll 1
+    for (int i = 0; i < kRing; ++i) CopyAhead(lane);
+  }
+
+  __device__ float LoadQueries(int lane) { return slabs_.LoadQueries(lane); }
+
+  __device__ __forceinline__ void Next(QuadScores (&s)[kPilotQuads], int first, int lane) {
+#pragma unroll
+    for (int slab = 0; slab < kBlockSlabs; ++slab) {
+      WaitCopies<kRing - 1>();
+      __syncwarp();
+#pragma unroll
+      for (int quad = 0; quad < kPilotQuads; ++quad) {
+        if (kQuad * quad >= group_size_) break;
+        slabs_.Score(s[quad][slab], ring_ + at_ * Slab<Kv, D>::kBytes, quad, first, lane);
+      }
+      at_ = (at_ + 1) % kRing;
+      __syncwarp();
+      CopyAhead(lane);
+    }
+  }
+
+ private:
+  // Slab after slab of one block, then of the next.
+  __device__ __forceinline__ void CopyAhead(int lane) {
+    if (ahead_ < end_) {
+      slabs_.Copy(SharedAddress(ring_) + ahead_at_ * Slab<Kv, D>::kBytes, ahead_ + slab_ * kSlabRows, lane);
+      slab_ = (slab_ + 1) % kBlockSlabs;
+      if (slab_ == 0) ahead_ += step_;
+    }
+    ahead_at_ = (ahead_at_ + 1) % kRing;
+    CommitCopies();
+  }
+
+  const int group_size_;
+  KeySlabs<Kv, D> slabs_;
+  const unsigned char* ring_;
+  const int end_, step_;
+  int ahead_, slab_ = 0, ahead_at_ = 0, at_ = 0;
+};
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_SCORE_STREAMS_CUH_
