@@ -1,6 +1,6 @@
 // A warp's products of a tile of 256 tokens with a group's queries, of keys that lie feature by feature. A lane has
-// some neighbouring tokens and adds up one feature after the other: of K only these features are read, for all heads
-// at once, 16 bytes of each by a lane.
+// eight neighbouring tokens and adds up one feature after the other: of K only these features are read, for all heads
+// at once, 16 bytes of a 16-bit one by a lane.
 #ifndef SANTA_KERNELS_CUDA_FEATURE_SCORES_CUH_
 #define SANTA_KERNELS_CUDA_FEATURE_SCORES_CUH_
 

@@ -67,20 +67,19 @@ __global__ void __launch_bounds__(kThreads) KvAppendKernel(const __grid_constant
 
   const int64_t stored_row = place.row + static_cast<int64_t>(value * heads + head) * launch.page_size;
   if (launch.feature_major_keys && !value) {
-    // The head's numbers in the page begin where its first token's row would; the piece's lie a page apart.
+    // The head's numbers in the page begin where its first token's row would; those of one token lie page_size apart.
     const int64_t in_page = stored_row % launch.page_size;
     Stored* to = static_cast<Stored*>(launch.pool) + (stored_row - in_page) * launch.head_dim +
                  piece * kPiece * launch.page_size + in_page;
-    Piece<Stored> there = converted;
+    if constexpr (kCompare) {
+      Piece<Stored> there;
 #pragma unroll
-    for (int i = 0; i < kPiece; ++i) {
-      if constexpr (kCompare) {
-        there.x[i] = to[i * launch.page_size];
-      } else {
-        to[i * launch.page_size] = converted.x[i];
-      }
+      for (int i = 0; i < kPiece; ++i) there.x[i] = to[i * launch.page_size];
+      if (!SameBits(there, converted)) launch.differs[place.append] = 1;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPiece; ++i) to[i * launch.page_size] = converted.x[i];
     }
-    if (!SameBits(there, converted)) launch.differs[place.append] = 1;
     return;
   }
   Piece<Stored>* to = static_cast<Piece<Stored>*>(launch.pool) + stored_row * pieces + piece;

@@ -35,7 +35,8 @@ struct alignas(16) TileProducts {
 };
 
 template <typename Kv, int kHeads>
-__global__ void __launch_bounds__(32 * kWarps) ScoreFeatureCodesKernel(const __grid_constant__ GroupLaunch group) {
+__global__ void __launch_bounds__(32 * kWarps, kHeads > 4 ? 2 : 4)
+    ScoreFeatureCodesKernel(const __grid_constant__ GroupLaunch group) {
   constexpr int kBlocks = kHeads > 8 ? 2 : 1;
   extern __shared__ __align__(1024) unsigned char bytes[];
   __shared__ SplitSums<kWarps, 8 * kBlocks> shared;
