@@ -206,7 +206,7 @@ absl::Status CudaBackend::Append(std::span<const KvAppend> appends) {
 
 absl::Status CudaBackend::Compare(std::span<const KvAppend> appends, std::span<bool> matches) {
   if (absl::Status status = Enter(); !status.ok()) return status;
-  return Keep(cache_.Compare(appends, matches));
+  return Drained(Keep(cache_.Compare(appends, matches)));
 }
 
 absl::Status CudaBackend::CopyPages(std::span<const PageCopy> copies) {

@@ -1,11 +1,12 @@
 // What a step costs between Submit and `done` beside the device: one caller, one step after the other, no transport.
 //
-//     engine_bench --backend=cuda --items=16 --tokens=32768
+//     engine_bench --backend=cuda --items=16 --tokens=32768 [--mapped]
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -24,6 +25,7 @@
 ABSL_FLAG(std::string, backend, "cpu", "cpu or cuda.");
 ABSL_FLAG(int32_t, items, 1, "Sequences of a step.");
 ABSL_FLAG(int32_t, tokens, 32768, "Tokens of each sequence.");
+ABSL_FLAG(bool, mapped, false, "The device reads and writes the tensors where they lie, as those of shared memory.");
 ABSL_FLAG(int32_t, steps, 2000, "Steps that are timed; each appends a token to every sequence, which is then dropped.");
 
 namespace santa {
@@ -43,15 +45,24 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(int32_t num_pages) {
   return absl::InvalidArgumentError(absl::StrCat("--backend is '", name, "'; it must be cpu or cuda"));
 }
 
-// A step over all sequences, and the memory of its tensors: bf16, whose contents do not matter.
+// A step over all sequences, and the memory of its tensors: bf16, whose contents do not matter. Token, queries, outputs
+// and lse follow one another in whole pages.
 class BenchStep {
  public:
   BenchStep(const std::vector<SequenceHandle>& sequences, int64_t most_tokens)
-      : token_(most_tokens * kTokenNumbers, 0x3c00), query_(kQueryNumbers * sequences.size(), 0x3c00) {
-    o_.resize(query_.size());
-    lse_.resize(sequences.size() * kLayout.num_query_heads);
+      : token_numbers_(most_tokens * kTokenNumbers), query_numbers_(kQueryNumbers * sequences.size()) {
+    const size_t numbers = token_numbers_ + 2 * query_numbers_ + 2 * kLayout.num_query_heads * sequences.size();
+    bytes_ = (numbers * sizeof(uint16_t) + kPage - 1) / kPage * kPage;
+    memory_.reset(static_cast<uint16_t*>(std::aligned_alloc(kPage, bytes_)));
+    std::fill_n(memory_.get(), bytes_ / sizeof(uint16_t), 0x3c00);
     step_.items.resize(sequences.size());
     for (size_t i = 0; i < sequences.size(); ++i) step_.items[i].sequence = sequences[i];
+  }
+
+  // False where the backend has no mapping for it.
+  bool Map(Engine& engine) {
+    mapped_ = engine.MapMemory({reinterpret_cast<char*>(memory_.get()), bytes_});
+    return mapped_ != nullptr;
   }
 
   // Appends `count` tokens from `position` on to every sequence, and where `attends` asks for the last one's output.
@@ -59,13 +70,21 @@ class BenchStep {
   absl::StatusOr<Clock::duration> Run(Engine& engine, int64_t position, int64_t count, bool attends) {
     for (size_t i = 0; i < step_.items.size(); ++i) {
       StepItem& item = step_.items[i];
-      item.tokens = {
-          .position = position, .count = count, .dtype = DType::kBFloat16, .k = token_.data(), .v = token_.data()};
+      const bool mapped = attends && mapped_ != nullptr;
+      uint16_t* const queries = memory_.get() + token_numbers_;
+      uint16_t* const outputs = queries + query_numbers_;
+      item.tokens = {.position = position,
+                     .count = count,
+                     .dtype = DType::kBFloat16,
+                     .k = memory_.get(),
+                     .v = memory_.get(),
+                     .mapped = mapped};
       item.position = position + count - 1;
       item.io_dtype = DType::kBFloat16;
-      item.q = attends ? query_.data() + i * kQueryNumbers : nullptr;
-      item.o = o_.data() + i * kQueryNumbers;
-      item.lse = lse_.data() + i * kLayout.num_query_heads;
+      item.q = attends ? queries + i * kQueryNumbers : nullptr;
+      item.o = outputs + i * kQueryNumbers;
+      item.lse = reinterpret_cast<float*>(outputs + query_numbers_) + i * kLayout.num_query_heads;
+      item.maps_query = item.maps_answer = mapped;
     }
     std::atomic<bool> done{false};
     step_.done = [&done] { done.store(true, std::memory_order_release); };
@@ -83,8 +102,15 @@ class BenchStep {
   double queue_seconds() const { return absl::ToDoubleSeconds(step_.queue_time); }
 
  private:
-  std::vector<uint16_t> token_, query_, o_;
-  std::vector<float> lse_;
+  static constexpr size_t kPage = 4096;
+  struct Free {
+    void operator()(uint16_t* memory) const { std::free(memory); }
+  };
+
+  const size_t token_numbers_, query_numbers_;
+  size_t bytes_ = 0;
+  std::unique_ptr<uint16_t, Free> memory_;
+  std::unique_ptr<MappedMemory> mapped_;
   Step step_;
 };
 
@@ -118,6 +144,9 @@ absl::Status Run() {
   }
   Engine engine(backend->get(), &store, &pool, {}, nullptr);
   BenchStep step(sequences, kChunkTokens);
+  if (absl::GetFlag(FLAGS_mapped) && !step.Map(engine)) {
+    return absl::UnimplementedError("--mapped is set, but the backend maps no memory");
+  }
   for (int64_t at = 0; at < tokens; at += kChunkTokens) {
     const auto filled = step.Run(engine, at, std::min(kChunkTokens, tokens - at), false);
     if (!filled.ok()) return filled.status();
