@@ -31,11 +31,11 @@ __device__ __forceinline__ float WeightOf(const StoredArrays& arrays, Method met
 
 // How many draws of a head one unit of its block's masses gets on average. Of S2ANTA_PROP over all lines, near enough
 // one draw, for their budgets are.
-__device__ __forceinline__ double DrawsPerMass(const StoredArrays& arrays, Method method, const DeviceItem& item,
-                                               int head, const BlockDraws& record) {
-  if (method != Method::kS2antaProp) return record.draws / static_cast<double>(record.total);
+__device__ __forceinline__ float DrawsPerMass(const StoredArrays& arrays, Method method, const DeviceItem& item,
+                                              int head, const BlockDraws& record) {
+  if (method != Method::kS2antaProp) return static_cast<float>(record.draws) / static_cast<float>(record.total);
   const HeadSum& sum = *arrays.head_sum(head);
-  return item.sample_count * (Rescale(record.max, sum.max) / (sum.sum * sampling::kMassOne));
+  return static_cast<float>(item.sample_count) * (Rescale(record.max, sum.max) / (sum.sum * sampling::kMassOne));
 }
 
 // Scores in memory.value to draw counts. record: of the lane's head. draws_per_mass: likewise, where a row's chances
@@ -44,7 +44,7 @@ template <int kHeads>
 __device__ __forceinline__ DrawnMask<kHeads> DrawBlock(TileMemory<kHeads>& memory, const BlockDraws& record,
                                                        Method method, const sampling::RandomStream& stream,
                                                        const uint64_t* positions, uint32_t* counts,
-                                                       double draws_per_mass, int lane) {
+                                                       float draws_per_mass, int lane) {
   constexpr int kLanes = TileMemory<kHeads>::kLanes;
   const uint64_t sum = WeighRunAgainst<kHeads>(memory, record.max, lane);
   uint64_t through = sum;  // of this lane's run and those before it
@@ -69,21 +69,20 @@ __device__ __forceinline__ DrawnMask<kHeads> DrawBlock(TileMemory<kHeads>& memor
           const uint64_t before = cumulative;
           const uint32_t count = counter.Take(cumulative += mass);
           if (draws_per_mass == 0 || count == 0) return count;
-          const double begin = static_cast<double>(before) * draws_per_mass;
+          const double begin = static_cast<double>(before) * (grid.draws / static_cast<double>(grid.total));
           return ToldChance::Tell(
               count, sampling::StratifiedFluctuation(static_cast<float>(begin - static_cast<int64_t>(begin)),
-                                                     static_cast<float>(mass * draws_per_mass)));
+                                                     static_cast<float>(mass) * draws_per_mass));
         },
         lane);
   }
   SystematicCounter counter(grid, record.offset, sampling::SystematicDrawsBelow(grid, cumulative, record.offset));
-  const auto per_mass = static_cast<float>(draws_per_mass);
   return CountEach<kHeads>(
       memory,
       [&](uint32_t mass) {
         const uint32_t count = counter.Take(cumulative += mass);
-        if (per_mass == 0 || count == 0) return count;
-        return ToldChance::Tell(count, sampling::Fluctuation(static_cast<float>(mass) * per_mass));
+        if (draws_per_mass == 0 || count == 0) return count;
+        return ToldChance::Tell(count, sampling::Fluctuation(static_cast<float>(mass) * draws_per_mass));
       },
       lane);
 }
@@ -173,7 +172,7 @@ __global__ void __launch_bounds__(32 * kWarps, kHeads > 8 ? 2 : 4)
       const DrawnMask<kHeads> drawn =
           DrawBlock<kHeads>(memory, record, method, stream, real ? stored.arrays.draws(head) : nullptr,
                             real ? reinterpret_cast<uint32_t*>(stored.arrays.scores(head, block)) : nullptr,
-                            told ? DrawsPerMass(stored.arrays, method, item, head, record) : 0.0, lane);
+                            told ? DrawsPerMass(stored.arrays, method, item, head, record) : 0.0f, lane);
       listed = ListDrawn<kHeads>(memory, drawn, lane);
       if (pairs_rows) PairRows<kHeads>(memory, drawn, mine.rows[0], ToldChance(), errors, lane);
       WriteDrawn<kHeads>(stored.arrays, method, memory, first_head, group_size, kv_head, block, listed, lane);

@@ -229,14 +229,6 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
   OutputFragment<D> out[kBlocks] = {};
   const bool tells_error = item.relative_standard_error != nullptr;
   WarpErrors<kHeads> errors;
-  // Near enough one draw over all tiles, for their budgets are one: how many draws a mass gets, against the largest
-  // score.
-  float max = 0, draws_per_mass = 0;
-  if (tells_error && real) {
-    const HeadSum* sum = stored.arrays.head_sum(head);
-    max = __ldcg(&sum->max);
-    draws_per_mass = static_cast<float>(item.sample_count) / (__ldcg(&sum->sum) * sampling::kMassOne);
-  }
   unsigned rows_read = 0;
 #pragma unroll 1
   for (int tile = view.begin / kTileTokens + warp; tile * kTileTokens < view.end; tile += kWarps) {
@@ -244,7 +236,12 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
     __syncwarp();
     ReadTile<kHeads>(mine.tile, stored.arrays.scores(first_head, block), stored.lines.pitch(), group_size, lane);
     const uint32_t draws = real ? __ldcg(stored.arrays.count(head) + block) : 0;
-    const float own_max = tells_error && real ? __ldcg(stored.arrays.own_max(head) + block) : 0;
+    float draws_per_mass = 0;  // near enough those of one draw over all tiles, for their budgets are one
+    if (tells_error && real) {
+      const HeadSum* sum = stored.arrays.head_sum(head);
+      const float weight = Rescale(__ldcg(stored.arrays.own_max(head) + block), __ldcg(&sum->max)) / __ldcg(&sum->sum);
+      draws_per_mass = static_cast<float>(item.sample_count) * weight / sampling::kMassOne;
+    }
     WaitCopies<0>();
     for (int line = lane; line < 8 * group_size; line += 32) {
       DiscardLine(stored.arrays.scores(first_head + line / 8, block) + 32 * (line % 8));
@@ -260,8 +257,7 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
     rows_read += listed;
     PairSums<Kv, D, kHeads> pairs;
     if (tells_error) {
-      const MassChance chance{count_mask, draws_per_mass * Exp2(own_max - max)};
-      PairRows<kHeads>(mine.tile, drawn, mine.ring, chance, errors.of_rows, lane);
+      PairRows<kHeads>(mine.tile, drawn, mine.ring, MassChance{count_mask, draws_per_mass}, errors.of_rows, lane);
       pairs.Start(out, stream.key0 + tile, lane);
     }
     GatherTile<Kv, D, kHeads, kSlabs<Kv, D>, false>(out, pairs, tells_error, mine.tile, listed,
