@@ -30,6 +30,74 @@ struct Shared {
   SolveShared<kThreads> solve;
 };
 
+// A lane's scores of its warp's slices.
+using PilotScores = QuadScores[kBlocksOfWarp][kPilotQuads];
+
+// Brings dot products to scores but for the factor that it returns, and what is invisible to -inf.
+__device__ __forceinline__ float Finish(PilotScores& s, const SketchScorer& scorer, const DeviceItem& item,
+                                        const sampling::PilotSlice* slices, int lane) {
+  float scale = 1;  // the same for all
+#pragma unroll
+  for (int i = 0; i < kBlocksOfWarp; ++i) {
+#pragma unroll
+    for (int quad = 0; quad < kPilotQuads; ++quad) {
+      scale = scorer.Cap(s[i][quad]);
+#pragma unroll
+      for (int j = 0; j < 2 * kBlockSlabs; ++j) {
+        const int token = slices[i * kBlockSlabs + j / 2].slice * kSlabRows + j % 2 * 8 + lane / 4;
+        if (token < item.begin || token >= item.end) s[i][quad][j / 2][j % 2] = kNegativeInfinity;
+      }
+    }
+  }
+  return scale;
+}
+
+// The heads' log-sum-exps by the pilot, to shared.lse; of heads that there are not infinity. All threads call it.
+__device__ __forceinline__ void FindLse(Shared& shared, const PilotScores& s, float scale,
+                                        const sampling::PilotSlice* slices, int group_size) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int quad = 0; quad < kPilotQuads; ++quad) {
+    LaneSum sums;
+#pragma unroll
+    for (int i = 0; i < kBlocksOfWarp; ++i) {
+      const sampling::PilotSlice* of_slabs = slices + i * kBlockSlabs;
+      AddScores(sums, s[i][quad], scale,
+                [of_slabs](int slab) { return static_cast<float>(of_slabs[slab].stands_for); });
+    }
+    LeaveSums(shared.sums + kQuad * quad, sums, warp, lane);
+  }
+  __syncthreads();
+  for (int head = warp; head < Shared::kHeads; head += kWarps) {
+    const float2 sum = MergeSums(lane < kWarps ? shared.sums[head][lane] : make_float2(kNegativeInfinity, 0));
+    if (lane == 0) shared.lse[head] = head < group_size ? sum.x + log2f(sum.y) : INFINITY;
+  }
+  __syncthreads();
+}
+
+// Of each of the warp's slices, how often it counts in the end: in stands_for.
+__device__ __forceinline__ void LimitTimes(const PilotScores& s, float scale, sampling::PilotSlice* slices,
+                                           const float* lse) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < kOfWarp; ++i) {
+    float largest = 0;
+#pragma unroll
+    for (int quad = 0; quad < kPilotQuads; ++quad) {
+      const float(&of_slab)[2] = s[i / kBlockSlabs][quad][i % kBlockSlabs];
+      const float of_head = lse[kQuad * quad + lane % 4];
+      float share = Exp2(fmaf(of_slab[0], scale, -of_head)) + Exp2(fmaf(of_slab[1], scale, -of_head));
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) share += __shfl_xor_sync(~0u, share, step);
+      largest = fmaxf(largest, share);  // without what is not a number
+    }
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+    if (lane == 0) slices[i].stands_for = sampling::PilotTimes(slices[i].stands_for, largest);
+  }
+  __syncwarp();
+}
+
 template <typename Slabs>
 __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_constant__ GroupLaunch group) {
   extern __shared__ __align__(1024) unsigned char bytes[];
@@ -43,7 +111,7 @@ __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_co
   const GroupArrays arrays = group.arrays[item_index];
   Slabs slabs(launch, item, kv_head, queries);
   const unsigned char* ring = bytes + warp * kAhead * kSlabBytes;
-  const sampling::PilotSlice* slices = shared.slices + warp * kOfWarp;
+  sampling::PilotSlice* slices = shared.slices + warp * kOfWarp;
   if (threadIdx.x < sampling::kPilotSlices) {
     const int first = item.begin / kSlabRows, count = (item.end - 1) / kSlabRows - first + 1;
     shared.slices[threadIdx.x] = sampling::MakePilotSlice(first, count, threadIdx.x);
@@ -62,7 +130,7 @@ __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_co
   const SketchScorer scorer(item, kv_head, slabs.LoadQueries(lane));
   __syncthreads();
 
-  QuadScores s[kBlocksOfWarp][kPilotQuads] = {};
+  PilotScores s = {};
 #pragma unroll
   for (int i = 0; i < kOfWarp; ++i) {
     WaitCopies<kAhead - 1>();
@@ -77,33 +145,12 @@ __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_co
     copy(i + kAhead);
   }
   WaitCopies<0>();
-  float scale = 1;  // the same for all
-#pragma unroll
-  for (int quad = 0; quad < kPilotQuads; ++quad) {
-    LaneSum sums;
-#pragma unroll
-    for (int i = 0; i < kBlocksOfWarp; ++i) {
-      const sampling::PilotSlice* of_slabs = slices + i * kBlockSlabs;
-      scale = scorer.Cap(s[i][quad]);
-#pragma unroll
-      for (int j = 0; j < 2 * kBlockSlabs; ++j) {
-        const int token = of_slabs[j / 2].slice * kSlabRows + j % 2 * 8 + lane / 4;
-        if (token < item.begin || token >= item.end) s[i][quad][j / 2][j % 2] = kNegativeInfinity;
-      }
-      AddScores(sums, s[i][quad], scale,
-                [of_slabs](int slab) { return static_cast<float>(of_slabs[slab].stands_for); });
-    }
-    LeaveSums(shared.sums + kQuad * quad, sums, warp, lane);
-  }
-  __syncthreads();
-  for (int head = warp; head < Shared::kHeads; head += kWarps) {
-    const float2 sum = MergeSums(lane < kWarps ? shared.sums[head][lane] : make_float2(kNegativeInfinity, 0));
-    const float lse = sum.x + log2f(sum.y);
-    if (lane != 0) continue;
-    shared.lse[head] = head < group_size ? lse : INFINITY;
-    if (head < group_size) arrays.lse(kv_head)[head] = lse;
-  }
-  __syncthreads();
+  const float scale = Finish(s, scorer, item, slices, lane);
+  FindLse(shared, s, scale, slices, group_size);
+  LimitTimes(s, scale, slices, shared.lse);
+  __syncthreads();  // lse has been read
+  FindLse(shared, s, scale, slices, group_size);
+  if (threadIdx.x < group_size) arrays.lse(kv_head)[threadIdx.x] = shared.lse[threadIdx.x];
   // The end of what may be left to chance.
   const bool sketched = group.method == Method::kSketched;
   const int end = sketched ? FullPagesEnd(item, launch.page_shift) : item.end;
