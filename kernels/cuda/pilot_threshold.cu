@@ -18,7 +18,7 @@ constexpr int kOfWarp = sampling::kPilotSlices / kWarps;
 constexpr int kBlocksOfWarp = kOfWarp / kBlockSlabs;
 static_assert(sampling::kSliceTokens == kSlabRows);
 
-// Slices of a warp that are on their way at once, of so many bytes.
+// Slices of a warp that are on their way at once, of so many bytes; only one where a block has not that much memory.
 __host__ __device__ constexpr int SlicesAhead(int slab_bytes) { return std::min(kOfWarp, 12288 / slab_bytes); }
 
 struct Shared {
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_co
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const GroupArrays arrays = group.arrays[item_index];
   Slabs slabs(launch, item, kv_head, queries);
-  const unsigned char* ring = bytes + warp * kAhead * kSlabBytes;
+  const unsigned char* ring = bytes + warp * group.slices_ahead * kSlabBytes;
   sampling::PilotSlice* slices = shared.slices + warp * kOfWarp;
   if (threadIdx.x < sampling::kPilotSlices) {
     const int first = item.begin / kSlabRows, count = (item.end - 1) / kSlabRows - first + 1;
@@ -121,28 +121,36 @@ __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_co
   WaitForEarlierKernel();
   // Not sooner: the kernel that follows reads the cache before it waits for this one, and relies on what came before.
   LetLaterKernelStart();
+  const bool one_ahead = group.slices_ahead == 1;
+  const auto slab_at = [=](int i) { return one_ahead ? 0 : i % kAhead * kSlabBytes; };
   const auto copy = [&](int i) {
-    if (i < kOfWarp) slabs.Copy(SharedAddress(ring) + i % kAhead * kSlabBytes, slices[i].slice * kSlabRows, lane);
+    if (i < kOfWarp) slabs.Copy(SharedAddress(ring) + slab_at(i), slices[i].slice * kSlabRows, lane);
     CommitCopies();
   };
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) copy(i);
+  for (int i = 0; i < kAhead; ++i) {
+    if (i == 0 || !one_ahead) copy(i);
+  }
   const SketchScorer scorer(item, kv_head, slabs.LoadQueries(lane));
   __syncthreads();
 
   PilotScores s = {};
 #pragma unroll
   for (int i = 0; i < kOfWarp; ++i) {
-    WaitCopies<kAhead - 1>();
+    if (one_ahead) {
+      WaitCopies<0>();
+    } else {
+      WaitCopies<kAhead - 1>();
+    }
     __syncwarp();
 #pragma unroll
     for (int quad = 0; quad < kPilotQuads; ++quad) {
       if (kQuad * quad >= group_size) break;
-      slabs.Score(s[i / kBlockSlabs][quad][i % kBlockSlabs], ring + i % kAhead * kSlabBytes, quad,
-                  slices[i].slice * kSlabRows, lane);
+      slabs.Score(s[i / kBlockSlabs][quad][i % kBlockSlabs], ring + slab_at(i), quad, slices[i].slice * kSlabRows,
+                  lane);
     }
     __syncwarp();  // the slab has been read
-    copy(i + kAhead);
+    copy(i + (one_ahead ? 1 : kAhead));
   }
   WaitCopies<0>();
   const float scale = Finish(s, scorer, item, slices, lane);
@@ -193,10 +201,15 @@ struct Launcher {
  private:
   template <typename Slabs>
   cudaError_t Start() const {
-    constexpr int kSlabBytes = Slabs::SlabBytes();
+    static const DeviceLimits limits = DeviceLimits::Read();
+    constexpr int kSlabBytes = Slabs::SlabBytes(), kAhead = SlicesAhead(kSlabBytes);
+    constexpr int kStatic = static_cast<int>(sizeof(Shared) + sizeof(typename Slabs::Queries));
     const dim3 grid(launch.decode.num_kv_heads, launch.num_pilots);
-    return LaunchOverlapping(PilotThresholdKernel<Slabs>, launch, grid, kThreads,
-                             kWarps * SlicesAhead(kSlabBytes) * kSlabBytes, stream);
+    GroupLaunch mine = launch;
+    mine.slices_ahead =
+        kStatic + kWarps * kAhead * kSlabBytes <= limits.shared_bytes - limits.reserved_bytes ? kAhead : 1;
+    return LaunchOverlapping(PilotThresholdKernel<Slabs>, mine, grid, kThreads, kWarps * mine.slices_ahead * kSlabBytes,
+                             stream);
   }
 };
 
