@@ -106,14 +106,14 @@ TEST_F(GroupDrawTest, TellTheirStandardError) {
       const reference::Output exact = reference::Exact(problem.step);
       const int32_t dim = problem.step.head_dim;
       double told = 0, seen = 0;
-      for (const Answer& answer : DecodeOnGpu(Seeds(problem, 200))) {
+      for (const Answer& answer : DecodeOnGpu(Seeds(problem, SeedCount(200)))) {
         for (int32_t head = 0; head < problem.step.num_query_heads; ++head) {
           const std::vector<float> expected(exact.o.begin() + head * dim, exact.o.begin() + (head + 1) * dim);
           seen += std::pow(RelativeError(&answer.o[head * dim], expected.data(), dim), 2);
           told += std::pow(answer.relative_standard_error[head], 2);
         }
       }
-      EXPECT_NEAR(std::sqrt(told / seen), 1, 0.15);
+      EXPECT_NEAR(std::sqrt(told / seen), 1, Widened(0.15));
     }
   }
 }

@@ -109,18 +109,23 @@ struct Launcher {
  private:
   template <typename Blocks, typename Kv, int D, int kBlocksAtOnce>
   cudaError_t Start() const {
-    const int shared_bytes =
-        RingBytes<Blocks, Kv, D>(launch) + launch.longest_split * static_cast<int>(sizeof(uint32_t));
-    return LaunchGroup(OnePassKernel<Blocks, Kv, D, kBlocksAtOnce>, launch, kGatherThreads, shared_bytes, stream);
+    static const DeviceLimits limits = DeviceLimits::Read();
+    constexpr int kStatic = static_cast<int>(sizeof(GatherShared<1>) + sizeof(typename Blocks::Queries));
+    const auto shared_bytes = [](const GroupLaunch& with) {
+      return RingBytes<Blocks, Kv, D>(with) + with.longest_split * static_cast<int>(sizeof(uint32_t));
+    };
+    GroupLaunch mine = launch;
+    mine.few_blocks = true;
+    const int most_bytes = limits.shared_bytes / 2 - limits.reserved_bytes - kStatic - 1024;  // of one of two
+    mine.few_blocks = launch.decode.num_kv_heads * launch.decode.num_work <= 2 * limits.multiprocessors &&
+                      shared_bytes(mine) <= most_bytes;
+    return LaunchGroup(OnePassKernel<Blocks, Kv, D, kBlocksAtOnce>, mine, kGatherThreads, shared_bytes(mine), stream);
   }
 };
 
 }  // namespace
 
-cudaError_t LaunchOnePass(const GroupLaunch& whole, cudaStream_t stream) {
-  static const DeviceLimits limits = DeviceLimits::Read();
-  GroupLaunch launch = whole;
-  launch.few_blocks = launch.decode.num_kv_heads * launch.decode.num_work <= 2 * limits.multiprocessors;
+cudaError_t LaunchOnePass(const GroupLaunch& launch, cudaStream_t stream) {
   return DispatchPilot(launch.decode, Launcher{launch, stream});
 }
 

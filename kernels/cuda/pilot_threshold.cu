@@ -18,7 +18,7 @@ constexpr int kOfWarp = sampling::kPilotSlices / kWarps;
 constexpr int kBlocksOfWarp = kOfWarp / kBlockSlabs;
 static_assert(sampling::kSliceTokens == kSlabRows);
 
-// Slices of a warp that are on their way at once, of so many bytes.
+// Slices of a warp that are on their way at once, of so many bytes; only one where a block has not that much memory.
 __host__ __device__ constexpr int SlicesAhead(int slab_bytes) { return std::min(kOfWarp, 12288 / slab_bytes); }
 
 struct Shared {
@@ -29,6 +29,74 @@ struct Shared {
   float lse[kHeads];
   SolveShared<kThreads> solve;
 };
+
+// A lane's scores of its warp's slices.
+using PilotScores = QuadScores[kBlocksOfWarp][kPilotQuads];
+
+// Brings dot products to scores but for the factor that it returns, and what is invisible to -inf.
+__device__ __forceinline__ float Finish(PilotScores& s, const SketchScorer& scorer, const DeviceItem& item,
+                                        const sampling::PilotSlice* slices, int lane) {
+  float scale = 1;  // the same for all
+#pragma unroll
+  for (int i = 0; i < kBlocksOfWarp; ++i) {
+#pragma unroll
+    for (int quad = 0; quad < kPilotQuads; ++quad) {
+      scale = scorer.Cap(s[i][quad]);
+#pragma unroll
+      for (int j = 0; j < 2 * kBlockSlabs; ++j) {
+        const int token = slices[i * kBlockSlabs + j / 2].slice * kSlabRows + j % 2 * 8 + lane / 4;
+        if (token < item.begin || token >= item.end) s[i][quad][j / 2][j % 2] = kNegativeInfinity;
+      }
+    }
+  }
+  return scale;
+}
+
+// The heads' log-sum-exps by the pilot, to shared.lse; of heads that there are not infinity. All threads call it.
+__device__ __forceinline__ void FindLse(Shared& shared, const PilotScores& s, float scale,
+                                        const sampling::PilotSlice* slices, int group_size) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int quad = 0; quad < kPilotQuads; ++quad) {
+    LaneSum sums;
+#pragma unroll
+    for (int i = 0; i < kBlocksOfWarp; ++i) {
+      const sampling::PilotSlice* of_slabs = slices + i * kBlockSlabs;
+      AddScores(sums, s[i][quad], scale,
+                [of_slabs](int slab) { return static_cast<float>(of_slabs[slab].stands_for); });
+    }
+    LeaveSums(shared.sums + kQuad * quad, sums, warp, lane);
+  }
+  __syncthreads();
+  for (int head = warp; head < Shared::kHeads; head += kWarps) {
+    const float2 sum = MergeSums(lane < kWarps ? shared.sums[head][lane] : make_float2(kNegativeInfinity, 0));
+    if (lane == 0) shared.lse[head] = head < group_size ? sum.x + log2f(sum.y) : INFINITY;
+  }
+  __syncthreads();
+}
+
+// Of each of the warp's slices, how often it counts in the end: in stands_for.
+__device__ __forceinline__ void LimitTimes(const PilotScores& s, float scale, sampling::PilotSlice* slices,
+                                           const float* lse) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < kOfWarp; ++i) {
+    float largest = 0;
+#pragma unroll
+    for (int quad = 0; quad < kPilotQuads; ++quad) {
+      const float(&of_slab)[2] = s[i / kBlockSlabs][quad][i % kBlockSlabs];
+      const float of_head = lse[kQuad * quad + lane % 4];
+      float share = Exp2(fmaf(of_slab[0], scale, -of_head)) + Exp2(fmaf(of_slab[1], scale, -of_head));
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) share += __shfl_xor_sync(~0u, share, step);
+      largest = fmaxf(largest, share);  // without what is not a number
+    }
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+    if (lane == 0) slices[i].stands_for = sampling::PilotTimes(slices[i].stands_for, largest);
+  }
+  __syncwarp();
+}
 
 template <typename Slabs>
 __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_constant__ GroupLaunch group) {
@@ -42,8 +110,8 @@ __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_co
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const GroupArrays arrays = group.arrays[item_index];
   Slabs slabs(launch, item, kv_head, queries);
-  const unsigned char* ring = bytes + warp * kAhead * kSlabBytes;
-  const sampling::PilotSlice* slices = shared.slices + warp * kOfWarp;
+  const unsigned char* ring = bytes + warp * group.slices_ahead * kSlabBytes;
+  sampling::PilotSlice* slices = shared.slices + warp * kOfWarp;
   if (threadIdx.x < sampling::kPilotSlices) {
     const int first = item.begin / kSlabRows, count = (item.end - 1) / kSlabRows - first + 1;
     shared.slices[threadIdx.x] = sampling::MakePilotSlice(first, count, threadIdx.x);
@@ -53,57 +121,44 @@ __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_co
   WaitForEarlierKernel();
   // Not sooner: the kernel that follows reads the cache before it waits for this one, and relies on what came before.
   LetLaterKernelStart();
+  const bool one_ahead = group.slices_ahead == 1;
+  const auto slab_at = [=](int i) { return one_ahead ? 0 : i % kAhead * kSlabBytes; };
   const auto copy = [&](int i) {
-    if (i < kOfWarp) slabs.Copy(SharedAddress(ring) + i % kAhead * kSlabBytes, slices[i].slice * kSlabRows, lane);
+    if (i < kOfWarp) slabs.Copy(SharedAddress(ring) + slab_at(i), slices[i].slice * kSlabRows, lane);
     CommitCopies();
   };
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) copy(i);
+  for (int i = 0; i < kAhead; ++i) {
+    if (i == 0 || !one_ahead) copy(i);
+  }
   const SketchScorer scorer(item, kv_head, slabs.LoadQueries(lane));
   __syncthreads();
 
-  QuadScores s[kBlocksOfWarp][kPilotQuads] = {};
+  PilotScores s = {};
 #pragma unroll
   for (int i = 0; i < kOfWarp; ++i) {
-    WaitCopies<kAhead - 1>();
+    if (one_ahead) {
+      WaitCopies<0>();
+    } else {
+      WaitCopies<kAhead - 1>();
+    }
     __syncwarp();
 #pragma unroll
     for (int quad = 0; quad < kPilotQuads; ++quad) {
       if (kQuad * quad >= group_size) break;
-      slabs.Score(s[i / kBlockSlabs][quad][i % kBlockSlabs], ring + i % kAhead * kSlabBytes, quad,
-                  slices[i].slice * kSlabRows, lane);
+      slabs.Score(s[i / kBlockSlabs][quad][i % kBlockSlabs], ring + slab_at(i), quad, slices[i].slice * kSlabRows,
+                  lane);
     }
     __syncwarp();  // the slab has been read
-    copy(i + kAhead);
+    copy(i + (one_ahead ? 1 : kAhead));
   }
   WaitCopies<0>();
-  float scale = 1;  // the same for all
-#pragma unroll
-  for (int quad = 0; quad < kPilotQuads; ++quad) {
-    LaneSum sums;
-#pragma unroll
-    for (int i = 0; i < kBlocksOfWarp; ++i) {
-      const sampling::PilotSlice* of_slabs = slices + i * kBlockSlabs;
-      scale = scorer.Cap(s[i][quad]);
-#pragma unroll
-      for (int j = 0; j < 2 * kBlockSlabs; ++j) {
-        const int token = of_slabs[j / 2].slice * kSlabRows + j % 2 * 8 + lane / 4;
-        if (token < item.begin || token >= item.end) s[i][quad][j / 2][j % 2] = kNegativeInfinity;
-      }
-      AddScores(sums, s[i][quad], scale,
-                [of_slabs](int slab) { return static_cast<float>(of_slabs[slab].stands_for); });
-    }
-    LeaveSums(shared.sums + kQuad * quad, sums, warp, lane);
-  }
-  __syncthreads();
-  for (int head = warp; head < Shared::kHeads; head += kWarps) {
-    const float2 sum = MergeSums(lane < kWarps ? shared.sums[head][lane] : make_float2(kNegativeInfinity, 0));
-    const float lse = sum.x + log2f(sum.y);
-    if (lane != 0) continue;
-    shared.lse[head] = head < group_size ? lse : INFINITY;
-    if (head < group_size) arrays.lse(kv_head)[head] = lse;
-  }
-  __syncthreads();
+  const float scale = Finish(s, scorer, item, slices, lane);
+  FindLse(shared, s, scale, slices, group_size);
+  LimitTimes(s, scale, slices, shared.lse);
+  __syncthreads();  // lse has been read
+  FindLse(shared, s, scale, slices, group_size);
+  if (threadIdx.x < group_size) arrays.lse(kv_head)[threadIdx.x] = shared.lse[threadIdx.x];
   // The end of what may be left to chance.
   const bool sketched = group.method == Method::kSketched;
   const int end = sketched ? FullPagesEnd(item, launch.page_shift) : item.end;
@@ -146,10 +201,15 @@ struct Launcher {
  private:
   template <typename Slabs>
   cudaError_t Start() const {
-    constexpr int kSlabBytes = Slabs::SlabBytes();
+    static const DeviceLimits limits = DeviceLimits::Read();
+    constexpr int kSlabBytes = Slabs::SlabBytes(), kAhead = SlicesAhead(kSlabBytes);
+    constexpr int kStatic = static_cast<int>(sizeof(Shared) + sizeof(typename Slabs::Queries));
     const dim3 grid(launch.decode.num_kv_heads, launch.num_pilots);
-    return LaunchOverlapping(PilotThresholdKernel<Slabs>, launch, grid, kThreads,
-                             kWarps * SlicesAhead(kSlabBytes) * kSlabBytes, stream);
+    GroupLaunch mine = launch;
+    mine.slices_ahead =
+        kStatic + kWarps * kAhead * kSlabBytes <= limits.shared_bytes - limits.reserved_bytes ? kAhead : 1;
+    return LaunchOverlapping(PilotThresholdKernel<Slabs>, mine, grid, kThreads, kWarps * mine.slices_ahead * kSlabBytes,
+                             stream);
   }
 };
 

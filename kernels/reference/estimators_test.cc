@@ -64,12 +64,11 @@ struct Case {
 // 4,000 estimates a case (1,500 where they take long); a mean may stray 6 standard errors (2e-9 a component), a
 // variance summed over a head 10 %.
 TEST(EstimatorsTest, ClosedFormsAgreeWithRandomEstimates) {
-  for (const Case& c :
-       {Case{Method::kSanta}, Case{Method::kStratified}, Case{Method::kSystematic}, Case{Method::kS2antaFlash},
-        Case{Method::kS2antaProp}, Case{Method::kS2antaProp, BudgetRounding::kLargestRemainder},
-        Case{Method::kCoordinated}, Case{Method::kSketched, {}, Sketch::kK4},
-        Case{Method::kSketched, {}, Sketch::kK4V4}, Case{Method::kSketched, {}, Sketch::kK8V8},
-        Case{Method::kSketched, {}, Sketch::kK4, true}}) {
+  for (const Case& c : {Case{Method::kSanta}, Case{Method::kStratified}, Case{Method::kSystematic},
+                        Case{Method::kS2antaFlash}, Case{Method::kS2antaProp},
+                        Case{Method::kS2antaProp, BudgetRounding::kLargestRemainder}, Case{Method::kCoordinated},
+                        Case{Method::kSketched, {}, Sketch::kK4}, Case{Method::kSketched, {}, Sketch::kK4V4},
+                        Case{Method::kSketched, {}, Sketch::kK8V8}, Case{Method::kSketched, {}, Sketch::kK4, true}}) {
     const int kEstimates = c.method == Method::kCoordinated || c.method == Method::kSketched ? 1500 : 4000;
     Step step = RandomStep(c.pilot ? 2120 : 600, c.method, c.pilot ? 60 : 20, 11);
     step.pilot = c.pilot;

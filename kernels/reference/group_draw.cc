@@ -96,19 +96,32 @@ void GroupDraw::ChooseRuns(const Step& step) {
   run_ends_.push_back(rows);
 }
 
-std::vector<int64_t> GroupDraw::Counts() const {
+std::vector<int64_t> GroupDraw::Counts(Vector& masses) const {
   const size_t rows = candidate_.size();
+  masses.assign(scored_p_.size(), 1.0);
   if (!has_pilot_) return std::vector<int64_t>(rows, 1);
-  std::vector<int64_t> counts(rows, 0);
   const int64_t begin = heads_[0].first, end = begin + static_cast<int64_t>(rows), size = sampling::kSliceTokens;
   const int64_t first = begin / size, slices = (end - 1) / size - first + 1;
-  for (int i = 0; i < sampling::kPilotSlices; ++i) {
-    const auto [slice, stands_for] =
-        sampling::MakePilotSlice(static_cast<int32_t>(first), static_cast<int32_t>(slices), i);
-    for (int64_t t = std::max(begin, slice * size); t < std::min(end, (slice + 1) * size); ++t) {
-      counts[t - begin] = stands_for;
+  std::vector<int64_t> counts(rows, 0);
+  const auto weigh = [&](const auto& times_of) {
+    for (int i = 0; i < sampling::kPilotSlices; ++i) {
+      const auto [slice, stands_for] =
+          sampling::MakePilotSlice(static_cast<int32_t>(first), static_cast<int32_t>(slices), i);
+      const int64_t from = std::max(begin, slice * size) - begin, to = std::min(end, (slice + 1) * size) - begin;
+      std::fill(counts.begin() + from, counts.begin() + to, times_of(stands_for, from, to));
     }
-  }
+    Vector sums;
+    for (const Vector& p : scored_p_) sums.push_back(std::inner_product(counts.begin(), counts.end(), p.begin(), 0.0));
+    masses = sums;
+  };
+  weigh([](int32_t stands_for, int64_t, int64_t) { return stands_for; });
+  weigh([this, all = masses](int32_t stands_for, int64_t from, int64_t to) {
+    double share = 0;
+    for (size_t h = 0; h < all.size(); ++h) {
+      share = std::max(share, std::accumulate(scored_p_[h].begin() + from, scored_p_[h].begin() + to, 0.0) / all[h]);
+    }
+    return sampling::PilotTimes(stands_for, static_cast<float>(share));
+  });
   return counts;
 }
 
@@ -145,14 +158,9 @@ void GroupDraw::Sketch(const Step& step, int32_t kv_head) {
 // often as they count, and a of every row is against their sums of exp(s).
 void GroupDraw::ChooseProbabilities(uint32_t samples) {
   const size_t rows = candidate_.size();
-  const std::vector<int64_t> counts = Counts();
+  Vector masses;
+  const std::vector<int64_t> counts = Counts(masses);
   Vector a(rows, 0.0);
-  Vector masses(scored_p_.size(), 1.0);
-  if (has_pilot_) {
-    for (size_t h = 0; h < masses.size(); ++h) {
-      masses[h] = std::inner_product(counts.begin(), counts.end(), scored_p_[h].begin(), 0.0);
-    }
-  }
   std::vector<double> edges;
   for (size_t i = 0; i < rows; ++i) {
     double square = 0;

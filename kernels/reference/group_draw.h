@@ -34,8 +34,8 @@ class GroupDraw {
   void Sketch(const Step& step, int32_t kv_head);
   void ChooseRuns(const Step& step);
   void ChooseProbabilities(uint32_t samples);
-  // How many rows each row stands for.
-  std::vector<int64_t> Counts() const;
+  // How many rows each row stands for; masses: the sum of p~ over these, of each head.
+  std::vector<int64_t> Counts(Vector& masses) const;
 
   // The sums that make a head's answer, its visible tokens' mass as 1: of e v, and of e.
   Sum Numerator(size_t in_group) const;

@@ -6,6 +6,9 @@
 // kappa is solved for as ever; a_i of every token is taken against the pilot's log-sum-exps, from scores that are not
 // rounded to codes. So the sample count becomes what sum_i pi_i is about, no longer its bound.
 //
+// A slice to which attention goes, say a phrase that the query looks up, would in the pilot stand for many that there
+// are not, and nearly all rows would be spent on those: so no slice counts for more than kMostOfPilot of a head's sum.
+//
 // No row waits for those before it either: every run of tokens has a systematic draw of its own.
 #ifndef SANTA_KERNELS_SAMPLING_PILOT_H_
 #define SANTA_KERNELS_SAMPLING_PILOT_H_
@@ -45,6 +48,16 @@ SANTA_HOST_DEVICE PilotSlice MakePilotSlice(int32_t first, int32_t count, int i)
   const auto end = static_cast<int32_t>(i * middle / kStretches);
   const int32_t at = first + 1 + begin, length = end - begin;
   return {at + static_cast<int32_t>(UniformBelow(SplitMix64(static_cast<uint64_t>(at)), length)), length};
+}
+
+inline constexpr float kMostOfPilot = 1.0f / 4;
+
+// How often a slice counts in the end. share: the largest over the heads of its sum of exp(s), once, to that of the
+// whole pilot.
+SANTA_HOST_DEVICE int32_t PilotTimes(int32_t stands_for, float share) {
+  const float most = kMostOfPilot / share;
+  if (!(most < static_cast<float>(stands_for))) return stands_for;
+  return most < 1 ? 1 : static_cast<int32_t>(most);
 }
 
 // Tokens of a run: runs begin at absolute multiples of it. visible > kMostWithoutPilot.

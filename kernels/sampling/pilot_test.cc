@@ -80,20 +80,43 @@ std::vector<std::vector<double>> MakeScores(int64_t tokens, double sigma, bool b
 double ShareOfRows(const std::vector<std::vector<double>>& scores, uint32_t samples) {
   const auto tokens = static_cast<int64_t>(scores[0].size());
   std::vector<int32_t> times(tokens, 0);
-  for (int i = 0; i < kPilotSlices; ++i) {
-    const PilotSlice pilot = MakePilotSlice(0, static_cast<int32_t>(tokens / kSliceTokens), i);
-    std::fill_n(times.begin() + int64_t{pilot.slice} * kSliceTokens, kSliceTokens, pilot.stands_for);
-  }
+  std::vector<double> sums(scores.size());
+  const auto weigh = [&](const auto& times_of) {
+    for (int i = 0; i < kPilotSlices; ++i) {
+      const PilotSlice pilot = MakePilotSlice(0, static_cast<int32_t>(tokens / kSliceTokens), i);
+      const int64_t from = int64_t{pilot.slice} * kSliceTokens;
+      std::fill_n(times.begin() + from, kSliceTokens, times_of(pilot.stands_for, from));
+    }
+    std::vector<double> of_all;
+    for (const std::vector<double>& head : scores) {
+      double sum = 0;
+      for (int64_t i = 0; i < tokens; ++i) sum += times[i] * std::exp(head[i]);
+      of_all.push_back(sum);
+    }
+    sums = of_all;
+  };
+  weigh([](int32_t stands_for, int64_t) { return stands_for; });
+  weigh([&](int32_t stands_for, int64_t from) {
+    double share = 0;
+    for (size_t h = 0; h < scores.size(); ++h) {
+      double sum = 0;
+      for (int64_t i = from; i < from + kSliceTokens; ++i) sum += std::exp(scores[h][i]);
+      share = std::max(share, sum / sums[h]);
+    }
+    return PilotTimes(stands_for, static_cast<float>(share));
+  });
   std::vector<double> squares(tokens, 0.0);
-  for (const std::vector<double>& head : scores) {
-    double sum = 0;
-    for (int64_t i = 0; i < tokens; ++i) sum += times[i] * std::exp(head[i]);
-    for (int64_t i = 0; i < tokens; ++i) squares[i] += std::pow(std::exp(head[i]) / sum, 2);
+  for (size_t h = 0; h < scores.size(); ++h) {
+    for (int64_t i = 0; i < tokens; ++i) squares[i] += std::pow(std::exp(scores[h][i]) / sums[h], 2);
   }
   std::vector<uint32_t> counts(kInclusionBins, 0);
-  for (int64_t i = 0; i < tokens; ++i) counts[InclusionBin(static_cast<float>(squares[i]))] += times[i];
-  const InclusionThreshold threshold = SolveThreshold(counts.data(), tokens, InclusionBudget(samples, tokens),
-                                                      kEvenShare * samples / static_cast<double>(tokens));
+  int64_t rows_counted = 0;
+  for (int64_t i = 0; i < tokens; ++i) {
+    counts[InclusionBin(static_cast<float>(squares[i]))] += times[i];
+    rows_counted += times[i];
+  }
+  const InclusionThreshold threshold = SolveThreshold(counts.data(), rows_counted, InclusionBudget(samples, tokens),
+                                                      kEvenShare * samples / static_cast<double>(rows_counted));
   double rows = 0;
   for (const double square : squares) rows += Inclusion(threshold, static_cast<float>(square));
   return rows / kCertain / samples;
@@ -119,6 +142,25 @@ TEST(Pilot, RowsAreAboutTheSampleCount) {
                      "mean " + std::to_string(mean) + ", deviation " + std::to_string(deviation));
     }
   }
+}
+
+TEST(Pilot, ASliceCountsForNoMoreThanAQuarter) {
+  EXPECT_EQ(PilotTimes(10, 0.0f), 10);
+  EXPECT_EQ(PilotTimes(10, 0.025f), 10);
+  EXPECT_EQ(PilotTimes(10, 0.06f), 4);
+  EXPECT_EQ(PilotTimes(10, 0.5f), 1);
+  EXPECT_EQ(PilotTimes(1, 0.9f), 1);
+}
+
+// Half of a head's attention goes to one slice, which is the pilot's: rows are not spent on others like it.
+TEST(Pilot, APhraseThatThePilotMeetsIsNoMeasureOfTheRest) {
+  std::mt19937_64 random(2);
+  std::vector<std::vector<double>> scores = MakeScores(131072, 1.5, false, random);
+  const PilotSlice met = MakePilotSlice(0, 131072 / kSliceTokens, 50);
+  ASSERT_GT(met.stands_for, 50);
+  scores.resize(1);
+  for (int64_t i = 0; i < kSliceTokens; ++i) scores[0][int64_t{met.slice} * kSliceTokens + i] = 10;
+  EXPECT_NEAR(ShareOfRows(scores, 2048), 1, 0.35);
 }
 
 }  // namespace
