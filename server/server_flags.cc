@@ -49,10 +49,9 @@ ABSL_FLAG(
     std::string, sketch, "none",
     "What is kept of every full page beside it, for the method SKETCHED: none, k4 (keys in 4 bits a feature), k4v4 "
     "or k8v8 (values too: smaller errors). Its memory is part of --kv_bytes.");
-ABSL_FLAG(
-    std::string, key_order, "token",
-    "How the keys of a page lie, token (one token after the other) or feature (one feature after the other), "
-    "which BERNOULLI_QK and score draws need; not with --sketch.");
+ABSL_FLAG(std::string, key_order, "token",
+          "How the keys of a page lie, token (one token after the other) or feature (one feature after the other), "
+          "which BERNOULLI_QK and score draws need; not with --sketch.");
 ABSL_FLAG(std::string, kv_scales, "",
           "fp8_e4m3: JSON file {\"k_scale\": [[...], ...], \"v_scale\": [[...], ...]}, a number for each layer and "
           "key/value head. x is stored as x / scale. Empty: all 1.");

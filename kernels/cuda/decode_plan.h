@@ -19,7 +19,7 @@ enum class Kernel : uint8_t {
   kStoredScores,  // everything whose draws need more than one tile's scores
   kCoordinated,
   kSketched,
-  kAllRows,  // of feature-major keys: all value rows, weighed by scores that were stored before
+  kAllRows,             // of feature-major keys: all value rows, weighed by scores that were stored before
   kCoordinatedOnePass,  // by the threshold of a pilot (kernels/sampling/pilot.h)
   kSketchedOnePass,
 };

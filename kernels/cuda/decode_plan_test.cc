@@ -13,8 +13,7 @@ namespace {
 constexpr KvLayout kLayout = {.num_query_heads = 8, .num_kv_heads = 2, .head_dim = 64, .page_size = 64};
 
 constexpr Kernel kCut[] = {Kernel::kExact,        Kernel::kS2antaFlash, Kernel::kS2antaProp,
-                           Kernel::kStoredScores, Kernel::kAllRows,
-                           Kernel::kSketchedOnePass};
+                           Kernel::kStoredScores, Kernel::kAllRows,     Kernel::kSketchedOnePass};
 
 TEST(DecodePlanTest, SplitsGrowWithTheVisibleTokens) {
   KvLayout large_groups_of_bytes = kLayout;

@@ -113,9 +113,9 @@ absl::StatusOr<DecodeScratch> DecodeScratch::Allocate(const KvLayout& layout, co
   for (const auto& [memory, bytes] :
        {std::pair{&scratch.partial_o_, numbers * sizeof(float) * limits.splits},
         std::pair{&scratch.partial_max_sum_, sizeof(float2) * layout.num_query_heads * limits.splits},
-         std::pair{&scratch.partial_errors_, sizeof(sampling::StepSums) * layout.num_query_heads * limits.splits},
-         std::pair{&scratch.tickets_, ticket_bytes},
-         std::pair{&scratch.queries_, QueryScratchBytes(layout) * limits.items},
+        std::pair{&scratch.partial_errors_, sizeof(sampling::StepSums) * layout.num_query_heads * limits.splits},
+        std::pair{&scratch.tickets_, ticket_bytes},
+        std::pair{&scratch.queries_, QueryScratchBytes(layout) * limits.items},
         std::pair{&scratch.stored_, static_cast<size_t>(limits.stored_bytes)}}) {
     absl::StatusOr<DeviceMemory> allocated = AllocateDevice(bytes, purpose);
     if (!allocated.ok()) return allocated.status();
