@@ -60,6 +60,7 @@ BackendUnderTest FeatureMajor() {
   BackendUnderTest backend = kCuda.FeatureMajor();
   backend.exact_tolerance = BackendUnderTest{}.exact_tolerance;
   backend.query_type = nullptr;
+  backend.tells_no_errors_of = {Method::kS2antaFlash};
   return backend;
 }
 

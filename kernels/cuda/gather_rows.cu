@@ -52,9 +52,14 @@ __device__ __forceinline__ void CopyDrawn(WarpMemory<Kv, D, kHeads>& memory, con
   CommitCopies();
 }
 
-// Of S2ANTA_FLASH tiles are longer than 256 tokens where it has but a draw or two for each. A draw alone tells nothing.
+// Whether the block's numbers are weights: of S2ANTA_FLASH, whose tiles have each their own, and where all rows are read.
+__device__ __forceinline__ bool HasWeights(Method method) {
+  return method == Method::kS2antaFlash || method == Method::kExact;
+}
+
+// Not by weights alone, which say nothing of chances. A draw alone tells nothing.
 __device__ __forceinline__ bool TellsError(Method method, const DeviceItem& item) {
-  return method != Method::kS2antaFlash && (method != Method::kSanta || item.sample_count > 1);
+  return !HasWeights(method) && (method != Method::kSanta || item.sample_count > 1);
 }
 
 // What DrawRows left of the split's t and pairs, which go with the steps of the block's first warp; NaN where nothing
@@ -104,7 +109,7 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads > 8 || D 
     WaitCopies<0>();
     const auto value = [&mine](int head, int entry) { return mine.value[head][entry]; };
     const auto draws = [method](uint32_t value) {
-      return method == Method::kS2antaFlash ? __uint_as_float(value) : static_cast<float>(DrawsOf(value));
+      return HasWeights(method) ? __uint_as_float(value) : static_cast<float>(DrawsOf(value));
     };
     const auto weight = [&](int column, int entry) {
       return ColumnWeight<kHeads>(column, entry, pairs_rows, value, draws);

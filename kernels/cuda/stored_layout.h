@@ -97,7 +97,7 @@ class StoredArrays {
 
   SANTA_HOST_DEVICE int64_t bytes() const { return bytes_; }
   // [256] of a head and block, in log2 units; -inf for tokens that are not visible. Once its draws are known: of the
-  // listed tokens the weights (S2ANTA_FLASH), or bits that say how often they were drawn
+  // listed tokens the weights (S2ANTA_FLASH; all rows), or bits that say how often they were drawn
   // (kernels/cuda/tile_errors.cuh).
   SANTA_HOST_DEVICE float* scores(int32_t head, int32_t block) const {
     return scores_ + (At(head) + block) * kBlockTokens;

@@ -48,6 +48,8 @@ struct BackendUnderTest {
   KeyOrder key_order = KeyOrder::kTokenMajor;
   // Of which of them standard errors leave out what rows differ by over a whole sequence (sampling::StepSums).
   std::vector<Method> tells_errors_by_steps_of = {kAllMethods.begin(), kAllMethods.end()};
+  // Of which of them it tells none: they are NaN.
+  std::vector<Method> tells_no_errors_of = {};
 
   // Why it cannot run on this machine; empty: it can. The tests then skip themselves.
   std::string missing = "";
@@ -55,6 +57,10 @@ struct BackendUnderTest {
   bool TellsErrorsByStepsOf(Method method) const {
     return std::find(tells_errors_by_steps_of.begin(), tells_errors_by_steps_of.end(), method) !=
            tells_errors_by_steps_of.end();
+  }
+
+  bool TellsErrorsOf(Method method) const {
+    return std::find(tells_no_errors_of.begin(), tells_no_errors_of.end(), method) == tells_no_errors_of.end();
   }
 
   KvLayout Nearest(const KvLayout& layout) const {
