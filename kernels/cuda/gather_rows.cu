@@ -52,7 +52,8 @@ __device__ __forceinline__ void CopyDrawn(WarpMemory<Kv, D, kHeads>& memory, con
   CommitCopies();
 }
 
-// Whether the block's numbers are weights: of S2ANTA_FLASH, whose tiles have each their own, and where all rows are read.
+// Whether the block's numbers are weights: of S2ANTA_FLASH, whose tiles have each their own, and where all rows are
+// read.
 __device__ __forceinline__ bool HasWeights(Method method) {
   return method == Method::kS2antaFlash || method == Method::kExact;
 }

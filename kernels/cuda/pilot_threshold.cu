@@ -35,12 +35,13 @@ using PilotScores = QuadScores[kBlocksOfWarp][kPilotQuads];
 
 // Brings dot products to scores but for the factor that it returns, and what is invisible to -inf.
 __device__ __forceinline__ float Finish(PilotScores& s, const SketchScorer& scorer, const DeviceItem& item,
-                                        const sampling::PilotSlice* slices, int lane) {
+                                        const sampling::PilotSlice* slices, int group_size, int lane) {
   float scale = 1;  // the same for all
 #pragma unroll
   for (int i = 0; i < kBlocksOfWarp; ++i) {
 #pragma unroll
     for (int quad = 0; quad < kPilotQuads; ++quad) {
+      if (kQuad * quad >= group_size) break;
       scale = scorer.Cap(s[i][quad]);
 #pragma unroll
       for (int j = 0; j < 2 * kBlockSlabs; ++j) {
@@ -58,6 +59,7 @@ __device__ __forceinline__ void FindLse(Shared& shared, const PilotScores& s, fl
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
   for (int quad = 0; quad < kPilotQuads; ++quad) {
+    if (kQuad * quad >= group_size) break;
     LaneSum sums;
 #pragma unroll
     for (int i = 0; i < kBlocksOfWarp; ++i) {
@@ -77,13 +79,14 @@ __device__ __forceinline__ void FindLse(Shared& shared, const PilotScores& s, fl
 
 // Of each of the warp's slices, how often it counts in the end: in stands_for.
 __device__ __forceinline__ void LimitTimes(const PilotScores& s, float scale, sampling::PilotSlice* slices,
-                                           const float* lse) {
+                                           const float* lse, int group_size) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < kOfWarp; ++i) {
     float largest = 0;
 #pragma unroll
     for (int quad = 0; quad < kPilotQuads; ++quad) {
+      if (kQuad * quad >= group_size) break;
       const float(&of_slab)[2] = s[i / kBlockSlabs][quad][i % kBlockSlabs];
       const float of_head = lse[kQuad * quad + lane % 4];
       float share = Exp2(fmaf(of_slab[0], scale, -of_head)) + Exp2(fmaf(of_slab[1], scale, -of_head));
@@ -153,9 +156,9 @@ __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_co
     copy(i + (one_ahead ? 1 : kAhead));
   }
   WaitCopies<0>();
-  const float scale = Finish(s, scorer, item, slices, lane);
+  const float scale = Finish(s, scorer, item, slices, group_size, lane);
   FindLse(shared, s, scale, slices, group_size);
-  LimitTimes(s, scale, slices, shared.lse);
+  LimitTimes(s, scale, slices, shared.lse, group_size);
   __syncthreads();  // lse has been read
   FindLse(shared, s, scale, slices, group_size);
   if (threadIdx.x < group_size) arrays.lse(kv_head)[threadIdx.x] = shared.lse[threadIdx.x];
@@ -167,6 +170,7 @@ __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_co
     TokenSquares squares = {};
 #pragma unroll
     for (int quad = 0; quad < kPilotQuads; ++quad) {
+      if (kQuad * quad >= group_size) break;
       AddSquares(squares, s[i][quad], scale, 2 * shared.lse[kQuad * quad + lane % 4]);
     }
     const LaneSquares sums = SumOverHeads(squares, lane);
