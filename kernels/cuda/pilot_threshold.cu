@@ -2,8 +2,6 @@
 //
 // Grid: (key/value head, item with a pilot). A warp takes eight slices, as two blocks of four slabs, and keeps their
 // scores; what they come from is on its way for as many as there is room for.
-#include <algorithm>
-
 #include "kernels/cuda/group_launch.cuh"
 #include "kernels/cuda/solve_threshold.cuh"
 #include "kernels/cuda/token_squares.cuh"
@@ -19,7 +17,9 @@ constexpr int kBlocksOfWarp = kOfWarp / kBlockSlabs;
 static_assert(sampling::kSliceTokens == kSlabRows);
 
 // Slices of a warp that are on their way at once, of so many bytes; only one where a block has not that much memory.
-__host__ __device__ constexpr int SlicesAhead(int slab_bytes) { return std::min(kOfWarp, 12288 / slab_bytes); }
+__host__ __device__ constexpr int SlicesAhead(int slab_bytes) {
+  return slab_bytes * kOfWarp <= 12288 ? kOfWarp : 12288 / slab_bytes;
+}
 
 struct Shared {
   static constexpr int kHeads = kQuad * kPilotQuads;
