@@ -267,6 +267,7 @@ __device__ void AddSketches(const GroupArrays& arrays, int kv_head, int group_si
       mass = fmaf(Rescale(of_split.x, max), of_split.y, mass);
     }
     mass = WarpSum(mass);
+    __syncwarp();  // every lane has read the reference that lane 0 replaces
     if (lane != 0) continue;
     const float own = Rescale(reference, max), corrected = fmaf(own, shared.number[kSumW][head], mass);
     shared.own[head] = own;

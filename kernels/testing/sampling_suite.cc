@@ -275,7 +275,8 @@ TEST_P(BackendSuite, StandardErrorsAreTheErrors) {
         query.io_dtype = DType::kFloat32;
         for (double& x : query.q) x *= size / 1.5;
         if (!GetParam().TellsErrorsOf(method.method)) {
-          for (const float error : cache->Decode({query})[0].relative_standard_error) EXPECT_TRUE(std::isnan(error));
+          const Answer answer = cache->Decode({query})[0];
+          for (const float error : answer.relative_standard_error) EXPECT_TRUE(std::isnan(error)) << Describe(query);
           continue;
         }
         EXPECT_NEAR(ToldOverFound(*cache, query, 256), 1, 0.15) << Describe(query) << " scores " << size;
