@@ -51,16 +51,16 @@ int32_t TokensOf(Kernel kernel, const KvLayout& layout, int32_t visible) {
 // Whether a pilot gives the threshold of a draw for a group: not where an item's own says more (a target's), or where a
 // value sketch needs every score in any case. nvcc takes a while for each shape that has it, so that these are the
 // usual ones.
-bool HasPilot(const DecodeItem& item, const KvLayout& layout, int64_t visible) {
+bool HasPilot(const DecodeItem& item, const KvLayout& layout, int64_t visible, int64_t least_one_pass) {
   const AttentionOptions& options = item.options;
   const bool usual = (layout.head_dim == 64 || layout.head_dim == 128) && layout.group_size() <= 8 &&
                      layout.key_order == KeyOrder::kTokenMajor;
   const bool corrects = options.method == Method::kSketched && ValueBits(layout.sketch) > 0;
   return usual && !corrects && options.target_relative_error == 0 &&
-         options.sample_count >= sampling::kLeastPilotSamples && visible > sampling::kMostWithoutPilot;
+         options.sample_count >= sampling::kLeastPilotSamples && visible >= least_one_pass;
 }
 
-Kernel KernelOf(const DecodeItem& item, const KvLayout& layout, int64_t begin, int64_t end) {
+Kernel KernelOf(const DecodeItem& item, const KvLayout& layout, int64_t begin, int64_t end, int64_t least_one_pass) {
   const AttentionOptions& options = item.options;
   if (layout.key_order == KeyOrder::kFeatureMajor) {
     if (ReadsAllValues(item)) return Kernel::kAllRows;
@@ -73,7 +73,7 @@ Kernel KernelOf(const DecodeItem& item, const KvLayout& layout, int64_t begin, i
       return Kernel::kS2antaProp;
     }
   }
-  const bool has_pilot = HasPilot(item, layout, end - begin);
+  const bool has_pilot = HasPilot(item, layout, end - begin, least_one_pass);
   if (options.method == Method::kCoordinated) return has_pilot ? Kernel::kCoordinatedOnePass : Kernel::kCoordinated;
   if (options.method == Method::kSketched) return has_pilot ? Kernel::kSketchedOnePass : Kernel::kSketched;
   return Kernel::kStoredScores;
@@ -90,11 +90,11 @@ Splits CutSplits(Kernel kernel, const KvLayout& layout, int32_t begin, int32_t e
   return {.begin = begin, .end = end, .tokens = tokens, .count = (end - 1) / tokens - begin / tokens + 1};
 }
 
-ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout) {
+ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout, int64_t least_one_pass) {
   const int64_t begin = sampling::VisibleBegin(item.num_tokens, item.options.window);
   const int64_t end = item.num_tokens;
   ItemPlan plan;
-  plan.kernel = KernelOf(item, layout, begin, end);
+  plan.kernel = KernelOf(item, layout, begin, end, least_one_pass);
   plan.begin = static_cast<int32_t>(begin);
   plan.end = static_cast<int32_t>(end);
   plan.splits = CutSplits(plan.kernel, layout, plan.begin, plan.end);

@@ -102,32 +102,32 @@ TEST(DecodePlanTest, APilotIsOfManyTokensOfUsualShapes) {
   KvLayout layout = kLayout;
   layout.sketch = Sketch::kK4;
   const AttentionOptions sketched = {.method = Method::kSketched, .sample_count = 32};
-  EXPECT_EQ(kernel(layout, 2048, sketched), Kernel::kSketched);
-  EXPECT_EQ(kernel(layout, 2049, sketched), Kernel::kSketchedOnePass);
+  EXPECT_EQ(kernel(layout, 32767, sketched), Kernel::kSketched);
+  EXPECT_EQ(kernel(layout, 32768, sketched), Kernel::kSketchedOnePass);
   AttentionOptions other = sketched;
   other.method = Method::kCoordinated;
-  EXPECT_EQ(kernel(layout, 2048, other), Kernel::kCoordinated);
-  EXPECT_EQ(kernel(layout, 2049, other), Kernel::kCoordinatedOnePass);
+  EXPECT_EQ(kernel(layout, 32767, other), Kernel::kCoordinated);
+  EXPECT_EQ(kernel(layout, 32768, other), Kernel::kCoordinatedOnePass);
   other = sketched;
-  other.window = 2048;
-  EXPECT_EQ(kernel(layout, 5000, other), Kernel::kSketched);
+  other.window = 32767;
+  EXPECT_EQ(kernel(layout, 50000, other), Kernel::kSketched);
   other = sketched;
   other.sample_count = 31;
-  EXPECT_EQ(kernel(layout, 5000, other), Kernel::kSketched);
+  EXPECT_EQ(kernel(layout, 50000, other), Kernel::kSketched);
   other = {.method = Method::kSketched, .target_relative_error = 0.1f};
   EXPECT_EQ(kernel(layout, 50000, other), Kernel::kSketched);
   KvLayout unusual = layout;
   unusual.sketch = Sketch::kK4V4;
-  EXPECT_EQ(kernel(unusual, 5000, sketched), Kernel::kSketched);
+  EXPECT_EQ(kernel(unusual, 50000, sketched), Kernel::kSketched);
   other = sketched;
   other.method = Method::kCoordinated;
-  EXPECT_EQ(kernel(unusual, 5000, other), Kernel::kCoordinatedOnePass);
+  EXPECT_EQ(kernel(unusual, 50000, other), Kernel::kCoordinatedOnePass);
   unusual = layout;
   unusual.head_dim = 256;
-  EXPECT_EQ(kernel(unusual, 5000, sketched), Kernel::kSketched);
+  EXPECT_EQ(kernel(unusual, 50000, sketched), Kernel::kSketched);
   unusual = layout;
   unusual.num_query_heads = 9 * layout.num_kv_heads;
-  EXPECT_EQ(kernel(unusual, 5000, sketched), Kernel::kSketched);
+  EXPECT_EQ(kernel(unusual, 50000, sketched), Kernel::kSketched);
 }
 
 TEST(DecodePlanTest, WorkHasEverySplitOnceLongItemsFirst) {

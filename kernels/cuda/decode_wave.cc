@@ -410,9 +410,10 @@ absl::Status DecodeWave::Queue(const DecodeScratch& scratch, cudaStream_t stream
 }
 
 absl::Status DecodeWave::QueueUpload(cudaStream_t stream) {
-  WaveUpload upload = {.num_fetches = num_fetches_,
-                       .most_fetched_bytes = most_fetched_bytes_,
-                       .fetches = reinterpret_cast<const QueryFetch*>(host_at(fetches_at_))};
+  WaveUpload upload;
+  upload.num_fetches = num_fetches_;
+  upload.most_fetched_bytes = most_fetched_bytes_;
+  upload.fetches = reinterpret_cast<const QueryFetch*>(host_at(fetches_at_));
   std::copy_n(upload.fetches, std::min(num_fetches_, kFetchesInLaunch), upload.first);
   absl::Status status;
   if (upload_bytes_ <= kMostByKernel) {

@@ -22,6 +22,7 @@
 #include "kernels/cuda/sketch_build.h"
 #include "kernels/cuda/stored_scores.h"
 #include "kernels/reference/number_format.h"
+#include "kernels/sampling/pilot.h"
 #include "kernels/sampling/score.h"
 
 namespace santa::cuda {
@@ -82,8 +83,9 @@ Batch Cut(const std::vector<Item>& items) {
   Batch batch;
   for (const Item& item : items) {
     const reference::Step& step = item.problem->step;
-    batch.plans.push_back(
-        PlanItem({.num_tokens = step.num_tokens, .options = step.options}, item.problem->shape.layout()));
+    batch.plans.push_back(PlanItem({.num_tokens = step.num_tokens, .options = step.options},
+                                   item.problem->shape.layout(),
+                                   sampling::kMostWithoutPilot + 1));  // so that short sequences are enough for a test
     batch.splits += batch.plans.back().splits.count;
   }
   batch.work.resize(batch.splits);
