@@ -57,10 +57,16 @@ def _cuda_objects_impl(ctx):
     if ctx.var.get("cuda") == "emulated":
         return _emulated(ctx, toolchain, features)
     compilation = cc_common.merge_cc_infos(cc_infos = [dep[CcInfo] for dep in ctx.attr.deps]).compilation_context
+    headers = depset(ctx.files.hdrs, transitive = [compilation.headers])
+    ours = ctx.actions.args()
+    ours.add_all([header for header in headers.to_list() if header.owner.workspace_name == ""])
+    ours.use_param_file("%s", use_always = True)
     objects = []
     for src in ctx.files.srcs:
         obj = ctx.actions.declare_file("%s/%s.o" % (ctx.label.name, src.basename))
+        unused = ctx.actions.declare_file("%s/%s.unused" % (ctx.label.name, src.basename))
         args = ctx.actions.args()
+        args.add_all([obj, unused, NVCC])
         args.add_all(["-c", "-std=c++20", "-O3", "-Xcompiler=-fPIC", "-compress-mode=size", "-I."])
         if ctx.var.get("cuda_lineinfo"):  # --define=cuda_lineinfo=1: profilers name source lines; objects grow fivefold
             args.add("-lineinfo")
@@ -69,13 +75,14 @@ def _cuda_objects_impl(ctx):
         args.add_all(compilation.quote_includes, before_each = "-I")
         args.add_all(compilation.system_includes, before_each = "-isystem")
         args.add_all(ctx.attr.copts)
-        args.add("-o", obj)
         args.add(src)
         ctx.actions.run(
-            executable = NVCC,
-            arguments = [args],
-            inputs = depset(ctx.files.srcs + ctx.files.hdrs, transitive = [compilation.headers]),
-            outputs = [obj],
+            executable = ctx.file._compile,
+            arguments = [ours, args],
+            inputs = depset([src], transitive = [headers]),
+            tools = [ctx.file._compile],
+            outputs = [obj, unused],
+            unused_inputs_list = unused,
             mnemonic = "CudaCompile",
             progress_message = "Compiling %s with nvcc" % src.short_path,
             use_default_shell_env = True,
@@ -97,7 +104,7 @@ def _cuda_objects_impl(ctx):
         DefaultInfo(files = depset(objects)),
         CcInfo(
             compilation_context = cc_common.create_compilation_context(
-                headers = depset(ctx.files.hdrs, transitive = [compilation.headers]),
+                headers = headers,
             ),
             linking_context = linking,
         ),
@@ -110,6 +117,7 @@ _cuda_objects = rule(
         "deps": attr.label_list(providers = [CcInfo]),
         "hdrs": attr.label_list(allow_files = [".h", ".cuh"]),
         "srcs": attr.label_list(allow_files = [".cu"]),
+        "_compile": attr.label(default = "//tools/cuda:nvcc_unused.sh", allow_single_file = True),
         "_emulation": attr.label(default = "//kernels/cuda/emulation", providers = [CcInfo]),
         "_rewrite": attr.label(default = "//kernels/cuda/emulation:rewrite.py", allow_single_file = True),
         "_cc_toolchain": attr.label(default = "@bazel_tools//tools/cpp:current_cc_toolchain"),
