@@ -30,7 +30,7 @@ __device__ void AnswerCorrected(const GatherTask<Kv, D>& task, CorrectionShared<
     alone_heads |= shared.alone;
     if (threadIdx.x == 0) *arrays.alone(kv_head) = alone_heads;
   }
-  bool misses = Answer<Kv, D, kBlocks>(task, shared, vectors, alone ? alone_heads : ~alone_heads, shared.unread);
+  bool misses = Answer<D, kBlocks>(task, shared, vectors, alone ? alone_heads : ~alone_heads, shared.unread);
   if (!task.pilot()) return;
   misses = __syncthreads_or(misses);
   PilotAnswer* pilot = arrays.pilot(kv_head);
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 3 :
   FindInclusions(task, shared, inclusion);
   __syncthreads();
   LoadOctaves(shared.octaves, task.arrays, task.splits, kv_head, group_size, nullptr);
-  ListRows(task, shared, inclusion, list, PlaceOnLine<Kv, D, kBlocks>{task, shared});
+  ListRows(task.splits, task.full_end, shared, inclusion, list, PlaceOnLine(task));
 
   const ValueSketchView<D> sketches(group, item, kv_head);
   QueryFragment<D> q[kBlocks];

@@ -124,8 +124,8 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads > 8 || D 
         pairs.Add(slab, value, listed, at, lane);
       }
     };
-    GatherListed<Kv, D, kHeads, kSlabs<Kv, D>, false>(out, mine.list, listed, weight, beside,
-                                                      SharedAddress(mine.values), view, tile * kTileTokens, lane);
+    const SlabRing<kSlabs<Kv, D>> ring{SharedAddress(mine.values)};
+    GatherListed<Kv, D, kHeads, false>(out, mine.list, listed, weight, beside, ring, view, tile * kTileTokens, lane);
     if (pairs_rows) errors.AddSteps(pairs, out);
   }
   WaitCopies<0>();

@@ -23,9 +23,9 @@ __device__ inline bool MissesTarget(PilotAnswer* pilot, int head, float target, 
 
 // The answers of those of a group's `heads`, bit by bit, from the sums over all splits; nothing tells the error of the
 // `unread` ones. Whether what the thread answered misses the target of a pilot. All threads call it.
-template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ bool Answer(const GatherTask<Kv, D>& task, const GatherShared<kBlocks>& shared,
-                                       const float* vectors, unsigned heads, unsigned unread) {
+template <int D, int kBlocks>
+__device__ __forceinline__ bool Answer(const BlockTask& task, const GatherShared<kBlocks>& shared, const float* vectors,
+                                       unsigned heads, unsigned unread) {
   const int lane = threadIdx.x % 32, group_size = task.group_size();
   const bool ratio = task.sketched(), wants_error = task.wants_error();
   const DeviceItem& item = task.item;

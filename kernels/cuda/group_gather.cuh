@@ -110,26 +110,34 @@ __device__ __forceinline__ void SumRows(const GatherTask<Kv, D>& task, Shared& s
   }
 }
 
+// The group's answer from its splits' partial results. vectors: scratch, [kPartialVectors][G][D]. misses: of Answer.
+// All threads call it. Not inlined: one for all types of cache.
+template <int D, int kBlocks>
+__device__ __noinline__ bool AnswerGroup(const GroupLaunch& group, int kv_head, GatherShared<kBlocks>& shared,
+                                         float* vectors) {
+  const BlockTask task(group, kv_head);
+  if (task.one_pass() && !task.sketched()) {  // the pilot's was about right
+    for (int head = threadIdx.x / 32; head < task.group_size(); head += kGatherWarps) {
+      const float lse = HeadLse(task.arrays, kv_head, head, task.group_size(), threadIdx.x % 32);
+      if (threadIdx.x % 32 == 0) shared.lse[head] = lse;
+    }
+  }
+  AddSplits<D, kBlocks>(task.arrays, kv_head, task.group_size(), shared, vectors,
+                        task.wants_error() ? kPartialVectors : 1);
+  return Answer<D, kBlocks>(task, shared, vectors, ~0u, 0);
+}
+
 // Counts the block's rows, and if it is its group's last answers from the splits' partial results; whether it is.
 // misses: of Answer. All threads call it, after SumRows.
-template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ bool AnswerIfLast(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared,
+template <int D, int kBlocks>
+__device__ __forceinline__ bool AnswerIfLast(const BlockTask& task, GatherShared<kBlocks>& shared,
                                              unsigned char* stages, bool& misses) {
   if (threadIdx.x == 0 && task.item.rows_read != nullptr) {
     atomicAdd(task.item.rows_read, static_cast<unsigned long long>(shared.list_at[task.splits.count]));
   }
   const int blocks = BlockSplits::BlocksOf(task.group, task.item);
   if (!IsLastOfGroup(task.group.decode, task.item_index, task.kv_head, blocks, shared.last)) return false;
-  if (task.one_pass() && !task.sketched()) {  // the pilot's was about right
-    for (int head = threadIdx.x / 32; head < task.group_size(); head += kGatherWarps) {
-      const float lse = HeadLse(task.arrays, task.kv_head, head, task.group_size(), threadIdx.x % 32);
-      if (threadIdx.x % 32 == 0) shared.lse[head] = lse;
-    }
-  }
-  auto* vectors = reinterpret_cast<float*>(stages);
-  AddSplits<D, kBlocks>(task.arrays, task.kv_head, task.group_size(), shared, vectors,
-                        task.wants_error() ? kPartialVectors : 1);
-  misses = Answer<Kv, D, kBlocks>(task, shared, vectors, ~0u, 0);
+  misses = AnswerGroup<D, kBlocks>(task.group, task.kv_head, shared, reinterpret_cast<float*>(stages));
   return true;
 }
 

@@ -52,27 +52,24 @@ struct CodedShared : GatherShared<kBlocks> {
   alignas(16) uint16_t codes[2][kStageRows][GatherShared<kBlocks>::kHeads];
 };
 
-// What a block is about.
-template <typename Kv, int D>
-struct GatherTask {
+// What a block is about, but for the rows themselves.
+struct BlockTask {
   const GroupLaunch& group;
   const int item_index;
   const DeviceItem& item;
   const int kv_head;
   const BlockSplits splits;
   const int first_split;
-  const CacheView<Kv, D> view;
   const GroupArrays arrays;
   const int full_end;  // the end of pages with a sketch
 
-  __device__ GatherTask(const GroupLaunch& group, int kv_head)
+  __device__ BlockTask(const GroupLaunch& group, int kv_head)
       : group(group),
         item_index(group.decode.work[blockIdx.y].item),
         item(group.decode.items[item_index]),
         kv_head(kv_head),
         splits(group, item),
         first_split(splits.work->split),
-        view(group.decode, item, {.begin = splits.begin, .end = splits.end}, kv_head),
         arrays(group.arrays[item_index]),
         full_end(sketched() ? min(splits.end, FullPagesEnd(item, group.decode.page_shift)) : splits.end) {}
 
@@ -95,9 +92,17 @@ struct GatherTask {
   }
 };
 
+template <typename Kv, int D>
+struct GatherTask : BlockTask {
+  const CacheView<Kv, D> view;
+
+  __device__ GatherTask(const GroupLaunch& group, int kv_head)
+      : BlockTask(group, kv_head), view(group.decode, item, {.begin = splits.begin, .end = splits.end}, kv_head) {}
+};
+
 // Fills what a block begins with, and clears what later kernels add to. All threads call it.
-template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ void ClearShared(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared) {
+template <int kBlocks>
+__device__ __forceinline__ void ClearShared(const BlockTask& task, GatherShared<kBlocks>& shared) {
   const int group_size = task.group_size();
   if (task.pilot() && task.first_split == 0) {
     for (int i = threadIdx.x; i < group_size * sampling::kInclusionBins; i += kGatherThreads) {
@@ -157,32 +162,33 @@ __device__ inline unsigned long long SumOfEarlier(unsigned long long* totals, in
   return all;
 }
 
-// The inclusion of every token with a chance, [place]; from shared.octaves.
-template <typename Code, typename Kv, int D, int kBlocks>
-__device__ void FindInclusions(const GatherTask<Kv, D>& task, const CodedShared<kBlocks>& shared, uint32_t* inclusion) {
-  const sampling::InclusionThreshold threshold = *task.arrays.threshold(task.kv_head);
-  const int first = task.splits.begin - task.splits.origin, end = task.full_end - task.splits.origin;
-  const int quads = task.quads();
+// The inclusions of the tokens at places [first, end), of those before them none; [place]. codes: of the token at place
+// 0, `quads` of each token; octaves: quads of four for each code block. Not inlined: one for all kernels of a source.
+template <typename Code>
+__device__ __noinline__ void FindInclusions(const QuadCodes<Code>* codes, int quads, const float* octaves,
+                                            sampling::InclusionThreshold threshold, int first, int end,
+                                            uint32_t* inclusion) {
   // Codes of the next run of up to four heads are on their way while those of one are summed.
   constexpr int kLoads = kRunTokens * sizeof(QuadCodes<Code>) / sizeof(uint4);
   uint4 next[kLoads] = {};
   const auto load = [&](int place) {
     if (quads > 1 || place >= end) return;
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) next[i] = reinterpret_cast<const uint4*>(task.template codes<Code>(place))[i];
+    for (int i = 0; i < kLoads; ++i) next[i] = reinterpret_cast<const uint4*>(codes + place)[i];
   };
   load(kRunTokens * threadIdx.x);
+#pragma unroll 1
   for (int place = kRunTokens * threadIdx.x; place < end; place += kRunTokens * kGatherThreads) {
-    const float* octaves = shared.octaves + place / sampling::kCodeBlock * kQuad * quads;
+    const float* of_block = octaves + place / sampling::kCodeBlock * kQuad * quads;
     float a_squared[kRunTokens];
     if (quads == 1) {
       alignas(16) QuadCodes<Code> run[kRunTokens];
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) reinterpret_cast<uint4*>(run)[i] = next[i];
       load(place + kRunTokens * kGatherThreads);
-      SumSquares(a_squared, run, octaves, 1);
+      SumSquares(a_squared, run, of_block, 1);
     } else {
-      SumSquares(a_squared, task.template codes<Code>(place), octaves, quads);
+      SumSquares(a_squared, codes + static_cast<size_t>(place) * quads, of_block, quads);
     }
     uint32_t each[kRunTokens];
 #pragma unroll
@@ -194,40 +200,55 @@ __device__ void FindInclusions(const GatherTask<Kv, D>& task, const CodedShared<
   }
 }
 
-// Likewise, from shared.lse; the inclusions are to be seen by all threads after a barrier. All threads call it.
-template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ void FindInclusions(const GatherTask<Kv, D>& task, CodedShared<kBlocks>& shared,
+// The inclusion of every token with a chance, from shared.lse; to be seen by all threads after a barrier. All threads
+// call it.
+template <int kBlocks>
+__device__ __forceinline__ void FindInclusions(const BlockTask& task, CodedShared<kBlocks>& shared,
                                                uint32_t* inclusion) {
   LoadOctaves(shared.octaves, task.arrays, task.splits, task.kv_head, task.group_size(), shared.lse);
   __syncthreads();
+  const sampling::InclusionThreshold threshold = *task.arrays.threshold(task.kv_head);
+  const int first = task.splits.begin - task.splits.origin, end = task.full_end - task.splits.origin;
   if (task.code_bytes() == 1) {
-    FindInclusions<uint8_t>(task, shared, inclusion);
+    FindInclusions(task.codes<uint8_t>(0), task.quads(), shared.octaves, threshold, first, end, inclusion);
   } else {
-    FindInclusions<uint16_t>(task, shared, inclusion);
+    FindInclusions(task.codes<uint16_t>(0), task.quads(), shared.octaves, threshold, first, end, inclusion);
   }
 }
 
-// Where a block lies on its group's line, from the sum of its inclusions: after the blocks before it. All threads call
-// it.
-template <typename Kv, int D, int kBlocks>
+// Where a block begins on the line that is read at every multiple of kCertain, from the sum of its inclusions: of its
+// group's line, after the blocks before it. All threads call it.
 struct PlaceOnLine {
-  const GatherTask<Kv, D>& task;
-  GatherShared<kBlocks>& shared;
+  unsigned long long* totals;
+  int split, splits_of_block;
+  unsigned long long offset;
 
-  __device__ __forceinline__ unsigned long long operator()(unsigned long long total) const {
-    return SumOfEarlier(task.arrays.totals(task.kv_head), task.first_split, task.group.splits_of_block, total,
-                        shared.warp_sum) +
-           sampling::InclusionOffset(task.stream(), task.pilot() ? 1 : 0);
+  __device__ explicit PlaceOnLine(const BlockTask& task)
+      : totals(task.arrays.totals(task.kv_head)),
+        split(task.first_split),
+        splits_of_block(task.group.splits_of_block),
+        offset(sampling::InclusionOffset(task.stream(), task.pilot() ? 1 : 0)) {}
+  __device__ __forceinline__ unsigned long long operator()(unsigned long long total,
+                                                           unsigned long long (&warp_sum)[kGatherWarps]) const {
+    return SumOfEarlier(totals, split, splits_of_block, total, warp_sum) + offset;
   }
 };
 
-// Fills the list and list_at. inclusion: [place], to be seen by all threads. place_on_line: from the sum of the block's
-// inclusions to where it begins on the line that is read at every multiple of kCertain.
-template <typename Kv, int D, int kBlocks, typename Place>
-__device__ void ListRows(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared, const uint32_t* inclusion,
-                         uint32_t* list, const Place& place_on_line) {
-  const BlockSplits& splits = task.splits;
-  const int end = max(0, task.full_end - splits.origin);
+// Likewise, of a line of its own.
+struct PlaceByItself {
+  unsigned long long begin;
+
+  __device__ unsigned long long operator()(unsigned long long, unsigned long long (&)[kGatherWarps]) const {
+    return begin;
+  }
+};
+
+// Fills the list and list_at. inclusion: [place], of places below full_end, to be seen by all threads; all tokens from
+// there on are listed. All threads call it. Not inlined: one for all kernels of a source.
+template <int kBlocks, typename Place>
+__device__ __noinline__ void ListRows(BlockSplits splits, int full_end, GatherShared<kBlocks>& shared,
+                                      const uint32_t* inclusion, uint32_t* list, Place place) {
+  const int end = max(0, full_end - splits.origin);
   const int runs = (end + kRunTokens - 1) / kRunTokens, each = (runs + kGatherThreads - 1) / kGatherThreads;
   const auto* run = reinterpret_cast<const uint4*>(inclusion);
   const int from = min(threadIdx.x * each, runs), to = min(from + each, runs);
@@ -235,7 +256,7 @@ __device__ void ListRows(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& s
   for (int i = from; i < to; ++i) mine += static_cast<unsigned long long>(run[i].x) + run[i].y + run[i].z + run[i].w;
   unsigned long long at = SumBefore(mine, shared.warp_sum, &total);
   // Of the block's rows whose inclusions come to `sum`, so many are read.
-  const unsigned long long begin = place_on_line(total);
+  const unsigned long long begin = place(total, shared.warp_sum);
   const auto read_of = [begin](unsigned long long sum) {
     return static_cast<int>((begin + sum >> sampling::kInclusionBits) - (begin >> sampling::kInclusionBits));
   };
@@ -252,19 +273,19 @@ __device__ void ListRows(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& s
   }
   int count = read_of(total);
   // What has no sketch is read always.
-  const int unsketched = max(task.full_end, splits.begin);
+  const int unsketched = max(full_end, splits.begin);
   for (int token = unsketched + threadIdx.x; token < splits.end; token += kGatherThreads) {
     list[count + token - unsketched] = Entry(token - splits.origin, sampling::kCertain);
   }
   count += max(0, splits.end - unsketched);
   __syncthreads();
   if (threadIdx.x <= splits.count) {  // the first entry at or after a split's first token
-    const int place =
+    const int first =
         threadIdx.x == splits.count ? splits.end - splits.origin : splits.work[threadIdx.x].begin - splits.origin;
     int low = 0, high = count;
     while (low < high) {
       const int middle = (low + high) / 2;
-      if (PlaceOf(list[middle]) < place) {
+      if (PlaceOf(list[middle]) < first) {
         low = middle + 1;
       } else {
         high = middle;

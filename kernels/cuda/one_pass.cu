@@ -87,13 +87,12 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocksAtOnce)
   }
   auto* list = reinterpret_cast<uint32_t*>(bytes);
   const uint32_t run = begin / sampling::PilotRunTokens(item.end - item.begin);
-  ListRows(task, shared, inclusion, list,
-           [&task, run](unsigned long long) -> unsigned long long { return sampling::RunOffset(task.stream(), run); });
+  ListRows(task.splits, task.full_end, shared, inclusion, list, PlaceByItself{sampling::RunOffset(task.stream(), run)});
   for (int i = threadIdx.x; i < shared.list_at[1]; i += kGatherThreads) inclusion[i] = list[i];
   __syncthreads();
   SumRows<Kv, D, 1>(task, shared, inclusion, bytes);
   bool misses = false;
-  AnswerIfLast<Kv, D, 1>(task, shared, bytes, misses);
+  AnswerIfLast<D, 1>(task, shared, bytes, misses);
 }
 
 struct Launcher {

@@ -189,14 +189,10 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads == 4 && D
     rows_read += listed;
     sums.Open(mine.tile, draws.budget, lane);
     constexpr int kMore = kKeySlabs<Kv, D> + kValueSlabs<Kv, D>;
+    const bool all_scored = keys.exhausted();  // the keys' ring is free, which the values' lies behind
+    const SlabRing<kValueSlabs<Kv, D>, kMore> ring{SharedAddress(all_scored ? mine.keys : mine.values), all_scored};
     // Counts are up to the budget: every format holds them.
-    if (keys.exhausted()) {  // its ring is free
-      GatherTile<Kv, D, kHeads, kMore, true>(sums.out, pairs, tells_error, mine.tile, listed, SharedAddress(mine.keys),
-                                             view, tile_begin, lane);
-    } else {
-      GatherTile<Kv, D, kHeads, kValueSlabs<Kv, D>, true>(sums.out, pairs, tells_error, mine.tile, listed,
-                                                          SharedAddress(mine.values), view, tile_begin, lane);
-    }
+    GatherTile<Kv, D, kHeads, true>(sums.out, pairs, tells_error, mine.tile, listed, ring, view, tile_begin, lane);
     if (tells_error) sums.AddError(pairs, errors, lane);
     __syncwarp();
   }

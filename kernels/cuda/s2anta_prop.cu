@@ -260,8 +260,8 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
       PairRows<kHeads>(mine.tile, drawn, mine.ring, MassChance{count_mask, draws_per_mass}, errors.of_rows, lane);
       pairs.Start(out, stream.key0 + tile, lane);
     }
-    GatherTile<Kv, D, kHeads, kSlabs<Kv, D>, false>(out, pairs, tells_error, mine.tile, listed,
-                                                    SharedAddress(mine.ring), view, tile * kTileTokens, lane);
+    const SlabRing<kSlabs<Kv, D>> ring{SharedAddress(mine.ring)};
+    GatherTile<Kv, D, kHeads, false>(out, pairs, tells_error, mine.tile, listed, ring, view, tile * kTileTokens, lane);
     if (tells_error) errors.AddSteps(pairs, out);
   }
   if (item.rows_read && lane == 0 && rows_read) atomicAdd(item.rows_read, static_cast<unsigned long long>(rows_read));

@@ -104,40 +104,16 @@ struct alignas(16) WarpResult {
   float max[kRows], sum[kRows], squared_error[kRows];
 };
 
-// Merges the block's warps for heads 8 * block .. + 7 of a split. The only split of an item becomes the answer, another
-// one a partial result. All threads call it. Warp w's result lies `pitch` bytes after warp w - 1's, in memory that no
-// other warp touches. kTellsErrors: also their squared errors, where the item wants them.
-template <typename Kv, int D, int kWarps, int kRows, bool kTellsErrors = false>
-__device__ void MergeWarps(unsigned char* results, int pitch, const OutputFragment<D>& out,
-                           const RunningSoftmax& softmax, const DecodeLaunch& launch, const DeviceItem& item, int split,
-                           int kv_head, int block) {
+// What the block's warps left for heads 8 * block .. + 7 of a split, merged: the answer of the only split of an item, a
+// partial result of another one. results: warp w's lies `pitch` bytes after warp w - 1's. kTellsErrors: also their
+// squared errors, where the item wants them. All threads call it. Not inlined: one for all types of cache, lest nvcc
+// take as long for it as for the rest of a kernel.
+template <int D, int kWarps, int kRows, bool kTellsErrors>
+__device__ __noinline__ void MergeResults(const unsigned char* results, int pitch, const DecodeLaunch& launch,
+                                          const DeviceItem& item, int split, int kv_head, int block) {
   using Result = WarpResult<D, kRows>;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
-  Result& mine = *reinterpret_cast<Result*>(results + warp * pitch);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const bool tells_errors = kTellsErrors && item.relative_standard_error != nullptr;
-  __syncwarp();
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float sum = softmax.sum[h], squared_error = softmax.squared_error[h];
-#pragma unroll
-    for (int step = 4; step < 32; step *= 2) {
-      sum += __shfl_xor_sync(~0u, sum, step);
-      if (tells_errors) squared_error += __shfl_xor_sync(~0u, squared_error, step);
-    }
-    const int head = 2 * c + h;
-    if (head >= kRows) continue;
-    if (r == 0) {
-      mine.max[head] = softmax.max[h];
-      mine.sum[head] = sum;
-      if (tells_errors) mine.squared_error[head] = squared_error;
-    }
-#pragma unroll
-    for (int j = 0; j < D / 16; ++j) {
-      mine.o[head][OutputDim<Kv>(j, lane, 0)] = out.o[j][h];
-      mine.o[head][OutputDim<Kv>(j, lane, 1)] = out.o[j][h + 2];
-    }
-  }
-  __syncthreads();
   const auto result = [&](int w) -> const Result& { return *reinterpret_cast<const Result*>(results + w * pitch); };
   const AnswerWriter answer(launch, item, kv_head);
   const int heads = min(8, launch.group_size - 8 * block);
@@ -191,19 +167,55 @@ __device__ void MergeWarps(unsigned char* results, int pitch, const OutputFragme
   __syncthreads();
 }
 
+// Merges the block's warps for heads 8 * block .. + 7 of a split, as MergeResults says. Warp w leaves what it brings
+// `pitch` bytes after warp w - 1, in memory that no other warp touches. All threads call it.
+template <typename Kv, int D, int kWarps, int kRows, bool kTellsErrors = false>
+__device__ __forceinline__ void MergeWarps(unsigned char* results, int pitch, const OutputFragment<D>& out,
+                                           const RunningSoftmax& softmax, const DecodeLaunch& launch,
+                                           const DeviceItem& item, int split, int kv_head, int block) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
+  auto& mine = *reinterpret_cast<WarpResult<D, kRows>*>(results + warp * pitch);
+  const bool tells_errors = kTellsErrors && item.relative_standard_error != nullptr;
+  __syncwarp();
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float sum = softmax.sum[h], squared_error = softmax.squared_error[h];
+#pragma unroll
+    for (int step = 4; step < 32; step *= 2) {
+      sum += __shfl_xor_sync(~0u, sum, step);
+      if (tells_errors) squared_error += __shfl_xor_sync(~0u, squared_error, step);
+    }
+    const int head = 2 * c + h;
+    if (head >= kRows) continue;
+    if (r == 0) {
+      mine.max[head] = softmax.max[h];
+      mine.sum[head] = sum;
+      if (tells_errors) mine.squared_error[head] = squared_error;
+    }
+#pragma unroll
+    for (int j = 0; j < D / 16; ++j) {
+      mine.o[head][OutputDim<Kv>(j, lane, 0)] = out.o[j][h];
+      mine.o[head][OutputDim<Kv>(j, lane, 1)] = out.o[j][h + 2];
+    }
+  }
+  __syncthreads();
+  MergeResults<D, kWarps, kRows, kTellsErrors>(results, pitch, launch, item, split, kv_head, block);
+}
+
 // The block whose split was the last of its (item, head) merges them all, as many at a time as its shared memory has
-// room for: kBytes from `bytes` on.
-template <int D, int kWarps, int kBytes, bool kTellsErrors>
+// room for: num_bytes from `bytes` on, at least kLeastBytes.
+template <int D, int kWarps, bool kTellsErrors>
 class SplitMerger {
  public:
-  __device__ SplitMerger(unsigned char* bytes, const DecodeLaunch& launch, const DeviceItem& item, int kv_head)
+  __device__ SplitMerger(unsigned char* bytes, int num_bytes, const DecodeLaunch& launch, const DeviceItem& item,
+                         int kv_head)
       : shared_(*reinterpret_cast<Shared*>(bytes)),
         parts_(reinterpret_cast<float4*>(bytes + sizeof(Shared))),
         answer_(launch, item, kv_head),
         group_size_(launch.group_size),
         num_splits_(item.num_splits),
         quads_(launch.group_size * D / 4),
-        at_once_(min(kMostAtOnce, (kBytes - static_cast<int>(sizeof(Shared))) / (16 * quads_))),
+        at_once_(min(kMostAtOnce, (num_bytes - static_cast<int>(sizeof(Shared))) / (16 * quads_))),
         stride_(static_cast<size_t>(launch.num_kv_heads) * launch.group_size) {
     const size_t first = item.first_split * stride_ + kv_head * launch.group_size;
     max_sums_ = launch.partial_max_sum + first;
@@ -273,8 +285,6 @@ class SplitMerger {
     float keep[kMaxGroup];                   // the factor of what was summed before
     float squared_error[kMaxGroup];          // of that; without the sink, which has none
   };
-  static_assert(kBytes >= static_cast<int>(sizeof(Shared)) + kMaxGroup * D * 4);
-
   __device__ void StartCopies(int from, int count) {
     for (int quad = threadIdx.x; quad < quads_; quad += blockDim.x) {
 #pragma unroll 4
@@ -330,6 +340,10 @@ class SplitMerger {
     }
   }
 
+ public:
+  static constexpr int kLeastBytes = static_cast<int>(sizeof(Shared)) + kMaxGroup * D * 4;
+
+ private:
   Shared& shared_;
   float4* const parts_;  // [split][G * D / 4]
   const AnswerWriter answer_;
@@ -372,12 +386,20 @@ class SplitPlace {
   unsigned place_ = 0;
 };
 
+// The last split's block, as SplitMerger says; not inlined, as MergeResults.
+template <int D, int kWarps, bool kTellsErrors>
+__device__ __noinline__ void MergeAllSplits(unsigned char* bytes, int num_bytes, const DecodeLaunch& launch,
+                                            const DeviceItem& item, int kv_head) {
+  SplitMerger<D, kWarps, kTellsErrors>(bytes, num_bytes, launch, item, kv_head).Run();
+}
+
 // The last split of an (item, head) merges them all and writes the answer. All threads call it.
 template <int D, int kWarps, int kBytes, bool kTellsErrors = false>
-__device__ void MergeSplits(unsigned char* bytes, const DecodeLaunch& launch, const DeviceItem& item, int kv_head,
-                            SplitPlace& place) {
+__device__ __forceinline__ void MergeSplits(unsigned char* bytes, const DecodeLaunch& launch, const DeviceItem& item,
+                                            int kv_head, SplitPlace& place) {
+  static_assert(kBytes >= SplitMerger<D, kWarps, kTellsErrors>::kLeastBytes);
   if (item.num_splits == 1 || !place.WaitForOthers()) return;
-  SplitMerger<D, kWarps, kBytes, kTellsErrors>(bytes, launch, item, kv_head).Run();
+  MergeAllSplits<D, kWarps, kTellsErrors>(bytes, kBytes, launch, item, kv_head);
 }
 
 }  // namespace santa::cuda

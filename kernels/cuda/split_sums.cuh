@@ -38,26 +38,15 @@ __device__ __forceinline__ float SquaredErrorOf(const sampling::StepSums& sum, u
   return sampling::SquaredError({.t = draws, .t_squared = draws, .z_squared = sum.steps}, squared_norm);
 }
 
-// Adds up the block's warps for heads 8 * block .. + 7: the answer, where the item has but one split, or a partial
-// result; and their errors, where the item wants them. independent: draws of each head that are; 0: of another method.
-// sums: [H] of the item. All threads call it.
-template <typename Kv, int D, int kWarps, int kHeads>
-__device__ void AddWarps(float (&of_warp)[kWarps][8][D + 4], const OutputFragment<D>& out,
-                         const WarpErrors<kHeads>& errors, const DecodeLaunch& launch, const DeviceItem& item,
-                         const HeadSum* sums, uint32_t independent, int split, int kv_head, int block) {
+// What the block's warps left of heads 8 * block .. + 7, added up: the answer, where the item has but one split, or a
+// partial result; and their errors, where the item wants them. independent: draws of each head that are; 0: of another
+// method. sums: [H] of the item. All threads call it. Not inlined: one for all types of cache.
+template <int D, int kWarps>
+__device__ __noinline__ void AddResults(const float (&of_warp)[kWarps][8][D + 4], const DecodeLaunch& launch,
+                                        const DeviceItem& item, const HeadSum* sums, uint32_t independent, int split,
+                                        int kv_head, int block) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  __syncthreads();  // the memory was something else
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-#pragma unroll
-    for (int j = 0; j < D / 16; ++j) {
-      of_warp[warp][2 * (lane % 4) + h][OutputDim<Kv>(j, lane, 0)] = out.o[j][h];
-      of_warp[warp][2 * (lane % 4) + h][OutputDim<Kv>(j, lane, 1)] = out.o[j][h + 2];
-    }
-  }
   const bool tells_errors = item.relative_standard_error != nullptr;
-  if (tells_errors) errors.Write(&of_warp[warp][0][D], D + 4, block, lane);
-  __syncthreads();
   const int group_size = launch.group_size;
   const int heads = min(8, group_size - 8 * block);
   for (int i = 4 * threadIdx.x; i < heads * D; i += 4 * 32 * kWarps) {
@@ -98,11 +87,34 @@ __device__ void AddWarps(float (&of_warp)[kWarps][8][D + 4], const OutputFragmen
   }
 }
 
+// Adds up the block's warps for heads 8 * block .. + 7, as AddResults says. All threads call it.
+template <typename Kv, int D, int kWarps, int kHeads>
+__device__ __forceinline__ void AddWarps(float (&of_warp)[kWarps][8][D + 4], const OutputFragment<D>& out,
+                                         const WarpErrors<kHeads>& errors, const DecodeLaunch& launch,
+                                         const DeviceItem& item, const HeadSum* sums, uint32_t independent, int split,
+                                         int kv_head, int block) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  __syncthreads();  // the memory was something else
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int j = 0; j < D / 16; ++j) {
+      of_warp[warp][2 * (lane % 4) + h][OutputDim<Kv>(j, lane, 0)] = out.o[j][h];
+      of_warp[warp][2 * (lane % 4) + h][OutputDim<Kv>(j, lane, 1)] = out.o[j][h + 2];
+    }
+  }
+  if (item.relative_standard_error != nullptr) errors.Write(&of_warp[warp][0][D], D + 4, block, lane);
+  __syncthreads();
+  AddResults<D, kWarps>(of_warp, launch, item, sums, independent, split, kv_head, block);
+}
+
 // Counts one of several splits in, on a ticket that was `first` before the first of them; the last one of the (item,
 // head) adds them all up, writes the answer and leaves the ticket zero. answers: [G][D], shared. All threads call it.
+// Not inlined, as AddResults.
 template <int D>
-__device__ void AddSplits(float* answers, const DecodeLaunch& launch, const DeviceItem& item, const HeadSum* sums,
-                          uint32_t independent, unsigned* ticket, unsigned first, int kv_head) {
+__device__ __noinline__ void AddSplits(float* answers, const DecodeLaunch& launch, const DeviceItem& item,
+                                       const HeadSum* sums, uint32_t independent, unsigned* ticket, unsigned first,
+                                       int kv_head) {
   __threadfence();
   __syncthreads();
   bool last = false;

@@ -108,7 +108,7 @@ __device__ __forceinline__ DrawnMask<kHeads> CountRun(TileMemory<kHeads>& memory
   for (int word = 0; word < DrawnMask<kHeads>::kWords; ++word) {
     uint4* chunk = memory.Chunk(lane, word);
     uint32_t bits = 0;
-#pragma unroll
+#pragma unroll 2
     for (int i = 0; i < 8; ++i) {
       const uint4 mass = chunk[i];
       uint4 count = {};
@@ -116,6 +116,7 @@ __device__ __forceinline__ DrawnMask<kHeads> CountRun(TileMemory<kHeads>& memory
       for (int k = 0; k < 4; ++k) {
         through += (&mass.x)[k];
         uint32_t here = 0;
+#pragma unroll 1
         for (; cursor.position() < through; cursor.Advance()) ++here;
         (&count.x)[k] = here;
         bits |= static_cast<uint32_t>(here != 0) << (4 * i + k);

@@ -47,20 +47,38 @@ __device__ __forceinline__ float TakeHeld<__half>(float& weight) {
   return held;
 }
 
+// Slabs of a warp's, one after the other, for rows that are on their way: kFew, or kMany where there is room for them.
+template <int kFew, int kMany = kFew>
+struct SlabRing {
+  uint32_t address;
+  bool has_many = false;
+
+  __device__ __forceinline__ int slabs() const { return has_many ? kMany : kFew; }
+  // Until all but the last slabs() - 1 copies have arrived.
+  __device__ __forceinline__ void Wait() const {
+    if (kFew != kMany && has_many) {
+      WaitCopies<kMany - 1>();
+    } else {
+      WaitCopies<kFew - 1>();
+    }
+  }
+};
+
 // Adds the listed rows of the tile to `out`, each times weight(column, its entry in the list): of a head, or where
-// there are 4 (PairSums::kInOutputs) of what else the products have room for. ring: kSlabs slabs of the warp. kHeld:
-// the products' type holds every weight; else one goes into them in parts. beside(slab, at): what else is done with a
-// slab, that of the entries from `at` on. All copies that the lane started before have arrived afterwards.
-template <typename Kv, int D, int kHeads, int kSlabs, bool kHeld, int kBlocks, typename Weight, typename Beside>
+// there are 4 (PairSums::kInOutputs) of what else the products have room for. kHeld: the products' type holds every
+// weight; else one goes into them in parts. beside(slab, at): what else is done with a slab, that of the entries from
+// `at` on. All copies that the lane started before have arrived afterwards.
+template <typename Kv, int D, int kHeads, bool kHeld, int kBlocks, typename Weight, typename Beside, typename Ring>
 __device__ __forceinline__ void GatherListed(OutputFragment<D> (&out)[kBlocks], const uint8_t* list, int listed,
-                                             const Weight& weight, const Beside& beside, uint32_t ring,
+                                             const Weight& weight, const Beside& beside, const Ring& ring,
                                              const CacheView<Kv, D>& view, int tile_begin, int lane) {
   using T = Compute<Kv>;
   constexpr int kColumns = PairSums<Kv, D, kHeads>::kInOutputs ? 2 * kHeads : kHeads;
   const int r = lane / 4, c = lane % 4;
-#pragma unroll
-  for (int i = 0; i < kSlabs; ++i) {
-    CopyListed<Kv, D>(ring + i * Slab<Kv, D>::kBytes, view, list, listed, i * kSlabRows, tile_begin, lane);
+  const int slabs = ring.slabs();
+#pragma unroll 1
+  for (int i = 0; i < slabs; ++i) {
+    CopyListed<Kv, D>(ring.address + i * Slab<Kv, D>::kBytes, view, list, listed, i * kSlabRows, tile_begin, lane);
   }
   uint32_t slot = 0;
 #pragma unroll 1
@@ -75,7 +93,7 @@ __device__ __forceinline__ void GatherListed(OutputFragment<D> (&out)[kBlocks], 
         left[block][i] = entry < listed && head < kColumns ? weight(head, entry) : 0.0f;
       }
     }
-    WaitCopies<kSlabs - 1>();
+    ring.Wait();
     bool more;
     do {
       WeightFragment p[kBlocks];
@@ -90,13 +108,13 @@ __device__ __forceinline__ void GatherListed(OutputFragment<D> (&out)[kBlocks], 
         }
         p[block] = {Pack<T>(held[0], held[1]), Pack<T>(held[2], held[3])};
       }
-      Accumulate<Kv, D, kBlocks>(out, ring + slot, p, lane);
+      Accumulate<Kv, D, kBlocks>(out, ring.address + slot, p, lane);
     } while (!kHeld && __any_sync(~0u, more));
-    beside(ring + slot, at);
+    beside(ring.address + slot, at);
     __syncwarp();
-    CopyListed<Kv, D>(ring + slot, view, list, listed, at + kSlabs * kSlabRows, tile_begin, lane);
+    CopyListed<Kv, D>(ring.address + slot, view, list, listed, at + slabs * kSlabRows, tile_begin, lane);
     slot += Slab<Kv, D>::kBytes;
-    if (slot == kSlabs * Slab<Kv, D>::kBytes) slot = 0;
+    if (slot == slabs * Slab<Kv, D>::kBytes) slot = 0;
   }
 }
 
@@ -110,10 +128,10 @@ __device__ __forceinline__ float ColumnWeight(int column, int entry, bool tells_
 }
 
 // Likewise, the weights being the tile's draw counts; tells_errors: and to `pairs` each times its PairFactorOf.
-template <typename Kv, int D, int kHeads, int kSlabs, bool kHeld, int kBlocks>
+template <typename Kv, int D, int kHeads, bool kHeld, int kBlocks, typename Ring>
 __device__ __forceinline__ void GatherTile(OutputFragment<D> (&out)[kBlocks], PairSums<Kv, D, kHeads>& pairs,
                                            bool tells_errors, const TileMemory<kHeads>& memory, int listed,
-                                           uint32_t ring, const CacheView<Kv, D>& view, int tile_begin, int lane) {
+                                           const Ring& ring, const CacheView<Kv, D>& view, int tile_begin, int lane) {
   const auto value = [&memory](int head, int entry) {
     return memory.value[head][TileMemory<kHeads>::Column(memory.list[entry])];
   };
@@ -124,7 +142,7 @@ __device__ __forceinline__ void GatherTile(OutputFragment<D> (&out)[kBlocks], Pa
   const auto beside = [&](uint32_t slab, int at) {
     if (tells_errors) pairs.Add(slab, value, listed, at, lane);
   };
-  GatherListed<Kv, D, kHeads, kSlabs, kHeld>(out, memory.list, listed, count, beside, ring, view, tile_begin, lane);
+  GatherListed<Kv, D, kHeads, kHeld>(out, memory.list, listed, count, beside, ring, view, tile_begin, lane);
 }
 
 }  // namespace santa::cuda
