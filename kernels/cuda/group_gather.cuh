@@ -124,7 +124,9 @@ __device__ __noinline__ bool AnswerGroup(const GroupLaunch& group, int kv_head, 
   }
   AddSplits<D, kBlocks>(task.arrays, kv_head, task.group_size(), shared, vectors,
                         task.wants_error() ? kPartialVectors : 1);
-  return Answer<D, kBlocks>(task, shared, vectors, ~0u, 0);
+  const bool misses = Answer<D, kBlocks>(task, shared, vectors, ~0u, 0);
+  __syncwarp();  // what is called is left by all lanes together, for barriers count warps
+  return misses;
 }
 
 // Counts the block's rows, and if it is its group's last answers from the splits' partial results; whether it is.

@@ -198,6 +198,7 @@ __device__ __noinline__ void FindInclusions(const QuadCodes<Code>* codes, int qu
     }
     *reinterpret_cast<uint4*>(inclusion + place) = {each[0], each[1], each[2], each[3]};
   }
+  __syncwarp();  // what is called is left by all lanes together, for barriers count warps
 }
 
 // The inclusion of every token with a chance, from shared.lse; to be seen by all threads after a barrier. All threads

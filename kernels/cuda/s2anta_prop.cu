@@ -149,7 +149,7 @@ __device__ __forceinline__ void CountScored(const PropLaunch& launch, const Unit
 #pragma unroll 1
   for (int head = threadIdx.x / 32; head < group_size; head += kWarps) {
     ShareHead(launch, unit.work.item, unit.kv_head * group_size + head);
-    __syncwarp();  // its lanes come back one after another, and the barrier counts warps
+    __syncwarp();  // its lanes come back one after another, and barriers count warps
   }
   __threadfence();
   __syncthreads();

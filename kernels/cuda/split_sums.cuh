@@ -85,6 +85,7 @@ __device__ __noinline__ void AddResults(const float (&of_warp)[kWarps][8][D + 4]
     squared_norm = WarpSum(squared_norm);
     if (lane == 0) answer.WriteError(head, SquaredErrorOf(sum, independent, squared_norm), squared_norm);
   }
+  __syncwarp();  // what is called is left by all lanes together, for barriers count warps
 }
 
 // Adds up the block's warps for heads 8 * block .. + 7, as AddResults says. All threads call it.
@@ -162,6 +163,7 @@ __device__ __noinline__ void AddSplits(float* answers, const DecodeLaunch& launc
   for (int quad = 8 * threadIdx.x; quad < item.num_splits * quads; quad += 8 * blockDim.x) {
     DiscardLine(partial + quad / quads * stride + quad % quads);
   }
+  __syncwarp();
 }
 
 }  // namespace santa::cuda
