@@ -128,7 +128,7 @@ __device__ __forceinline__ void WriteErrors(const DecodeLaunch& launch, const De
     sum.t += of_warp[w][head].t;
     sum.pairs += of_warp[w][head].pairs;
   }
-  launch.partial_errors[PartialOf(launch, item, split, kv_head, head)] = sum;
+  launch.partial_errors[Partials(launch).Of(item, split, kv_head, head)] = sum;
 }
 
 template <int kHeads>

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 3 :
   FindInclusions(task, shared, inclusion);
   __syncthreads();
   LoadOctaves(shared.octaves, task.arrays, task.splits, kv_head, group_size, nullptr);
-  ListRows(task.splits, task.full_end, shared, inclusion, list, PlaceOnLine(task));
+  CallListRows(task.splits, task.full_end, shared, inclusion, list, PlaceOnLine(task));
 
   const ValueSketchView<D> sketches(group, item, kv_head);
   QueryFragment<D> q[kBlocks];

@@ -72,7 +72,7 @@ __device__ __forceinline__ sampling::StepSums OfRows(const DecodeLaunch& launch,
   const int head = threadIdx.x / kLanes;
   if (threadIdx.x % kLanes != 0 || head >= launch.group_size) return {};
   if (!told) return {.t = NAN};
-  return launch.partial_errors[PartialOf(launch, item, split, kv_head, head)];
+  return launch.partial_errors[Partials(launch).Of(item, split, kv_head, head)];
 }
 
 template <typename Kv, int D, int kHeads>
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(32 * kWarpsOf<Kv, D, kHeads>, kHeads > 8 || D 
   }
   if (item.num_splits > 1) {
     unsigned* ticket = launch.decode.tickets + 2 * (work.item * launch.decode.num_kv_heads + kv_head);
-    AddSplits<D>(shared.answers, launch.decode, item, sums, independent, ticket, 0, kv_head);
+    AddSplits<D>(shared.answers, Partials(launch.decode), item, sums, independent, ticket, 0, kv_head);
   }
 }
 

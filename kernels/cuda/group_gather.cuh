@@ -110,28 +110,34 @@ __device__ __forceinline__ void SumRows(const GatherTask<Kv, D>& task, Shared& s
   }
 }
 
-// The group's answer from its splits' partial results. vectors: scratch, [kPartialVectors][G][D]. misses: of Answer.
-// All threads call it. Not inlined: one for all types of cache.
+// The group's answer from its splits' partial results. vectors: scratch, [kPartialVectors][G][D]. Returns as Answer.
+// All threads call it.
 template <int D, int kBlocks>
-__device__ __noinline__ bool AnswerGroup(const GroupLaunch& group, int kv_head, GatherShared<kBlocks>& shared,
-                                         float* vectors) {
-  const BlockTask task(group, kv_head);
+__device__ __forceinline__ bool AnswerGroup(const BlockTask& task, GatherShared<kBlocks>& shared, float* vectors) {
   if (task.one_pass() && !task.sketched()) {  // the pilot's was about right
     for (int head = threadIdx.x / 32; head < task.group_size(); head += kGatherWarps) {
-      const float lse = HeadLse(task.arrays, kv_head, head, task.group_size(), threadIdx.x % 32);
+      const float lse = HeadLse(task.arrays, task.kv_head, head, task.group_size(), threadIdx.x % 32);
       if (threadIdx.x % 32 == 0) shared.lse[head] = lse;
     }
   }
-  AddSplits<D, kBlocks>(task.arrays, kv_head, task.group_size(), shared, vectors,
+  AddSplits<D, kBlocks>(task.arrays, task.kv_head, task.group_size(), shared, vectors,
                         task.wants_error() ? kPartialVectors : 1);
-  const bool misses = Answer<D, kBlocks>(task, shared, vectors, ~0u, 0);
+  return Answer<D, kBlocks>(task, shared, vectors, ~0u, 0);
+}
+
+// Likewise, not inlined: one for all types of cache.
+template <int D, int kBlocks>
+__device__ __noinline__ bool CallAnswerGroup(const GroupLaunch& group, int kv_head, GatherShared<kBlocks>& shared,
+                                             float* vectors) {
+  const bool misses = AnswerGroup<D, kBlocks>(BlockTask(group, kv_head), shared, vectors);
   __syncwarp();  // what is called is left by all lanes together, for barriers count warps
   return misses;
 }
 
 // Counts the block's rows, and if it is its group's last answers from the splits' partial results; whether it is.
-// misses: of Answer. All threads call it, after SumRows.
-template <int D, int kBlocks>
+// misses: of Answer. kCalled: by a function that is not inlined, for a source of many kernels; it takes a microsecond.
+// All threads call it, after SumRows.
+template <int D, int kBlocks, bool kCalled>
 __device__ __forceinline__ bool AnswerIfLast(const BlockTask& task, GatherShared<kBlocks>& shared,
                                              unsigned char* stages, bool& misses) {
   if (threadIdx.x == 0 && task.item.rows_read != nullptr) {
@@ -139,7 +145,12 @@ __device__ __forceinline__ bool AnswerIfLast(const BlockTask& task, GatherShared
   }
   const int blocks = BlockSplits::BlocksOf(task.group, task.item);
   if (!IsLastOfGroup(task.group.decode, task.item_index, task.kv_head, blocks, shared.last)) return false;
-  misses = AnswerGroup<D, kBlocks>(task.group, task.kv_head, shared, reinterpret_cast<float*>(stages));
+  auto* vectors = reinterpret_cast<float*>(stages);
+  if constexpr (kCalled) {
+    misses = CallAnswerGroup<D, kBlocks>(task.group, task.kv_head, shared, vectors);
+  } else {
+    misses = AnswerGroup<D, kBlocks>(task, shared, vectors);
+  }
   return true;
 }
 

@@ -245,10 +245,10 @@ struct PlaceByItself {
 };
 
 // Fills the list and list_at. inclusion: [place], of places below full_end, to be seen by all threads; all tokens from
-// there on are listed. All threads call it. Not inlined: one for all kernels of a source.
+// there on are listed. All threads call it.
 template <int kBlocks, typename Place>
-__device__ __noinline__ void ListRows(BlockSplits splits, int full_end, GatherShared<kBlocks>& shared,
-                                      const uint32_t* inclusion, uint32_t* list, Place place) {
+__device__ __forceinline__ void ListRows(const BlockSplits& splits, int full_end, GatherShared<kBlocks>& shared,
+                                         const uint32_t* inclusion, uint32_t* list, const Place& place) {
   const int end = max(0, full_end - splits.origin);
   const int runs = (end + kRunTokens - 1) / kRunTokens, each = (runs + kGatherThreads - 1) / kGatherThreads;
   const auto* run = reinterpret_cast<const uint4*>(inclusion);
@@ -295,6 +295,13 @@ __device__ __noinline__ void ListRows(BlockSplits splits, int full_end, GatherSh
     shared.list_at[threadIdx.x] = low;
   }
   __syncthreads();
+}
+
+// Likewise, not inlined: one for all kernels of a source.
+template <int kBlocks>
+__device__ __noinline__ void CallListRows(BlockSplits splits, int full_end, GatherShared<kBlocks>& shared,
+                                          const uint32_t* inclusion, uint32_t* list, PlaceOnLine place) {
+  ListRows(splits, full_end, shared, inclusion, list, place);
 }
 
 }  // namespace santa::cuda

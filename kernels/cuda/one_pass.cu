@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocksAtOnce)
   __syncthreads();
   SumRows<Kv, D, 1>(task, shared, inclusion, bytes);
   bool misses = false;
-  AnswerIfLast<D, 1>(task, shared, bytes, misses);
+  AnswerIfLast<D, 1, false>(task, shared, bytes, misses);
 }
 
 struct Launcher {

@@ -275,7 +275,7 @@ __device__ __forceinline__ void GatherSplit(const PropLaunch& launch, const Unit
                             unit.kv_head, block);
   }
   if (item.num_splits > 1) {
-    AddSplits<D>(shared.answers, launch.decode, item, sums, 0, ticket, item.num_splits + 1, unit.kv_head);
+    AddSplits<D>(shared.answers, Partials(launch.decode), item, sums, 0, ticket, item.num_splits + 1, unit.kv_head);
   } else if (threadIdx.x == 0) {
     *ticket = 0;
   }

@@ -63,16 +63,39 @@ __device__ __forceinline__ void StoreOutput(const DeviceItem& item, int index, f
   *reinterpret_cast<uint2*>(static_cast<uint16_t*>(item.o) + index) = packed;
 }
 
+// What a launch has for the results of splits. By value: a function that is called would read the kernel's own
+// parameters as slowly as memory.
+struct Partials {
+  float* o;
+  float2* max_sum;
+  sampling::StepSums* errors;
+  int num_kv_heads, group_size;
+
+  __device__ __forceinline__ explicit Partials(const DecodeLaunch& launch)
+      : o(launch.partial_o),
+        max_sum(launch.partial_max_sum),
+        errors(launch.partial_errors),
+        num_kv_heads(launch.num_kv_heads),
+        group_size(launch.group_size) {}
+
+  // The place of a split's result for head `head` of the group.
+  __device__ __forceinline__ size_t Of(const DeviceItem& item, int split, int kv_head, int head) const {
+    return (static_cast<size_t>(item.first_split + split) * num_kv_heads + kv_head) * group_size + head;
+  }
+};
+
 // One (item, key/value head) on its way to the answer.
 struct AnswerWriter {
   const DeviceItem& item;
   int first_head;  // of the group, in [0, H)
   float value_scale;
 
-  __device__ AnswerWriter(const DecodeLaunch& launch, const DeviceItem& item, int kv_head)
+  // num_kv_heads, group_size: of `shape`, a launch or its Partials.
+  template <typename Shape>
+  __device__ AnswerWriter(const Shape& shape, const DeviceItem& item, int kv_head)
       : item(item),
-        first_head(kv_head * launch.group_size),
-        value_scale(item.kv_scales ? item.kv_scales[launch.num_kv_heads + kv_head] : 1.0f) {}
+        first_head(kv_head * shape.group_size),
+        value_scale(item.kv_scales ? item.kv_scales[shape.num_kv_heads + kv_head] : 1.0f) {}
 
   __device__ float Sink(int head) const {
     return item.sinks ? item.sinks[first_head + head] * kLog2E : kNegativeInfinity;
@@ -91,12 +114,6 @@ struct AnswerWriter {
   }
 };
 
-// The place of a split's partial result for head `head` of the group.
-__device__ __forceinline__ size_t PartialOf(const DecodeLaunch& launch, const DeviceItem& item, int split, int kv_head,
-                                            int head) {
-  return (static_cast<size_t>(item.first_split + split) * launch.num_kv_heads + kv_head) * launch.group_size + head;
-}
-
 // What a warp brings for a block of 8 heads, of which a group has kRows at most.
 template <int D, int kRows>
 struct alignas(16) WarpResult {
@@ -109,14 +126,14 @@ struct alignas(16) WarpResult {
 // squared errors, where the item wants them. All threads call it. Not inlined: one for all types of cache, lest nvcc
 // take as long for it as for the rest of a kernel.
 template <int D, int kWarps, int kRows, bool kTellsErrors>
-__device__ __noinline__ void MergeResults(const unsigned char* results, int pitch, const DecodeLaunch& launch,
+__device__ __noinline__ void MergeResults(const unsigned char* results, int pitch, Partials partials,
                                           const DeviceItem& item, int split, int kv_head, int block) {
   using Result = WarpResult<D, kRows>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const bool tells_errors = kTellsErrors && item.relative_standard_error != nullptr;
   const auto result = [&](int w) -> const Result& { return *reinterpret_cast<const Result*>(results + w * pitch); };
-  const AnswerWriter answer(launch, item, kv_head);
-  const int heads = min(8, launch.group_size - 8 * block);
+  const AnswerWriter answer(partials, item, kv_head);
+  const int heads = min(8, partials.group_size - 8 * block);
   const bool only = item.num_splits == 1;
   for (int i = 4 * threadIdx.x; i < heads * D; i += 4 * 32 * kWarps) {
     const int in_block = i / D, dim = i % D, head = 8 * block + in_block;
@@ -135,9 +152,9 @@ __device__ __noinline__ void MergeResults(const unsigned char* results, int pitc
       answer.WriteOutput<D>(head, dim, o, sum);
       if (dim == 0) answer.WriteLse(head, max, sum);
     } else {
-      const size_t to = PartialOf(launch, item, split, kv_head, head);
-      *reinterpret_cast<float4*>(launch.partial_o + to * D + dim) = o;
-      if (dim == 0) launch.partial_max_sum[to] = make_float2(max, sum);
+      const size_t to = partials.Of(item, split, kv_head, head);
+      *reinterpret_cast<float4*>(partials.o + to * D + dim) = o;
+      if (dim == 0) partials.max_sum[to] = make_float2(max, sum);
     }
   }
   for (int in_block = warp; tells_errors && in_block < heads; in_block += kWarps) {
@@ -150,8 +167,7 @@ __device__ __noinline__ void MergeResults(const unsigned char* results, int pitc
     const int head = 8 * block + in_block;
     if (!only) {
       if (lane == 0) {
-        launch.partial_errors[PartialOf(launch, item, split, kv_head, head)] = {
-            .t = 0, .pairs = 0, .steps = squared_error};
+        partials.errors[partials.Of(item, split, kv_head, head)] = {.t = 0, .pairs = 0, .steps = squared_error};
       }
       continue;
     }
@@ -199,7 +215,7 @@ __device__ __forceinline__ void MergeWarps(unsigned char* results, int pitch, co
     }
   }
   __syncthreads();
-  MergeResults<D, kWarps, kRows, kTellsErrors>(results, pitch, launch, item, split, kv_head, block);
+  MergeResults<D, kWarps, kRows, kTellsErrors>(results, pitch, Partials(launch), item, split, kv_head, block);
 }
 
 // The block whose split was the last of its (item, head) merges them all, as many at a time as its shared memory has
@@ -207,21 +223,21 @@ __device__ __forceinline__ void MergeWarps(unsigned char* results, int pitch, co
 template <int D, int kWarps, bool kTellsErrors>
 class SplitMerger {
  public:
-  __device__ SplitMerger(unsigned char* bytes, int num_bytes, const DecodeLaunch& launch, const DeviceItem& item,
+  __device__ SplitMerger(unsigned char* bytes, int num_bytes, const Partials& partials, const DeviceItem& item,
                          int kv_head)
       : shared_(*reinterpret_cast<Shared*>(bytes)),
         parts_(reinterpret_cast<float4*>(bytes + sizeof(Shared))),
-        answer_(launch, item, kv_head),
-        group_size_(launch.group_size),
+        answer_(partials, item, kv_head),
+        group_size_(partials.group_size),
         num_splits_(item.num_splits),
-        quads_(launch.group_size * D / 4),
+        quads_(partials.group_size * D / 4),
         at_once_(min(kMostAtOnce, (num_bytes - static_cast<int>(sizeof(Shared))) / (16 * quads_))),
-        stride_(static_cast<size_t>(launch.num_kv_heads) * launch.group_size) {
-    const size_t first = item.first_split * stride_ + kv_head * launch.group_size;
-    max_sums_ = launch.partial_max_sum + first;
-    errors_ = launch.partial_errors + first;
+        stride_(static_cast<size_t>(partials.num_kv_heads) * partials.group_size) {
+    const size_t first = item.first_split * stride_ + kv_head * partials.group_size;
+    max_sums_ = partials.max_sum + first;
+    errors_ = partials.errors + first;
     tells_errors_ = kTellsErrors && item.relative_standard_error != nullptr;
-    partial_o_ = reinterpret_cast<float4*>(launch.partial_o + first * D);
+    partial_o_ = reinterpret_cast<float4*>(partials.o + first * D);
   }
 
   __device__ void Run() {
@@ -388,9 +404,9 @@ class SplitPlace {
 
 // The last split's block, as SplitMerger says; not inlined, as MergeResults.
 template <int D, int kWarps, bool kTellsErrors>
-__device__ __noinline__ void MergeAllSplits(unsigned char* bytes, int num_bytes, const DecodeLaunch& launch,
+__device__ __noinline__ void MergeAllSplits(unsigned char* bytes, int num_bytes, Partials partials,
                                             const DeviceItem& item, int kv_head) {
-  SplitMerger<D, kWarps, kTellsErrors>(bytes, num_bytes, launch, item, kv_head).Run();
+  SplitMerger<D, kWarps, kTellsErrors>(bytes, num_bytes, partials, item, kv_head).Run();
 }
 
 // The last split of an (item, head) merges them all and writes the answer. All threads call it.
@@ -399,7 +415,7 @@ __device__ __forceinline__ void MergeSplits(unsigned char* bytes, const DecodeLa
                                             int kv_head, SplitPlace& place) {
   static_assert(kBytes >= SplitMerger<D, kWarps, kTellsErrors>::kLeastBytes);
   if (item.num_splits == 1 || !place.WaitForOthers()) return;
-  MergeAllSplits<D, kWarps, kTellsErrors>(bytes, kBytes, launch, item, kv_head);
+  MergeAllSplits<D, kWarps, kTellsErrors>(bytes, kBytes, Partials(launch), item, kv_head);
 }
 
 }  // namespace santa::cuda

@@ -42,12 +42,12 @@ __device__ __forceinline__ float SquaredErrorOf(const sampling::StepSums& sum, u
 // partial result; and their errors, where the item wants them. independent: draws of each head that are; 0: of another
 // method. sums: [H] of the item. All threads call it. Not inlined: one for all types of cache.
 template <int D, int kWarps>
-__device__ __noinline__ void AddResults(const float (&of_warp)[kWarps][8][D + 4], const DecodeLaunch& launch,
+__device__ __noinline__ void AddResults(const float (&of_warp)[kWarps][8][D + 4], Partials partials,
                                         const DeviceItem& item, const HeadSum* sums, uint32_t independent, int split,
                                         int kv_head, int block) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const bool tells_errors = item.relative_standard_error != nullptr;
-  const int group_size = launch.group_size;
+  const int group_size = partials.group_size;
   const int heads = min(8, group_size - 8 * block);
   for (int i = 4 * threadIdx.x; i < heads * D; i += 4 * 32 * kWarps) {
     const int head = 8 * block + i / D, dim = i % D;
@@ -55,11 +55,11 @@ __device__ __noinline__ void AddResults(const float (&of_warp)[kWarps][8][D + 4]
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) o += *reinterpret_cast<const float4*>(&of_warp[w][i / D][dim]);
     if (item.num_splits == 1) {
-      const AnswerWriter answer(launch, item, kv_head);
+      const AnswerWriter answer(partials, item, kv_head);
       answer.WriteOutput<D>(head, dim, o, __ldcg(&sums[answer.first_head + head].divisor));
     } else {
-      const size_t to = PartialOf(launch, item, split, kv_head, head);
-      *reinterpret_cast<float4*>(launch.partial_o + to * D + dim) = o;
+      const size_t to = partials.Of(item, split, kv_head, head);
+      *reinterpret_cast<float4*>(partials.o + to * D + dim) = o;
     }
   }
   for (int in_block = warp; tells_errors && in_block < heads; in_block += kWarps) {
@@ -69,10 +69,10 @@ __device__ __noinline__ void AddResults(const float (&of_warp)[kWarps][8][D + 4]
       const float* part = &of_warp[w][in_block][D];
       AddTo(sum, {part[0], part[1], part[2]});
     }
-    const AnswerWriter answer(launch, item, kv_head);
+    const AnswerWriter answer(partials, item, kv_head);
     const int head = 8 * block + in_block;
     if (item.num_splits > 1) {
-      if (lane == 0) launch.partial_errors[PartialOf(launch, item, split, kv_head, head)] = sum;
+      if (lane == 0) partials.errors[partials.Of(item, split, kv_head, head)] = sum;
       continue;
     }
     float squared_norm = 0;
@@ -106,16 +106,15 @@ __device__ __forceinline__ void AddWarps(float (&of_warp)[kWarps][8][D + 4], con
   }
   if (item.relative_standard_error != nullptr) errors.Write(&of_warp[warp][0][D], D + 4, block, lane);
   __syncthreads();
-  AddResults<D, kWarps>(of_warp, launch, item, sums, independent, split, kv_head, block);
+  AddResults<D, kWarps>(of_warp, Partials(launch), item, sums, independent, split, kv_head, block);
 }
 
 // Counts one of several splits in, on a ticket that was `first` before the first of them; the last one of the (item,
 // head) adds them all up, writes the answer and leaves the ticket zero. answers: [G][D], shared. All threads call it.
 // Not inlined, as AddResults.
 template <int D>
-__device__ __noinline__ void AddSplits(float* answers, const DecodeLaunch& launch, const DeviceItem& item,
-                                       const HeadSum* sums, uint32_t independent, unsigned* ticket, unsigned first,
-                                       int kv_head) {
+__device__ __noinline__ void AddSplits(float* answers, Partials partials, const DeviceItem& item, const HeadSum* sums,
+                                       uint32_t independent, unsigned* ticket, unsigned first, int kv_head) {
   __threadfence();
   __syncthreads();
   bool last = false;
@@ -125,11 +124,11 @@ __device__ __noinline__ void AddSplits(float* answers, const DecodeLaunch& launc
   }
   if (!__syncthreads_or(last)) return;
   __threadfence();
-  const AnswerWriter answer(launch, item, kv_head);
-  const size_t stride = static_cast<size_t>(launch.num_kv_heads) * launch.group_size * (D / 4);
-  auto* partial = reinterpret_cast<float4*>(launch.partial_o) + item.first_split * stride +
+  const AnswerWriter answer(partials, item, kv_head);
+  const size_t stride = static_cast<size_t>(partials.num_kv_heads) * partials.group_size * (D / 4);
+  auto* partial = reinterpret_cast<float4*>(partials.o) + item.first_split * stride +
                   static_cast<size_t>(answer.first_head) * (D / 4);
-  const int quads = launch.group_size * D / 4;
+  const int quads = partials.group_size * D / 4;
   for (int quad = threadIdx.x; quad < quads; quad += blockDim.x) {
     float4 o = {};
 #pragma unroll 8
@@ -141,10 +140,10 @@ __device__ __noinline__ void AddSplits(float* answers, const DecodeLaunch& launc
   __syncthreads();  // all partial results have been read
   if (item.relative_standard_error != nullptr) {
     const int lane = threadIdx.x % 32;
-    for (int head = threadIdx.x / 32; head < launch.group_size; head += blockDim.x / 32) {
+    for (int head = threadIdx.x / 32; head < partials.group_size; head += blockDim.x / 32) {
       sampling::StepSums sum;
       for (int split = lane; split < item.num_splits; split += 32) {
-        const float* part = &launch.partial_errors[PartialOf(launch, item, split, kv_head, head)].t;
+        const float* part = &partials.errors[partials.Of(item, split, kv_head, head)].t;
         AddTo(sum, {__ldcg(part), __ldcg(part + 1), __ldcg(part + 2)});
       }
 #pragma unroll
