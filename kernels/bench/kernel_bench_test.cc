@@ -61,6 +61,7 @@ TEST(KernelBenchTest, RefusesBadFlagsWithASentence) {
       {"--sketch=k3", "--sketch is 'k3'; it must be none, k4, k4v4 or k8v8"},
       {"--key_order=up", "--key_order is 'up'; it must be token or feature"},
       {"--methods=BERNOULLI_QK", "score_draws is 0; it must be in [1, 1024] for BERNOULLI_QK"},
+      {"--target_relative_error=1", "--target_relative_error is '1'; it must be a number in (0, 1)"},
       {"--ragged=3x",
        "--ragged is '3x'; it must be like 15x1024,131072: at most 4096 sequences of 1 to 16777216 tokens"},
       {"--ragged=5000x1",
@@ -120,6 +121,27 @@ TEST(KernelBenchTest, MeasuresDataLikeAttention) {
 TEST(KernelBenchTest, SketchedIsThereWithASketchAlone) {
   EXPECT_EQ(Parse({})->methods.size(), kAllMethods.size() - 2);
   EXPECT_EQ(Parse({"--sketch=k4"})->methods.size(), kAllMethods.size() - 1);
+}
+
+// Each head's error over the draws, held against what was asked for.
+TEST(KernelBenchTest, MeasuresATarget) {
+  const auto options = Parse({"--data=attention", "--tokens=4096", "--query_heads=8", "--kv_heads=2", "--sketch=k4",
+                              "--target_relative_error=0.05", "--repetitions=40", "--threads=1"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->methods, (std::vector<Method>{Method::kExact, Method::kCoordinated, Method::kSketched}));
+  EXPECT_EQ(options->attention(Method::kSketched, 5).sample_count, 0u);
+  const auto report = Measure(*options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_EQ(report->results[0].heads_within_target, 1);
+  for (size_t m = 1; m < 3; ++m) {
+    const Result& result = report->results[m];
+    EXPECT_GE(result.heads_within_target, 0.75);
+    EXPECT_GT(result.worst_over_target, 0.5);
+    EXPECT_LT(result.worst_over_target, 1.25);
+    EXPECT_LT(result.value_rows_read, 2 * 4096);
+  }
+  const std::string lines = JsonLines(*options, *report);
+  EXPECT_EQ(nlohmann::json::parse(lines.substr(0, lines.find('\n')))["target_relative_error"], 0.05);
 }
 
 // Score draws read a part of K, err as 1 / sqrt(R), and have an lse that is too large.
@@ -196,7 +218,8 @@ TEST(KernelBenchTest, JsonHasTheKeysAndSensibleNumbers) {
     EXPECT_EQ(keys,
               (std::vector<std::string>{"method", "microseconds", "kv_bytes_read", "dense_kv_bytes", "bandwidth_ratio",
                                         "speedup_vs_exact", "relative_error", "value_rows_read", "standard_error",
-                                        "samples", "sketch", "score_draws", "lse_bias", "key_bytes_read"}));
+                                        "samples", "sketch", "score_draws", "lse_bias", "key_bytes_read",
+                                        "target_relative_error", "heads_within_target", "worst_over_target"}));
     EXPECT_GT(object["microseconds"], 0);
     EXPECT_GT(object["bandwidth_ratio"], 0);
     EXPECT_EQ(object["dense_kv_bytes"], dense);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
+#include <utility>
 
 #include "kernels/bench/backends.h"
 #include "kernels/bench/workload.h"
@@ -16,7 +18,7 @@ double Median(std::vector<double> values) {
 }
 
 // |o^ - o|^2 / |o|^2
-double SquaredError(const std::vector<float>& found, const std::vector<double>& expected) {
+double SquaredError(std::span<const float> found, std::span<const double> expected) {
   double error = 0;
   double norm = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -46,6 +48,7 @@ struct Samples {
   std::vector<double> speedups;
   double squared_error = 0;
   double told_squared_error = 0;
+  std::vector<double> squared_errors_of_heads;  // [H]
   double lse_bias = 0;
   int64_t checked = 0;
   int64_t kv_bytes_read = 0;
@@ -61,10 +64,24 @@ void Add(const Workload::Call& call, double exact_seconds, Samples& samples) {
   samples.dense_kv_bytes = call.statistics.dense_kv_bytes;
 }
 
+// The share of the heads whose error is at most the target, and the largest over it.
+std::pair<double, double> AgainstTarget(double target, const Samples& samples) {
+  int64_t within = 0;
+  double worst = 0;
+  for (const double squared : samples.squared_errors_of_heads) {
+    const double error = std::sqrt(squared / static_cast<double>(samples.checked));
+    if (error <= target) ++within;
+    worst = std::max(worst, error / target);
+  }
+  return {static_cast<double>(within) / static_cast<double>(samples.squared_errors_of_heads.size()), worst};
+}
+
 Result Summarise(Method method, const Options& options, const Samples& samples, double read_bytes_per_second) {
   const auto calls = static_cast<int64_t>(samples.seconds.size());
   const double seconds = Median(samples.seconds);
   const int64_t bytes = samples.kv_bytes_read / calls;
+  const double target = options.target_relative_error;
+  const auto [within, worst] = target > 0 ? AgainstTarget(target, samples) : std::pair(std::nan(""), std::nan(""));
   return {.method = method,
           .microseconds = seconds * 1e6,
           .kv_bytes_read = bytes,
@@ -74,6 +91,8 @@ Result Summarise(Method method, const Options& options, const Samples& samples, 
           .relative_error = std::sqrt(samples.squared_error / static_cast<double>(samples.checked)),
           .value_rows_read = samples.value_rows_read / calls,
           .standard_error = std::sqrt(samples.told_squared_error / static_cast<double>(samples.checked)),
+          .heads_within_target = within,
+          .worst_over_target = worst,
           .lse_bias = samples.lse_bias / static_cast<double>(samples.checked),
           .key_bytes_read =
               (samples.kv_bytes_read - samples.value_rows_read * static_cast<int64_t>(options.layout().row_bytes())) /
@@ -164,15 +183,25 @@ absl::Status TimeSteps(const Options& options, const Workload& workload, Device&
 // Errors apart from the times: on the sequence that the reference knows.
 absl::Status AddErrors(const Options& options, const Workload& workload, Backend& backend, Times& times) {
   const reference::Output expected = workload.Reference(0);
-  const int64_t checks = std::min<int64_t>(options.repetitions, 10);
+  // What is held against a target is a head's own error, and takes more draws to know than that of all.
+  const int64_t checks =
+      options.target_relative_error > 0 ? options.repetitions : std::min<int64_t>(options.repetitions, 10);
   for (size_t m = 0; m < options.methods.size(); ++m) {
     Samples& samples = times.methods[m];
     samples.checked = options.methods[m] == Method::kExact ? 1 : checks;
+    samples.squared_errors_of_heads.resize(options.query_heads);
     for (int64_t check = 0; check < samples.checked; ++check) {
       const absl::StatusOr<Workload::Call> call =
           workload.Decode(backend, options.methods[m], 0, static_cast<uint64_t>(options.seed + check));
       if (!call.ok()) return call.status();
-      samples.squared_error += SquaredError(call->o, expected.o);
+      const std::span<const float> found(call->o);
+      const std::span<const double> wanted(expected.o);
+      samples.squared_error += SquaredError(found.first(wanted.size()), wanted);
+      for (int64_t head = 0; head < options.query_heads; ++head) {
+        const int64_t first = head * options.head_dim;
+        samples.squared_errors_of_heads[head] +=
+            SquaredError(found.subspan(first, options.head_dim), wanted.subspan(first, options.head_dim));
+      }
       samples.told_squared_error += ToldSquaredError(*call, options, expected.o);
       for (size_t h = 0; h < expected.lse.size(); ++h) {
         samples.lse_bias += (call->lse[h] - expected.lse[h]) / static_cast<double>(expected.lse.size());

@@ -23,6 +23,10 @@ struct Result {
   int64_t value_rows_read = 0;  // mean
   // What the answers say of relative_error: root mean square over the same ones; NaN where they say nothing.
   double standard_error = 0;
+  // Of a target_relative_error: the share of the sequence's heads whose root mean square error is at most that, and the
+  // largest one's over it; NaN without one.
+  double heads_within_target = 0;
+  double worst_over_target = 0;
   double lse_bias = 0;         // lse^ - lse of the same answers, mean over the heads
   int64_t key_bytes_read = 0;  // of kv_bytes_read those of K and of sketches
 };

@@ -140,6 +140,13 @@ absl::Status SetOther(std::string_view name, std::string_view value, Options& op
     }
     return absl::OkStatus();
   }
+  if (name == "target_relative_error") {
+    if (!absl::SimpleAtod(View(value), &options.target_relative_error) ||
+        !(options.target_relative_error > 0 && options.target_relative_error < 1)) {
+      return Refuse(name, value, "a number in (0, 1)");
+    }
+    return absl::OkStatus();
+  }
   return absl::InvalidArgumentError(absl::StrCat("there is no flag --", View(name), "; --help lists them"));
 }
 
@@ -187,10 +194,12 @@ KvLayout Options::layout() const {
 }
 
 AttentionOptions Options::attention(Method method, uint64_t draw_seed) const {
+  const bool has_target = target_relative_error > 0 && method != Method::kExact;
   return {.method = method,
-          .sample_count = DrawsValues(method) ? static_cast<uint32_t>(samples) : 0,
+          .sample_count = DrawsValues(method) && !has_target ? static_cast<uint32_t>(samples) : 0,
           .seed = draw_seed,
           .window = static_cast<uint32_t>(window),
+          .target_relative_error = has_target ? static_cast<float>(target_relative_error) : 0,
           .score_draws = method == Method::kExact ? 0 : static_cast<uint32_t>(score_draws)};
 }
 
@@ -203,6 +212,8 @@ absl::StatusOr<Options> ParseOptions(std::span<const std::string_view> arguments
     for (const Method method : kAllMethods) {
       if (method == Method::kSketched && options.sketch == Sketch::kNone) continue;
       if (method == Method::kBernoulliQk && options.score_draws == 0) continue;
+      // Most take no target.
+      if (options.target_relative_error > 0 && !Validate(options.attention(method, 0)).ok()) continue;
       options.methods.push_back(method);
     }
   }
@@ -230,6 +241,8 @@ std::string Usage() {
       "keys\n"
       "                      with outlier channels, correlated heads, a sink, a local window, values around a mean\n"
       "  --sigma=X           standard deviation of the logits (2)\n"
+      "  --target_relative_error=X\n"
+      "                      in (0, 1), in place of --samples: for COORDINATED and SKETCHED\n"
       "  --input=FILE        safetensors with q [sources, G, D], k and v [sources, tokens, D] in place of random\n"
       "                      numbers (//client/examples:capture writes one); sources are repeated for heads and\n"
       "                      sequences, features and tokens for larger shapes\n"

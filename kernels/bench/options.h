@@ -31,8 +31,10 @@ struct Options {
   KeyOrder key_order = KeyOrder::kTokenMajor;
   std::vector<Method> methods;  // by default all, SKETCHED where there is a sketch, BERNOULLI_QK with score draws
   int64_t samples = 2048;       // S of the sampled methods
-  int64_t score_draws = 0;      // R of all methods but EXACT, [0, kMaxScoreDraws]
-  int64_t window = 0;           // tokens, 0: all
+  // In place of S, of COORDINATED and SKETCHED, the only methods beside EXACT then; 0: none.
+  double target_relative_error = 0;
+  int64_t score_draws = 0;  // R of all methods but EXACT, [0, kMaxScoreDraws]
+  int64_t window = 0;       // tokens, 0: all
   Data data = Data::kNormal;
   double sigma = 2;  // standard deviation of the logits, (0, 100]
   // A file of q [sources, G, D], k and v [sources, tokens, D] in place of random numbers; empty: random ones.
