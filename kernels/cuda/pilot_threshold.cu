@@ -1,7 +1,11 @@
 // Each group's kappa from a pilot of its tokens (kernels/sampling/pilot.h), and its heads' log-sum-exps by that pilot.
 //
-// Grid: (key/value head, item with a pilot). A warp takes eight slices, as two blocks of four slabs, and keeps their
-// scores; what they come from is on its way for as many as there is room for.
+// Grid: (key/value head x blocks of a cluster, item with a pilot). All of it is waiting, for memory and for one step
+// after another: where that leaves multiprocessors idle, a cluster of blocks shares a group's pilot. Each warp tells
+// all blocks its slices' sums, and from these every block finds by itself what the slices count for and the heads'
+// log-sum-exps. The first one counts the squares, which the others leave in its memory, and solves for kappa. How many
+// blocks there are changes no bit of it.
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/group_launch.cuh"
 #include "kernels/cuda/solve_threshold.cuh"
 #include "kernels/cuda/token_squares.cuh"
@@ -10,163 +14,210 @@
 namespace santa::cuda {
 namespace {
 
-constexpr int kWarps = 16;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kOfWarp = sampling::kPilotSlices / kWarps;
-constexpr int kBlocksOfWarp = kOfWarp / kBlockSlabs;
-static_assert(sampling::kSliceTokens == kSlabRows);
+constexpr int kPilotHeads = kQuad * kPilotQuads;
+constexpr int kPilotBlocks = sampling::kPilotSlices / kBlockSlabs;  // of four slices
+static_assert(sampling::kSliceTokens == kSlabRows && kPilotBlocks == 32);
 
-// Slices of a warp that are on their way at once, of so many bytes; only one where a block has not that much memory.
-__host__ __device__ constexpr int SlicesAhead(int slab_bytes) {
-  return slab_bytes * kOfWarp <= 12288 ? kOfWarp : 12288 / slab_bytes;
+// How a group's pilot is shared out.
+struct PilotShape {
+  int blocks, warps;       // of a cluster; of each of its blocks
+  int most_bytes_of_warp;  // of slices that are on their way
+
+  SANTA_HOST_DEVICE constexpr int threads() const { return 32 * warps; }
+  // Whole blocks of four slices.
+  SANTA_HOST_DEVICE constexpr int of_warp() const { return kPilotBlocks / (blocks * warps); }
+  // Slices that a warp has on their way at once.
+  SANTA_HOST_DEVICE constexpr int SlicesAhead(int slab_bytes) const {
+    return slab_bytes * kBlockSlabs <= most_bytes_of_warp ? kBlockSlabs : slab_bytes * 2 <= most_bytes_of_warp ? 2 : 1;
+  }
+};
+SANTA_HOST_DEVICE constexpr PilotShape ShapeOf(bool clusters) {
+  return clusters ? PilotShape{4, 8, 16384} : PilotShape{1, 16, 4096};
 }
 
-struct Shared {
-  static constexpr int kHeads = kQuad * kPilotQuads;
+using PilotCounts = uint32_t[sampling::kCodeBlock];  // of a block
+constexpr int kBinBits = 10;                         // of a count, the lowest
+static_assert(1 << kBinBits == sampling::kInclusionBins);
+
+// What slices come to: those of block b are b, b + 32, ..., so that the last ones, which may have no sketch, are
+// different warps'.
+struct PilotShared {
   unsigned histogram[sampling::kInclusionBins];
-  sampling::PilotSlice slices[sampling::kPilotSlices];
-  float2 sums[kHeads][kWarps];
-  float lse[kHeads];
-  SolveShared<kThreads> solve;
+  sampling::PilotSlice slices[kPilotBlocks][kBlockSlabs];
+  float max[kPilotHeads][kPilotBlocks];    // the largest score of a block
+  float4 sums[kPilotHeads][kPilotBlocks];  // of its slices, of 2^(score - largest)
+  float once[kPilotHeads];                 // log-sum-exps as if no slice were held to kMostOfPilot
+  float lse[kPilotHeads];
 };
 
-// A lane's scores of its warp's slices.
-using PilotScores = QuadScores[kBlocksOfWarp][kPilotQuads];
+__device__ __forceinline__ float4 Times(const sampling::PilotSlice (&slices)[kBlockSlabs]) {
+  return {static_cast<float>(slices[0].stands_for), static_cast<float>(slices[1].stands_for),
+          static_cast<float>(slices[2].stands_for), static_cast<float>(slices[3].stands_for)};
+}
 
-// Brings dot products to scores but for the factor that it returns, and what is invisible to -inf.
-__device__ __forceinline__ float Finish(PilotScores& s, const SketchScorer& scorer, const DeviceItem& item,
-                                        const sampling::PilotSlice* slices, int group_size, int lane) {
-  float scale = 1;  // the same for all
+// Tells every block of the cluster what the warp's slices come to in a quad. s: dot products, as they come; what is
+// invisible becomes -inf. Returns the factor from s to scores.
+template <bool kClusters>
+__device__ __forceinline__ float TellSums(PilotShared& shared, QuadScores& s, const SketchScorer& scorer,
+                                          const DeviceItem& item, const int (&tokens)[kBlockSlabs], int block, int quad,
+                                          int num_blocks, int lane) {
+  const float scale = scorer.Cap(s);
 #pragma unroll
-  for (int i = 0; i < kBlocksOfWarp; ++i) {
+  for (int i = 0; i < 2 * kBlockSlabs; ++i) {
+    const int token = tokens[i / 2] + i % 2 * 8 + lane / 4;
+    if (token < item.begin || token >= item.end) s[i / 2][i % 2] = kNegativeInfinity;
+  }
+  const float largest = LargestOf(s);
+  float sums[kBlockSlabs];
 #pragma unroll
-    for (int quad = 0; quad < kPilotQuads; ++quad) {
-      if (kQuad * quad >= group_size) break;
-      scale = scorer.Cap(s[i][quad]);
+  for (int i = 0; i < kBlockSlabs; ++i) sums[i] = Exp2((s[i][0] - largest) * scale) + Exp2((s[i][1] - largest) * scale);
 #pragma unroll
-      for (int j = 0; j < 2 * kBlockSlabs; ++j) {
-        const int token = slices[i * kBlockSlabs + j / 2].slice * kSlabRows + j % 2 * 8 + lane / 4;
-        if (token < item.begin || token >= item.end) s[i][quad][j / 2][j % 2] = kNegativeInfinity;
-      }
-    }
+  for (int step = 4; step < 32; step *= 2) {
+#pragma unroll
+    for (int i = 0; i < kBlockSlabs; ++i) sums[i] += __shfl_xor_sync(~0u, sums[i], step);
+  }
+  const int head = kQuad * quad + lane % 4;
+  for (int rank = lane / 4; rank < num_blocks; rank += 8) {
+    *Cluster<kClusters>::SharedOf(rank, &shared.sums[head][block]) = {sums[0], sums[1], sums[2], sums[3]};
+    *Cluster<kClusters>::SharedOf(rank, &shared.max[head][block]) = fmaxf(largest * scale, -sampling::kMaxScore);
   }
   return scale;
 }
 
-// The heads' log-sum-exps by the pilot, to shared.lse; of heads that there are not infinity. All threads call it.
-__device__ __forceinline__ void FindLse(Shared& shared, const PilotScores& s, float scale,
-                                        const sampling::PilotSlice* slices, int group_size) {
+// A head's log-sum-exp, of a warp whose lane has the block of the same number; times: how often its slices count.
+__device__ __forceinline__ float PilotLse(const PilotShared& shared, int head, const float4& times, int lane) {
+  const float4 sums = shared.sums[head][lane];
+  const float sum = times.x * sums.x + times.y * sums.y + times.z * sums.z + times.w * sums.w;
+  const float2 all = MergeSums(make_float2(shared.max[head][lane], sum));
+  return all.x + log2f(all.y);
+}
+
+// Holds the slices' stands_for to what they may count for, and finds the heads' log-sum-exps with that. All threads
+// call it, after a barrier behind all sums.
+template <int kWarps>
+__device__ __forceinline__ void FindLse(PilotShared& shared, int group_size) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  sampling::PilotSlice slices[kBlockSlabs];
+  if (warp < group_size) {
 #pragma unroll
-  for (int quad = 0; quad < kPilotQuads; ++quad) {
-    if (kQuad * quad >= group_size) break;
-    LaneSum sums;
-#pragma unroll
-    for (int i = 0; i < kBlocksOfWarp; ++i) {
-      const sampling::PilotSlice* of_slabs = slices + i * kBlockSlabs;
-      AddScores(sums, s[i][quad], scale,
-                [of_slabs](int slab) { return static_cast<float>(of_slabs[slab].stands_for); });
+    for (int i = 0; i < kBlockSlabs; ++i) slices[i] = shared.slices[lane][i];
+    const float4 stand_for = Times(slices);
+    for (int head = warp; head < group_size; head += kWarps) {
+      const float lse = PilotLse(shared, head, stand_for, lane);
+      if (lane == 0) shared.once[head] = lse;
     }
-    LeaveSums(shared.sums + kQuad * quad, sums, warp, lane);
   }
   __syncthreads();
-  for (int head = warp; head < Shared::kHeads; head += kWarps) {
-    const float2 sum = MergeSums(lane < kWarps ? shared.sums[head][lane] : make_float2(kNegativeInfinity, 0));
-    if (lane == 0) shared.lse[head] = head < group_size ? sum.x + log2f(sum.y) : INFINITY;
+  if (warp < group_size) {
+    float largest[kBlockSlabs] = {};
+#pragma unroll 4
+    for (int head = 0; head < group_size; ++head) {
+      const float4 sums = shared.sums[head][lane];
+      const float unit = Exp2(shared.max[head][lane] - shared.once[head]);
+      largest[0] = fmaxf(largest[0], sums.x * unit);  // without what is not a number
+      largest[1] = fmaxf(largest[1], sums.y * unit);
+      largest[2] = fmaxf(largest[2], sums.z * unit);
+      largest[3] = fmaxf(largest[3], sums.w * unit);
+    }
+#pragma unroll
+    for (int i = 0; i < kBlockSlabs; ++i) {
+      slices[i].stands_for = sampling::PilotTimes(slices[i].stands_for, largest[i]);
+      if (warp == 0) shared.slices[lane][i].stands_for = slices[i].stands_for;
+    }
+    const float4 times = Times(slices);
+    for (int head = warp; head < group_size; head += kWarps) {
+      const float lse = PilotLse(shared, head, times, lane);
+      if (lane == 0) shared.lse[head] = lse;
+    }
   }
   __syncthreads();
 }
 
-// Of each of the warp's slices, how often it counts in the end: in stands_for.
-__device__ __forceinline__ void LimitTimes(const PilotScores& s, float scale, sampling::PilotSlice* slices,
-                                           const float* lse, int group_size) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < kOfWarp; ++i) {
-    float largest = 0;
-#pragma unroll
-    for (int quad = 0; quad < kPilotQuads; ++quad) {
-      if (kQuad * quad >= group_size) break;
-      const float(&of_slab)[2] = s[i / kBlockSlabs][quad][i % kBlockSlabs];
-      const float of_head = lse[kQuad * quad + lane % 4];
-      float share = Exp2(fmaf(of_slab[0], scale, -of_head)) + Exp2(fmaf(of_slab[1], scale, -of_head));
-#pragma unroll
-      for (int step = 4; step < 32; step *= 2) share += __shfl_xor_sync(~0u, share, step);
-      largest = fmaxf(largest, share);  // without what is not a number
-    }
-#pragma unroll
-    for (int step = 1; step < 4; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-    if (lane == 0) slices[i].stands_for = sampling::PilotTimes(slices[i].stands_for, largest);
-  }
-  __syncwarp();
-}
-
-template <typename Slabs>
-__global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_constant__ GroupLaunch group) {
+template <typename Slabs, bool kClusters>
+__device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
+  constexpr PilotShape kShape = ShapeOf(kClusters);
+  constexpr int kThreads = kShape.threads(), kSlabBytes = Slabs::SlabBytes(), kAhead = kShape.SlicesAhead(kSlabBytes);
   extern __shared__ __align__(1024) unsigned char bytes[];
-  const DecodeLaunch& launch = group.decode;
   __shared__ typename Slabs::Queries queries;
-  __shared__ Shared shared;
-  constexpr int kSlabBytes = Slabs::SlabBytes(), kAhead = SlicesAhead(kSlabBytes);
-  const int item_index = group.pilots[blockIdx.y], kv_head = blockIdx.x, group_size = launch.group_size;
+  __shared__ PilotShared shared;
+  __shared__ SolveShared<kThreads> solve;
+  Cluster<kClusters>::Begin();
+  const DecodeLaunch& launch = group.decode;
+  const int kv_head = blockIdx.x / kShape.blocks, rank = blockIdx.x % kShape.blocks;
+  const int item_index = group.pilots[blockIdx.y], group_size = launch.group_size;
   const DeviceItem& item = launch.items[item_index];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const GroupArrays arrays = group.arrays[item_index];
   Slabs slabs(launch, item, kv_head, queries);
-  const unsigned char* ring = bytes + warp * group.slices_ahead * kSlabBytes;
-  sampling::PilotSlice* slices = shared.slices + warp * kOfWarp;
-  if (threadIdx.x < sampling::kPilotSlices) {
-    const int first = item.begin / kSlabRows, count = (item.end - 1) / kSlabRows - first + 1;
-    shared.slices[threadIdx.x] = sampling::MakePilotSlice(first, count, threadIdx.x);
+  const unsigned char* ring = bytes + warp * kAhead * kSlabBytes;
+  const int first_slice = item.begin / kSlabRows, num_slices = (item.end - 1) / kSlabRows - first_slice + 1;
+  for (int i = threadIdx.x; i < sampling::kPilotSlices; i += kThreads) {
+    shared.slices[i / kBlockSlabs][i % kBlockSlabs] =
+        sampling::MakePilotSlice(first_slice, num_slices, i % kBlockSlabs * kPilotBlocks + i / kBlockSlabs);
   }
   for (int i = threadIdx.x; i < sampling::kInclusionBins; i += kThreads) shared.histogram[i] = 0;
+  // Of heads that there are not.
+  if (threadIdx.x >= group_size && threadIdx.x < kPilotHeads) shared.lse[threadIdx.x] = INFINITY;
   __syncthreads();
+  // A lane knows one of its warp's slices and the page of that, so that no copy waits for the one before it.
+  const int first_block = (rank * kShape.warps + warp) * kShape.of_warp();
+  static_assert(kShape.of_warp() * kBlockSlabs <= 32);
+  const int my_token =
+      shared.slices[first_block + lane / kBlockSlabs % kShape.of_warp()][lane % kBlockSlabs].slice * kSlabRows;
+  const int32_t my_page = slabs.PageOf(my_token);
   WaitForEarlierKernel();
   // Not sooner: the kernel that follows reads the cache before it waits for this one, and relies on what came before.
   LetLaterKernelStart();
-  const bool one_ahead = group.slices_ahead == 1;
-  const auto slab_at = [=](int i) { return one_ahead ? 0 : i % kAhead * kSlabBytes; };
-  const auto copy = [&](int i) {
-    if (i < kOfWarp) slabs.Copy(SharedAddress(ring) + slab_at(i), slices[i].slice * kSlabRows, lane);
+  const auto copy = [&](int first) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int token = __shfl_sync(~0u, my_token, first + i), page = __shfl_sync(~0u, my_page, first + i);
+      slabs.Copy(SharedAddress(ring) + i * kSlabBytes, page, token, lane);
+    }
     CommitCopies();
   };
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    if (i == 0 || !one_ahead) copy(i);
-  }
+  copy(0);
   const SketchScorer scorer(item, kv_head, slabs.LoadQueries(lane));
   __syncthreads();
 
-  PilotScores s = {};
+  QuadScores s[kShape.of_warp()][kPilotQuads] = {};
 #pragma unroll
-  for (int i = 0; i < kOfWarp; ++i) {
-    if (one_ahead) {
-      WaitCopies<0>();
-    } else {
-      WaitCopies<kAhead - 1>();
-    }
-    __syncwarp();
+  for (int first = 0; first < kShape.of_warp() * kBlockSlabs; first += kAhead) {
+    int tokens[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) tokens[i] = __shfl_sync(~0u, my_token, first + i);
+    WaitCopies<0>();
 #pragma unroll
     for (int quad = 0; quad < kPilotQuads; ++quad) {
       if (kQuad * quad >= group_size) break;
-      slabs.Score(s[i / kBlockSlabs][quad][i % kBlockSlabs], ring + slab_at(i), quad, slices[i].slice * kSlabRows,
-                  lane);
+      slabs.template Score<kAhead>(s[first / kBlockSlabs][quad] + first % kBlockSlabs, ring, quad, tokens, lane);
     }
-    __syncwarp();  // the slab has been read
-    copy(i + (one_ahead ? 1 : kAhead));
+    __syncwarp();  // the slabs have been read
+    if (first + kAhead < kShape.of_warp() * kBlockSlabs) copy(first + kAhead);
   }
-  WaitCopies<0>();
-  const float scale = Finish(s, scorer, item, slices, group_size, lane);
-  FindLse(shared, s, scale, slices, group_size);
-  LimitTimes(s, scale, slices, shared.lse, group_size);
-  __syncthreads();  // lse has been read
-  FindLse(shared, s, scale, slices, group_size);
-  if (threadIdx.x < group_size) arrays.lse(kv_head)[threadIdx.x] = shared.lse[threadIdx.x];
+  float scale = 1;             // the same for all
+  Cluster<kClusters>::Wait();  // all blocks have begun
+#pragma unroll
+  for (int i = 0; i < kShape.of_warp(); ++i) {
+    int tokens[kBlockSlabs];
+#pragma unroll
+    for (int j = 0; j < kBlockSlabs; ++j) tokens[j] = __shfl_sync(~0u, my_token, i * kBlockSlabs + j);
+#pragma unroll
+    for (int quad = 0; quad < kPilotQuads; ++quad) {
+      if (kQuad * quad >= group_size) break;
+      scale = TellSums<kClusters>(shared, s[i][quad], scorer, item, tokens, first_block + i, quad, kShape.blocks, lane);
+    }
+  }
+  Cluster<kClusters>::Arrive();
+  Cluster<kClusters>::Wait();
+  FindLse<kShape.warps>(shared, group_size);
   // The end of what may be left to chance.
   const bool sketched = group.method == Method::kSketched;
   const int end = sketched ? FullPagesEnd(item, launch.page_shift) : item.end;
+  // Of every token of the pilot: its bin, and how often it counts; where the first block's slabs were.
+  auto* counts = Cluster<kClusters>::SharedOf(0, reinterpret_cast<PilotCounts*>(bytes));
 #pragma unroll
-  for (int i = 0; i < kBlocksOfWarp; ++i) {
+  for (int i = 0; i < kShape.of_warp(); ++i) {
     TokenSquares squares = {};
 #pragma unroll
     for (int quad = 0; quad < kPilotQuads; ++quad) {
@@ -177,19 +228,33 @@ __global__ void __launch_bounds__(kThreads) PilotThresholdKernel(const __grid_co
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int place = TokenOfSquare(j, lane);
-      const sampling::PilotSlice slice = slices[i * kBlockSlabs + place / kSlabRows];
+      const sampling::PilotSlice slice = shared.slices[first_block + i][place / kSlabRows];
       const int token = slice.slice * kSlabRows + place % kSlabRows;
-      if (token < item.begin || token >= end || (!sketched && sums.of[j] == 0)) continue;
-      atomicAdd(&shared.histogram[sampling::InclusionBin(sums.of[j])], static_cast<unsigned>(slice.stands_for));
+      const bool counted = token >= item.begin && token < end && (sketched || sums.of[j] > 0);
+      counts[first_block + i][place] = counted ? sampling::InclusionBin(sums.of[j]) | slice.stands_for << kBinBits : 0;
     }
   }
+  Cluster<kClusters>::Arrive();
+  if (rank != 0) return;
+  Cluster<kClusters>::Wait();
+  for (int i = threadIdx.x; i < kPilotBlocks * sampling::kCodeBlock; i += kThreads) {
+    const uint32_t count = (&counts[0][0])[i];
+    if (count != 0) atomicAdd(&shared.histogram[count & ((1 << kBinBits) - 1)], count >> kBinBits);
+  }
+  if (threadIdx.x < group_size) arrays.lse(kv_head)[threadIdx.x] = shared.lse[threadIdx.x];
   __syncthreads();
   const unsigned* histogram = shared.histogram;
   const double even = sketched ? sampling::kEvenShare * item.sample_count : 0;
   const sampling::InclusionThreshold threshold = SolveThreshold(
-      shared.solve, [histogram](int bin) { return histogram[bin]; },
+      solve, [histogram](int bin) { return histogram[bin]; },
       sampling::InclusionBudget(item.sample_count, end - item.begin), even);
   if (threadIdx.x == 0) *arrays.threshold(kv_head) = threshold;
+}
+
+template <typename Slabs, bool kClusters>
+__global__ void __launch_bounds__(ShapeOf(kClusters).threads())
+    PilotThresholdKernel(const __grid_constant__ GroupLaunch group) {
+  if constexpr (kHasClusters || !kClusters) FindThreshold<Slabs, kClusters>(group);
 }
 
 struct Launcher {
@@ -206,14 +271,14 @@ struct Launcher {
   template <typename Slabs>
   cudaError_t Start() const {
     static const DeviceLimits limits = DeviceLimits::Read();
-    constexpr int kSlabBytes = Slabs::SlabBytes(), kAhead = SlicesAhead(kSlabBytes);
-    constexpr int kStatic = static_cast<int>(sizeof(Shared) + sizeof(typename Slabs::Queries));
-    const dim3 grid(launch.decode.num_kv_heads, launch.num_pilots);
-    GroupLaunch mine = launch;
-    mine.slices_ahead =
-        kStatic + kWarps * kAhead * kSlabBytes <= limits.shared_bytes - limits.reserved_bytes ? kAhead : 1;
-    return LaunchOverlapping(PilotThresholdKernel<Slabs>, mine, grid, kThreads, kWarps * mine.slices_ahead * kSlabBytes,
-                             stream);
+    static const bool has_clusters = DeviceHasClusters();
+    const int blocks = ShapeOf(true).blocks * launch.decode.num_kv_heads * launch.num_pilots;
+    const bool clusters = has_clusters && blocks <= 2 * limits.multiprocessors;  // which run at once
+    const PilotShape shape = ShapeOf(clusters);
+    const int shared_bytes = shape.warps * shape.SlicesAhead(Slabs::SlabBytes()) * Slabs::SlabBytes();
+    const dim3 grid(shape.blocks * launch.decode.num_kv_heads, launch.num_pilots);
+    const auto kernel = clusters ? PilotThresholdKernel<Slabs, true> : PilotThresholdKernel<Slabs, false>;
+    return LaunchClusters(kernel, launch, grid, shape.blocks, shape.threads(), shared_bytes, stream);
   }
 };
 

@@ -28,22 +28,44 @@ class SketchSlabs {
   __device__ float LoadQueries(int) {
     return factor_ = LoadSketchQueries<kKeyBits>(queries_, launch_, item_, kv_head_, 0, Scorer(item_, kv_head_).scale);
   }
-  __device__ __forceinline__ void Copy(uint32_t to, int token, int lane) const {
-    if (token < sketches_.end) sketches_.CopyPart(to, SketchGeometry<D, kKeyBits>(kShift), token, 0, lane);
+  // The page of a slab's tokens, for Copy.
+  __device__ __forceinline__ int32_t PageOf(int token) const {
+    return token < sketches_.end ? __ldg(sketches_.page_table + (max(token, sketches_.begin) >> sketches_.page_shift))
+                                 : 0;
   }
-  __device__ __forceinline__ void Score(float (&s)[2], const unsigned char* slab, int quad, int token, int lane) const {
-    if (token < sketches_.end) {
-      const PageQueries<D> page(queries_, quad, slab + SketchGeometry<D, kKeyBits>::kSlabBytes, lane);
-      ScoreSlab<D, kKeyBits>(s, slab, page, lane);
-      return;
+  __device__ __forceinline__ void Copy(uint32_t to, int32_t page, int token, int lane) const {
+    if (token >= sketches_.end) return;
+    const uint8_t* sketch = sketches_.sketch + page * sketches_.page_bytes + 16 * lane;
+    const uint8_t* codes = sketch + (token & ((1 << sketches_.page_shift) - 1)) / kSlabRows * Geometry::kSlabBytes;
+    const uint8_t* columns = sketch + (1 << sketches_.page_shift) / kSlabRows * Geometry::kSlabBytes;
+    to += 16 * lane;
+#pragma unroll
+    for (int at = 0; at < Geometry::kSlabBytes; at += 16 * 32) StreamAsync16(to + at, codes + at, true);
+    static_assert(Geometry::kSlabBytes % (16 * 32) == 0 && Geometry::kColumnBytes <= 16 * 32);
+    if (16 * lane < Geometry::kColumnBytes) StreamAsync16(to + Geometry::kSlabBytes, columns, true);
+  }
+  // Of kSlabs slabs one after the other, of the tokens from tokens[i] on; what has no sketch is scored from K.
+  template <int kSlabs>
+  __device__ __forceinline__ void Score(float (*s)[2], const unsigned char* slabs, int quad,
+                                        const int (&tokens)[kSlabs], int lane) const {
+    // First all as if they had one: so that their products are under way at once.
+#pragma unroll
+    for (int i = 0; i < kSlabs; ++i) {
+      const unsigned char* slab = slabs + i * SlabBytes();
+      const PageQueries<D> page(queries_, quad, slab + Geometry::kSlabBytes, lane);
+      ScoreSlab<D, kKeyBits>(s[i], slab, page, lane);
     }
-    const float2 exact = ScoreExactly<D>(launch_, item_, item_.begin, item_.end, kv_head_, quad, token, lane);
-    s[0] = Hold(exact.x * factor_);
-    s[1] = Hold(exact.y * factor_);
+#pragma unroll
+    for (int i = 0; i < kSlabs; ++i) {
+      if (tokens[i] < sketches_.end) continue;
+      const float2 exact = ScoreExactly<D>(launch_, item_, item_.begin, item_.end, kv_head_, quad, tokens[i], lane);
+      s[i][0] = Hold(exact.x * factor_);
+      s[i][1] = Hold(exact.y * factor_);
+    }
   }
 
  private:
-  static constexpr int kShift = 4;  // a slab as a page of so many tokens
+  using Geometry = SketchGeometry<D, kKeyBits>;
 
   const DecodeLaunch& launch_;
   const DeviceItem& item_;
@@ -74,10 +96,18 @@ class KeySlabs {
     }
     return 1;
   }
-  __device__ __forceinline__ void Copy(uint32_t to, int token, int lane) const {
-    CopySlab(to, view_, view_.Row(view_.PageOf(token), token), token, lane);
+  __device__ __forceinline__ int32_t PageOf(int token) const { return view_.PageOf(token); }
+  __device__ __forceinline__ void Copy(uint32_t to, int32_t page, int token, int lane) const {
+    CopySlab(to, view_, view_.Row(page, token), token, lane);
   }
-  __device__ __forceinline__ void Score(float (&s)[2], const unsigned char* slab, int quad, int, int lane) const {
+  __device__ __forceinline__ void Copy(uint32_t to, int token, int lane) const { Copy(to, PageOf(token), token, lane); }
+  template <int kSlabs>
+  __device__ __forceinline__ void Score(float (*s)[2], const unsigned char* slabs, int quad, const int (&)[kSlabs],
+                                        int lane) const {
+#pragma unroll
+    for (int i = 0; i < kSlabs; ++i) Score(s[i], slabs + i * SlabBytes(), quad, lane);
+  }
+  __device__ __forceinline__ void Score(float (&s)[2], const unsigned char* slab, int quad, int lane) const {
     float both[1][4];
     Scores<Kv, D, 1>(both, SharedAddress(slab), q_[quad], lane);
     s[0] = Hold(both[0][0]);
@@ -200,7 +230,7 @@ class KeyBlocks {
 #pragma unroll
       for (int quad = 0; quad < kPilotQuads; ++quad) {
         if (kQuad * quad >= group_size_) break;
-        slabs_.Score(s[quad][slab], ring_ + at_ * Slab<Kv, D>::kBytes, quad, first, lane);
+        slabs_.Score(s[quad][slab], ring_ + at_ * Slab<Kv, D>::kBytes, quad, lane);
       }
       at_ = (at_ + 1) % kRing;
       __syncwarp();

@@ -41,10 +41,19 @@ __device__ float LoadSketchQueries(SketchQueries<D, kQuads>& queries, const Deco
     return bf16 ? __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&two))
                 : __half22float2(*reinterpret_cast<const __half2*>(&two));
   };
-  float largest = 0;  // each warp finds it
-  for (int i = threadIdx.x % 32; i < launch.group_size * D / 2; i += 32) {
-    const float2 pair = widen(reinterpret_cast<const uint32_t*>(group)[i]);
-    largest = fmaxf(largest, fmaxf(fabsf(pair.x), fabsf(pair.y)));
+  float largest = 0;  // each warp finds it, with eight loads under way at once
+  const auto* words = reinterpret_cast<const uint32_t*>(group);
+  const int num_words = launch.group_size * D / 2;
+#pragma unroll 1
+  for (int first = threadIdx.x % 32; first < num_words; first += 8 * 32) {
+    uint32_t eight[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) eight[i] = first + 32 * i < num_words ? words[first + 32 * i] : 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float2 pair = widen(eight[i]);
+      largest = fmaxf(largest, fmaxf(fabsf(pair.x), fabsf(pair.y)));
+    }
   }
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));

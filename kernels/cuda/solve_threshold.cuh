@@ -23,13 +23,14 @@ __device__ sampling::InclusionThreshold SolveThreshold(SolveShared<kThreads>& sh
                                                        double budget, double even) {
   constexpr int kBinsOfThread = sampling::kInclusionBins / kThreads;
   const int t = threadIdx.x, warp = t / 32, lane = t % 32;
-  unsigned count[kBinsOfThread], heavy = 0;  // heavy: rows of higher bins than the one at hand
-  unsigned long long tail = 0;               // BinTop summed over rows of it and lower ones
+  unsigned count[kBinsOfThread], heavy = 0;         // heavy: rows of higher bins than the one at hand
+  unsigned long long top[kBinsOfThread], tail = 0;  // tail: tops summed over rows of it and lower ones
 #pragma unroll
   for (int i = 0; i < kBinsOfThread; ++i) {
     count[i] = count_of(kBinsOfThread * t + i);
+    top[i] = sampling::BinTop(kBinsOfThread * t + i);
     heavy += count[i];
-    tail += count[i] * sampling::BinTop(kBinsOfThread * t + i);
+    tail += count[i] * top[i];
   }
   // Inclusive sums over threads.
 #pragma unroll
@@ -57,25 +58,25 @@ __device__ sampling::InclusionThreshold SolveThreshold(SolveShared<kThreads>& sh
   }
   heavy = rows - heavy;  // rows of all bins above this thread's
   const double floor = rows == 0 ? 0 : even / rows;
-  double kappa[kBinsOfThread + 1];
+  double kappa = 0;
   int mine = -1;  // the highest boundary below which all are below certainty
+  const float share = static_cast<float>(1 - floor);
 #pragma unroll
-  for (int i = kBinsOfThread; i > 0; --i) {
-    const int bin = kBinsOfThread * t + i;
-    kappa[i] = sampling::KappaFor(budget, rows, floor, heavy, tail);
-    if (mine < 0 && sampling::AllBelowCertain(kappa[i], floor, bin)) mine = bin;
-    heavy += count[i - 1];
-    tail -= count[i - 1] * sampling::BinTop(bin - 1);
+  for (int i = kBinsOfThread - 1; i >= 0; --i) {
+    // As sampling::KappaFor and AllBelowCertain have it, but for the division; where that is about even, either will
+    // do.
+    const auto left = static_cast<float>(budget - heavy - floor * (rows - heavy));
+    if (mine < 0 && tail > 0 && left * static_cast<float>(top[i]) <= share * static_cast<float>(tail)) {
+      mine = kBinsOfThread * t + i + 1;
+      kappa = sampling::KappaFor(budget, rows, floor, heavy, tail);
+    }
+    heavy += count[i];
+    tail -= count[i] * top[i];
   }
   if (mine >= 0) atomicMax(&shared.highest, mine);
   __syncthreads();
   if (shared.highest < 0) return {static_cast<float>(sampling::kMostKappa), static_cast<float>(floor)};
-  if (mine == shared.highest) {
-#pragma unroll
-    for (int i = 1; i <= kBinsOfThread; ++i) {
-      if (kBinsOfThread * t + i == mine) shared.kappa = static_cast<float>(kappa[i]);
-    }
-  }
+  if (mine == shared.highest) shared.kappa = static_cast<float>(kappa);
   __syncthreads();
   return {shared.kappa, static_cast<float>(floor)};
 }

@@ -202,6 +202,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*d
     case cudaDevAttrReservedSharedMemoryPerBlock:
       *value = kReservedOfBlock;
       return Keep(cudaSuccess);
+    case cudaDevAttrClusterLaunch:
+      *value = 0;
+      return Keep(cudaSuccess);
     default:
       return Keep(cudaErrorInvalidValue);
   }

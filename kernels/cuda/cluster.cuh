@@ -1,0 +1,85 @@
+// Thread-block clusters: blocks that run at once and reach one another's shared memory. Hopper has them; elsewhere, and
+// on the emulated GPU, every cluster is one block.
+#ifndef SANTA_KERNELS_CUDA_CLUSTER_CUH_
+#define SANTA_KERNELS_CUDA_CLUSTER_CUH_
+
+#include "kernels/cuda/launch.cuh"
+
+namespace santa::cuda {
+
+#if __CUDA_ARCH__ >= 900 && !defined(SANTA_EMULATED_ARCH)
+#define SANTA_CLUSTERS 1
+#else
+#define SANTA_CLUSTERS 0
+#endif
+
+// Of the code being compiled for a device; the host asks the device that it is for.
+inline constexpr bool kHasClusters = SANTA_CLUSTERS;
+inline bool DeviceHasClusters() {
+  int device = 0, has = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&has, cudaDevAttrClusterLaunch, device);
+  return has != 0;
+}
+
+// What the blocks of a cluster do together, or a block does alone.
+template <bool kClusters>
+struct Cluster {
+  // Arrives at the first barrier, when nothing has been written yet.
+  static __device__ __forceinline__ void Begin() {
+#if SANTA_CLUSTERS
+    if constexpr (kClusters) __cluster_barrier_arrive_relaxed();
+#endif
+  }
+  // A barrier of all threads: what was written to shared memory before the one is to be seen after the other.
+  static __device__ __forceinline__ void Arrive() {
+#if SANTA_CLUSTERS
+    if constexpr (kClusters) __cluster_barrier_arrive();
+#endif
+  }
+  static __device__ __forceinline__ void Wait() {
+#if SANTA_CLUSTERS
+    if constexpr (kClusters) return __cluster_barrier_wait();
+#endif
+    __syncthreads();
+  }
+  // The same place in the shared memory of the block of that rank: after the first barrier, and before that block's
+  // end.
+  template <typename T>
+  static __device__ __forceinline__ T* SharedOf([[maybe_unused]] int rank, T* mine) {
+#if SANTA_CLUSTERS
+    if constexpr (kClusters) return static_cast<T*>(__cluster_map_shared_rank(mine, rank));
+#endif
+    return mine;
+  }
+};
+
+#undef SANTA_CLUSTERS
+
+// As LaunchOverlapping, with `blocks` blocks of a row of the grid a cluster.
+template <typename Launch>
+cudaError_t LaunchClusters(void (*kernel)(Launch), const Launch& launch, dim3 grid, int blocks, int threads,
+                           int shared_bytes, cudaStream_t stream) {
+  if (blocks == 1) return LaunchOverlapping(kernel, launch, grid, threads, shared_bytes, stream);
+  if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
+    return error;
+  }
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = blocks;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  return cudaLaunchKernelEx(&config, kernel, launch);
+}
+
+}  // namespace santa::cuda
+
+#endif  // SANTA_KERNELS_CUDA_CLUSTER_CUH_
