@@ -1,5 +1,7 @@
 #include "kernels/cuda/cuda_backend.h"
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <array>
 #include <deque>
@@ -28,7 +30,8 @@ using cuda::ToStatus;
 constexpr int kWaves = 4;
 constexpr int kMaxInFlight = 2;
 constexpr int kMaxGroup = 16;
-constexpr int kTimedSteps = 8;  // at the least, so that the graph's start counts for little
+constexpr int kTurnsWithoutCuda = 10'000;  // of a wait: about a millisecond
+constexpr int kTimedSteps = 8;             // at the least, so that the graph's start counts for little
 constexpr int32_t kHeadDims[] = {64, 96, 128, 192, 256};
 
 class CudaBackend : public Backend {
@@ -84,6 +87,8 @@ class CudaBackend : public Backend {
   absl::Status Submit(std::span<const DecodeItem> items, Waves* waves);
   absl::Status Await(const Waves& waves, double* device_seconds);
   absl::Status Settle(Slot& slot, double* device_seconds);
+  absl::Status AwaitEnd(const cuda::DecodeWave& wave);
+  bool DeviceIsIdle() const;
 
   const CudaBackendOptions options_;
   const std::string device_;
@@ -249,10 +254,18 @@ absl::Status CudaBackend::Submit(std::span<const DecodeItem> items, Waves* waves
     const std::lock_guard<std::mutex> lock(slot.mutex);
     double seconds_of_another_wave = 0;
     if (absl::Status status = Settle(slot, &seconds_of_another_wave); !status.ok()) return status;
+    // New tokens come along with the upload, but not beside work that was queued before: pages that they go to may have
+    // been another sequence's, which a wave still reads.
+    if (!DeviceIsIdle()) {
+      if (absl::Status status = Keep(cache_.QueueKept()); !status.ok()) return status;
+    }
     const absl::StatusOr<size_t> count = slot.wave.Fill(items, cache_, scratch_);
     if (!count.ok()) return Keep(count.status());
-    if (absl::Status status = Keep(slot.wave.Queue(scratch_, stream_.get(), uploads_.get())); !status.ok())
+    if (absl::Status status = Keep(slot.wave.Queue(scratch_, cache_.kept(), stream_.get(), uploads_.get()));
+        !status.ok()) {
       return status;
+    }
+    if (absl::Status status = Keep(cache_.KeptIsQueued(uploads_.get())); !status.ok()) return status;
     slot.number = next_wave_++;
     slot.queued = true;
     items = items.subspan(*count);
@@ -277,14 +290,28 @@ absl::Status CudaBackend::Await(const Waves& waves, double* device_seconds) {
 absl::Status CudaBackend::Settle(Slot& slot, double* device_seconds) {
   if (!slot.queued) return absl::OkStatus();
   slot.queued = false;
-  if (absl::Status status = Keep(ToStatus(cudaEventSynchronize(slot.wave.done()), "cudaEventSynchronize"));
-      !status.ok()) {
-    return status;
-  }
-  const absl::StatusOr<double> seconds = slot.wave.Deliver();
-  if (!seconds.ok()) return Keep(seconds.status());
-  *device_seconds += *seconds;
+  if (absl::Status status = Keep(AwaitEnd(slot.wave)); !status.ok()) return status;
+  *device_seconds += slot.wave.Deliver();
   return absl::OkStatus();
+}
+
+absl::Status CudaBackend::AwaitEnd(const cuda::DecodeWave& wave) {
+  while (true) {
+    for (int turn = 0; turn < kTurnsWithoutCuda; ++turn) {
+      if (wave.ended()) return absl::OkStatus();
+      _mm_pause();
+    }
+    // A kernel that goes wrong ends all of them, and none tells.
+    const cudaError_t error = cudaStreamQuery(stream_.get());
+    if (error == cudaErrorNotReady) continue;
+    if (error != cudaSuccess) return ToStatus(error, "cudaStreamQuery");
+    if (!wave.ended()) return absl::InternalError("the device is done with a wave and has not said so");
+  }
+}
+
+// Only the thread that queues asks.
+bool CudaBackend::DeviceIsIdle() const {
+  return !cache_.queued_alone() && (next_wave_ == 0 || slots_[(next_wave_ - 1) % kWaves].wave.ended());
 }
 
 // What a stopwatch owns.
@@ -299,6 +326,7 @@ int TimedSteps(int64_t count) { return static_cast<int>((kTimedSteps + count - 1
 
 absl::StatusOr<CudaStopwatch> CudaBackend::TimeDecode(std::span<const std::vector<DecodeItem>> steps) {
   if (absl::Status status = Enter(); !status.ok()) return status;
+  if (absl::Status status = Keep(cache_.QueueKept()); !status.ok()) return status;
   auto timed = std::make_shared<Timed>();
   std::vector<size_t> first_wave = {0};  // of every step; and the end
   for (const std::vector<DecodeItem>& step : steps) {
@@ -309,7 +337,7 @@ absl::StatusOr<CudaStopwatch> CudaBackend::TimeDecode(std::span<const std::vecto
       if (!wave.ok()) return wave.status();
       const absl::StatusOr<size_t> count = wave->Fill(items, cache_, scratch_);
       if (!count.ok()) return count.status();
-      if (absl::Status status = Keep(wave->QueueUpload(stream_.get())); !status.ok()) return status;
+      if (absl::Status status = Keep(wave->QueueUpload({}, stream_.get())); !status.ok()) return status;
       timed->waves.push_back(*std::move(wave));
       items = items.subspan(*count);
     }

@@ -1,6 +1,7 @@
 #include "kernels/cuda/decode_wave.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstring>
 #include <limits>
@@ -113,17 +114,18 @@ absl::StatusOr<DecodeScratch> DecodeScratch::Allocate(const KvLayout& layout, co
        {std::pair{&scratch.partial_o_, numbers * sizeof(float) * limits.splits},
         std::pair{&scratch.partial_max_sum_, sizeof(float2) * layout.num_query_heads * limits.splits},
         std::pair{&scratch.partial_errors_, sizeof(sampling::StepSums) * layout.num_query_heads * limits.splits},
-        std::pair{&scratch.tickets_, ticket_bytes},
+        std::pair{&scratch.tickets_, ticket_bytes}, std::pair{&scratch.last_end_, sizeof(uint64_t)},
         std::pair{&scratch.queries_, QueryScratchBytes(layout) * limits.items},
         std::pair{&scratch.stored_, static_cast<size_t>(limits.stored_bytes)}}) {
     absl::StatusOr<DeviceMemory> allocated = AllocateDevice(bytes, purpose);
     if (!allocated.ok()) return allocated.status();
     *memory = *std::move(allocated);
   }
-  if (absl::Status status =
-          ToStatus(cudaMemsetAsync(scratch.tickets_.get(), 0, ticket_bytes, stream), "cudaMemsetAsync");
-      !status.ok()) {
-    return status;
+  for (const auto& [memory, bytes] :
+       {std::pair{scratch.tickets_.get(), ticket_bytes}, std::pair{scratch.last_end_.get(), sizeof(uint64_t)}}) {
+    if (absl::Status status = ToStatus(cudaMemsetAsync(memory, 0, bytes, stream), "cudaMemsetAsync"); !status.ok()) {
+      return status;
+    }
   }
   return scratch;
 }
@@ -164,17 +166,17 @@ absl::StatusOr<DecodeWave> DecodeWave::Allocate(const KvLayout& layout, const Wa
   regions.Add(heads_bytes * limits.items);
   regions.Add(heads_bytes * limits.items);
   regions.Add((numbers_bytes + 16) * limits.items);
+  wave.word_at_ = regions.Add(sizeof(WaveWord));
   absl::StatusOr<PinnedMemory> pinned = AllocatePinned(regions.bytes(), "queries and answers");
   if (!pinned.ok()) return pinned.status();
   wave.pinned_ = *std::move(pinned);
   absl::StatusOr<DeviceMemory> device = AllocateDevice(regions.bytes(), "queries and answers");
   if (!device.ok()) return device.status();
   wave.device_ = *std::move(device);
-  for (Event* event : {&wave.start_, &wave.uploaded_, &wave.done_}) {
-    absl::StatusOr<Event> made = MakeEvent();
-    if (!made.ok()) return made.status();
-    *event = *std::move(made);
-  }
+  *wave.word() = {};
+  absl::StatusOr<Event> uploaded = MakeEvent();
+  if (!uploaded.ok()) return uploaded.status();
+  wave.uploaded_ = *std::move(uploaded);
   wave.plans_.reserve(limits.items);
   wave.outputs_.reserve(limits.items);
   wave.order_.reserve(limits.items);
@@ -393,23 +395,34 @@ absl::StatusOr<size_t> DecodeWave::Fill(std::span<const DecodeItem> items, const
   return count;
 }
 
-absl::Status DecodeWave::Queue(const DecodeScratch& scratch, cudaStream_t stream, cudaStream_t uploads) {
-  absl::Status status = ToStatus(cudaEventRecord(start_.get(), stream), "cudaEventRecord");
-  if (status.ok()) status = QueueUpload(uploads);
+absl::Status DecodeWave::Queue(const DecodeScratch& scratch, const KvAppendLaunch& tokens, cudaStream_t stream,
+                               cudaStream_t uploads) {
+  absl::Status status = QueueUpload(tokens, uploads);
+  // Not on one stream, where a kernel would overlap the end of the upload, even with an event in between: kernels take
+  // what was uploaded for there before they wait.
   if (status.ok()) status = ToStatus(cudaEventRecord(uploaded_.get(), uploads), "cudaEventRecord");
   if (status.ok()) status = ToStatus(cudaStreamWaitEvent(stream, uploaded_.get()), "cudaStreamWaitEvent");
   if (status.ok()) status = QueueKernels(scratch, stream);
-  if (status.ok() && counts_rows_) {
-    status = ToStatus(cudaMemcpyAsync(host_at(rows_at_), device_at(rows_at_), sizeof(ReadCounts) * plans_.size(),
-                                      cudaMemcpyDeviceToHost, stream),
-                      "cudaMemcpyAsync");
-  }
-  if (status.ok()) status = ToStatus(cudaEventRecord(done_.get(), stream), "cudaEventRecord");
-  return status;
+  if (!status.ok()) return status;
+  static_assert(sizeof(ReadCounts) == sizeof(uint4));
+  ++number_;
+  return ToStatus(LaunchWaveEnd({.word = word(),
+                                 .number = number_,
+                                 .began = reinterpret_cast<const uint64_t*>(device_at(word_at_)),
+                                 .last_end = scratch.last_end(),
+                                 .counts = reinterpret_cast<const uint4*>(device_at(rows_at_)),
+                                 .counts_to = reinterpret_cast<uint4*>(host_at(rows_at_)),
+                                 .num_counts = counts_rows_ ? static_cast<int32_t>(plans_.size()) : 0},
+                                stream),
+                  "LaunchWaveEnd");
 }
 
-absl::Status DecodeWave::QueueUpload(cudaStream_t stream) {
+bool DecodeWave::ended() const { return std::atomic_ref(word()->ended).load(std::memory_order_acquire) == number_; }
+
+absl::Status DecodeWave::QueueUpload(const KvAppendLaunch& tokens, cudaStream_t stream) {
   WaveUpload upload;
+  upload.tokens = tokens;
+  upload.began = reinterpret_cast<uint64_t*>(device_at(word_at_));
   upload.num_fetches = num_fetches_;
   upload.most_fetched_bytes = most_fetched_bytes_;
   upload.fetches = reinterpret_cast<const QueryFetch*>(host_at(fetches_at_));

@@ -15,7 +15,9 @@
 #include "kernels/cuda/decode_launch.h"
 #include "kernels/cuda/decode_plan.h"
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/kv_append.h"
 #include "kernels/cuda/kv_cache.h"
+#include "kernels/cuda/wave_end.h"
 
 namespace santa::cuda {
 
@@ -43,6 +45,7 @@ class DecodeScratch {
   DecodeLaunch launch(const KvLayout& layout) const;
   void* queries() const { return queries_.get(); }  // [items] of QueryScratchBytes
   uint8_t* stored() const { return static_cast<uint8_t*>(stored_.get()); }
+  uint64_t* last_end() const { return static_cast<uint64_t*>(last_end_.get()); }  // of waves: WaveEnd's
 
  private:
   DeviceMemory partial_o_;
@@ -52,9 +55,10 @@ class DecodeScratch {
   size_t num_tickets_ = 0;
   DeviceMemory queries_;
   DeviceMemory stored_;
+  DeviceMemory last_end_;
 };
 
-// Not thread safe. Fill, Queue, then Deliver once `done` has happened; then again.
+// Not thread safe. Fill, Queue, then Deliver once it has ended; then again.
 class DecodeWave {
  public:
   static absl::StatusOr<DecodeWave> Allocate(const KvLayout& layout, const WaveLimits& limits);
@@ -63,16 +67,19 @@ class DecodeWave {
   // change afterwards but for the outputs and what is mapped. INVALID_ARGUMENT where even the first does not fit.
   absl::StatusOr<size_t> Fill(std::span<const DecodeItem> items, const KvCache& cache, const DecodeScratch& scratch);
 
-  // Queues the upload on `uploads`, and behind it the kernels on `stream`.
-  absl::Status Queue(const DecodeScratch& scratch, cudaStream_t stream, cudaStream_t uploads);
+  // Queues the upload on `uploads`, with it the storing of `tokens`, and behind them the kernels on `stream`. No tokens
+  // while `stream` is at work.
+  absl::Status Queue(const DecodeScratch& scratch, const KvAppendLaunch& tokens, cudaStream_t stream,
+                     cudaStream_t uploads);
   // Each of these alone. The kernels may run over again: each time they write the same answers.
-  absl::Status QueueUpload(cudaStream_t stream);
+  absl::Status QueueUpload(const KvAppendLaunch& tokens, cudaStream_t stream);
   absl::Status QueueKernels(const DecodeScratch& scratch, cudaStream_t stream);
-  cudaEvent_t done() const { return done_.get(); }
+  // Whether what was queued last has ended. A look at memory: no call of CUDA.
+  bool ended() const;
 
   // Writes the answers where the items wanted them. Returns the seconds for which the wave had the device: from the end
   // of the wave ahead, or the start of the upload, to the last kernel's end.
-  absl::StatusOr<double> Deliver();
+  double Deliver();
 
  private:
   // What an item's kernels count.
@@ -100,6 +107,7 @@ class DecodeWave {
   void Pack(std::span<const DecodeItem> items, const KvCache& cache);
   void PackStored(std::span<const DecodeItem> items, uint8_t* scratch);
   QueryFault FindFault(const Output& output) const;
+  WaveWord* word() const { return reinterpret_cast<WaveWord*>(host_at(word_at_)); }
   uint8_t* host_at(size_t offset) const { return static_cast<uint8_t*>(pinned_.get()) + offset; }
   uint8_t* device_at(size_t offset) const { return static_cast<uint8_t*>(device_.get()) + offset; }
   size_t query_bytes(DType dtype) const {
@@ -110,19 +118,20 @@ class DecodeWave {
   WaveLimits limits_;
   PinnedMemory pinned_;
   DeviceMemory device_;
-  Event start_;
   Event uploaded_;
-  Event done_;
+  uint64_t number_ = 0;  // of what was queued last
 
   // Of the wave at hand. Regions of the buffer, in this order; what is brought ends after `rows`, where the counts are
   // 0. Behind it lie queries that are fetched, in the device's buffer, and in the host's how.
   size_t items_at_ = 0, stored_at_ = 0, arrays_at_ = 0, numbers_at_ = 0, work_at_ = 0, tables_at_ = 0, sinks_at_ = 0,
          queries_at_ = 0, rows_at_ = 0, fetched_at_ = 0, fetches_at_ = 0, faults_at_ = 0, lse_at_ = 0, errors_at_ = 0;
+  // At the end of the buffer, and of every wave: in the pinned one its word, in the device's when its upload began.
+  size_t word_at_ = 0;
   size_t upload_bytes_ = 0;
   int32_t num_fetches_ = 0;
   int32_t most_fetched_bytes_ = 0;  // by one of them
   bool converts_queries_ = false;
-  bool counts_rows_ = false;  // for any item: then these come down by a copy
+  bool counts_rows_ = false;  // for any item: then these come down
   int32_t num_stored_ = 0;    // items of Kernel::kStoredScores: their numbers are the first in their region
   std::array<int32_t, kNumKernels> num_pilots_ = {};  // items of each kernel that have one: the last
   bool long_lines_ = false;

@@ -19,11 +19,15 @@ struct TokenPlace {
   int32_t append = 0;  // picks the flag of a comparison
 };
 
-// Tokens of one source type. All pointers name memory that the device reaches, aligned to 16 bytes.
+inline constexpr int kPlacesInLaunch = 16;
+
+// Tokens of one source type. All pointers name memory that the device reaches, aligned to 16 bytes; places and tokens
+// come from the host: no kernel writes them.
 struct KvAppendLaunch {
   // [layer][page][K|V][kv_head][token][D] of `stored`; K of feature_major_keys is [D][token].
   void* pool = nullptr;
-  const TokenPlace* places = nullptr;                     // [num_tokens], no two alike
+  TokenPlace first[kPlacesInLaunch];                      // a trip to the host less for these
+  const TokenPlace* places = nullptr;                     // [num_tokens], the first ones too; no two alike
   const float* scales = nullptr;                          // fp8: [layer][2][H_kv], K's then V's; null: all 1
   unsigned* differs = nullptr;                            // comparison: [appends], set to 1 where a bit differs
   int64_t num_tokens = 0;                                 // at most 2^31 / (2 * H_kv * D / 8)

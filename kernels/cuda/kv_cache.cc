@@ -15,6 +15,7 @@ namespace {
 constexpr size_t kStagingBytes = size_t{8} << 20;
 constexpr size_t kMaxCopies = 65535;    // of one launch
 constexpr size_t kMaxSketches = 65535;  // likewise
+constexpr int64_t kMostKept = 256;      // tokens
 
 absl::StatusOr<DeviceMemory> UploadScales(const KvLayout& layout, const KvScales& scales) {
   std::vector<float> all;
@@ -36,12 +37,6 @@ absl::StatusOr<DeviceMemory> UploadScales(const KvLayout& layout, const KvScales
 }
 
 }  // namespace
-
-// Pieces of appends of one source type, on their way to the device.
-struct KvCache::Wave {
-  Staging::Slot* slot = nullptr;
-  KvAppendLaunch launch;
-};
 
 absl::StatusOr<KvCache> KvCache::Allocate(const KvLayout& layout, int32_t num_pages, const KvScales& scales,
                                           cudaStream_t stream) {
@@ -147,30 +142,50 @@ absl::StatusOr<KvCache::Wave> KvCache::FillWave(std::span<const KvAppend> append
                   .append = static_cast<int32_t>(i)};
     }
   }
-  return Wave{.slot = *slot,
-              .launch = {.pool = pool_.get(),
-                         .places = reinterpret_cast<const TokenPlace*>((*slot)->at(places)),
-                         .scales = static_cast<const float*>(scales_.get()),
-                         .differs = reinterpret_cast<unsigned*>((*slot)->at(flags)),
-                         .num_tokens = tokens,
-                         .num_kv_heads = layout_.num_kv_heads,
-                         .head_dim = layout_.head_dim,
-                         .page_size = layout_.page_size,
-                         .source = source,
-                         .stored = layout_.dtype,
-                         .feature_major_keys = layout_.key_order == KeyOrder::kFeatureMajor}};
+  Wave wave = {.slot = *slot,
+               .launch = {.pool = pool_.get(),
+                          .places = reinterpret_cast<const TokenPlace*>((*slot)->at(places)),
+                          .scales = static_cast<const float*>(scales_.get()),
+                          .differs = reinterpret_cast<unsigned*>((*slot)->at(flags)),
+                          .num_tokens = tokens,
+                          .num_kv_heads = layout_.num_kv_heads,
+                          .head_dim = layout_.head_dim,
+                          .page_size = layout_.page_size,
+                          .source = source,
+                          .stored = layout_.dtype,
+                          .feature_major_keys = layout_.key_order == KeyOrder::kFeatureMajor}};
+  std::copy_n(wave.launch.places, std::min<int64_t>(tokens, kPlacesInLaunch), wave.launch.first);
+  return wave;
 }
 
 absl::Status KvCache::Append(std::span<const KvAppend> appends) {
   for (Cursor cursor; TakePieces(appends, cursor);) {
+    if (absl::Status status = QueueKept(); !status.ok()) return status;
     absl::StatusOr<Wave> wave = FillWave(appends);
     if (!wave.ok()) return wave.status();
-    if (absl::Status status = ToStatus(LaunchKvAppend(wave->launch, stream_), "LaunchKvAppend"); !status.ok()) {
-      return status;
-    }
-    if (absl::Status status = Staging::Release(*wave->slot, stream_); !status.ok()) return status;
+    kept_ = *wave;
+  }
+  if (kept_.launch.num_tokens > kMostKept) {
+    if (absl::Status status = QueueKept(); !status.ok()) return status;
   }
   return sketch_ == nullptr ? absl::OkStatus() : SketchFullPages(appends);
+}
+
+absl::Status KvCache::QueueKept() {
+  if (kept_.launch.num_tokens == 0) return absl::OkStatus();
+  queued_alone_ = true;
+  if (absl::Status status = ToStatus(LaunchKvAppend(kept_.launch, stream_), "LaunchKvAppend"); !status.ok()) {
+    return status;
+  }
+  kept_.launch.num_tokens = 0;
+  return Staging::Release(*kept_.slot, stream_);
+}
+
+absl::Status KvCache::KeptIsQueued(cudaStream_t stream) {
+  queued_alone_ = false;
+  if (kept_.launch.num_tokens == 0) return absl::OkStatus();
+  kept_.launch.num_tokens = 0;
+  return Staging::Release(*kept_.slot, stream);
 }
 
 // A page is sketched anew whenever its last token is stored.
@@ -191,6 +206,7 @@ absl::Status KvCache::SketchFullPages(std::span<const KvAppend> appends) {
 
 absl::Status KvCache::QueueSketches() {
   if (full_pages_.empty()) return absl::OkStatus();
+  if (absl::Status status = QueueKept(); !status.ok()) return status;
   absl::StatusOr<Staging::Slot*> slot = staging_.Next();
   if (!slot.ok()) return slot.status();
   const size_t bytes = full_pages_.size() * sizeof(int64_t);
@@ -206,6 +222,7 @@ absl::Status KvCache::QueueSketches() {
                                     .value_bits = ValueBits(layout_.sketch),
                                     .stored = layout_.dtype};
   full_pages_.clear();
+  queued_alone_ = true;
   if (absl::Status status = ToStatus(LaunchSketchBuild(launch, stream_), "LaunchSketchBuild"); !status.ok()) {
     return status;
   }
@@ -214,6 +231,7 @@ absl::Status KvCache::QueueSketches() {
 
 absl::Status KvCache::Compare(std::span<const KvAppend> appends, std::span<bool> matches) {
   std::fill(matches.begin(), matches.end(), true);
+  if (absl::Status status = QueueKept(); !status.ok()) return status;
   for (Cursor cursor; TakePieces(appends, cursor);) {
     absl::StatusOr<Wave> wave = FillWave(appends);
     if (!wave.ok()) return wave.status();
@@ -233,6 +251,7 @@ absl::Status KvCache::Compare(std::span<const KvAppend> appends, std::span<bool>
 }
 
 absl::Status KvCache::CopyPages(std::span<const PageCopy> copies) {
+  if (absl::Status status = QueueKept(); !status.ok()) return status;
   // One launch copies in any order: a copy that depends on one before it starts the next.
   size_t begin = 0;
   read_.clear();
@@ -263,6 +282,7 @@ absl::Status KvCache::QueueCopies(std::span<const PageCopy> copies) {
                            .num_layers = layout_.num_layers,
                            .num_pages = num_pages_,
                            .layer_page_bytes = layout_.layer_page_bytes()};
+  queued_alone_ = true;
   if (absl::Status status = ToStatus(LaunchPageCopy(launch, stream_), "LaunchPageCopy"); !status.ok()) return status;
   if (sketch_ != nullptr) {
     launch.pool = sketch_.get();

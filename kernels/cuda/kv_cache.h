@@ -38,8 +38,16 @@ class KvCache {
     return static_cast<const uint8_t*>(sketch_.get()) + sketch_layer_page_bytes() * num_pages_ * layer;
   }
 
-  // Returns once the tokens, but those that are mapped, are in pinned memory and their way into the cache is queued.
+  // Returns once the tokens, but those that are mapped, are in pinned memory. Their way into the cache is queued then,
+  // or in the next call of any of these: a few tokens are kept, as a wave may take them along.
   absl::Status Append(std::span<const KvAppend> appends);
+  absl::Status QueueKept();
+  // What is kept, for the caller to queue ahead of a wave; without tokens where nothing is. Then, with the stream that
+  // it was queued on, KeptIsQueued.
+  const KvAppendLaunch& kept() const { return kept_.launch; }
+  absl::Status KeptIsQueued(cudaStream_t stream);
+  // Whether anything was queued on the cache's own stream since the last KeptIsQueued, and so behind no wave.
+  bool queued_alone() const { return queued_alone_; }
   // Waits for the answer.
   absl::Status Compare(std::span<const KvAppend> appends, std::span<bool> matches);
   absl::Status CopyPages(std::span<const PageCopy> copies);
@@ -51,7 +59,11 @@ class KvCache {
     int64_t first = 0;
     int64_t count = 0;
   };
-  struct Wave;
+  // Pieces of appends of one source type, on their way to the device.
+  struct Wave {
+    Staging::Slot* slot = nullptr;
+    KvAppendLaunch launch;
+  };
 
   // Where the next piece starts: token `first` of append `append`.
   struct Cursor {
@@ -75,6 +87,8 @@ class KvCache {
   DeviceMemory sketch_;  // or null
   DeviceMemory scales_;  // [layer][2][H_kv], or null
   Staging staging_;
+  Wave kept_;
+  bool queued_alone_ = false;
 
   // Kept from call to call for their memory.
   std::vector<Piece> pieces_;

@@ -1,11 +1,16 @@
-// Copies a wave's data and queries out of host memory, and looks in the queries for numbers that are not finite.
+// Copies a wave's data and queries out of host memory, looks in the queries for numbers that are not finite, and stores
+// new tokens.
 //
-// Grid: a row of blocks for the wave's data, then one for each query; a warp brings kFetchPiece bytes, 16 bytes a lane.
+// Grid: a row of blocks for the wave's data, one for each query, and as many as tokens take, whose threads are numbered
+// through (kernels/cuda/kv_append.cuh). A warp brings kFetchPiece bytes, 16 bytes a lane.
 // Queries come at any alignment: a lane reads the 16 aligned bytes in which its own begin, and gets the rest from the
 // next lane. No shared memory, so that a block finds room beside those of a decode kernel that is at work.
 #include "kernels/cuda/wave_upload.h"
 
 #include <algorithm>
+
+#include "kernels/cuda/device_clock.cuh"
+#include "kernels/cuda/kv_append.cuh"
 
 namespace santa::cuda {
 namespace {
@@ -90,15 +95,43 @@ __device__ __forceinline__ void Fetch(const QueryFetch& fetch, int begin, int la
   if (lane == 0) fetch.faults[begin / kFetchPiece] = fault;
 }
 
+template <typename Source>
+__device__ __forceinline__ void StoreFrom(const KvAppendLaunch& tokens, unsigned index) {
+  const auto ready = [] {};
+  switch (tokens.stored) {
+    case DType::kBFloat16:
+      return AppendOnePiece<Source, __nv_bfloat16, false>(tokens, index, ready);
+    case DType::kFloat16:
+      return AppendOnePiece<Source, __half, false>(tokens, index, ready);
+    default:
+      return AppendOnePiece<Source, __nv_fp8_e4m3, false>(tokens, index, ready);
+  }
+}
+
+__device__ __forceinline__ void Store(const KvAppendLaunch& tokens, unsigned index) {
+  switch (tokens.source) {
+    case DType::kFloat32:
+      return StoreFrom<float>(tokens, index);
+    case DType::kBFloat16:
+      return StoreFrom<__nv_bfloat16>(tokens, index);
+    default:
+      return StoreFrom<__half>(tokens, index);
+  }
+}
+
 __global__ void __launch_bounds__(kThreads) WaveUploadKernel(const __grid_constant__ WaveUpload upload) {
   const int lane = threadIdx.x % 32, begin = (blockIdx.x * kWarps + threadIdx.x / 32) * kFetchPiece;
   if (blockIdx.y == 0) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) *upload.began = DeviceClock();
     const int at = begin + lane * static_cast<int>(sizeof(uint4));
     if (at >= upload.packed_bytes) return;
     static_cast<uint4*>(upload.to)[at / sizeof(uint4)] = static_cast<const uint4*>(upload.packed)[at / sizeof(uint4)];
     return;
   }
   const int number = static_cast<int>(blockIdx.y) - 1;
+  if (number >= upload.num_fetches) {
+    return Store(upload.tokens, ((number - upload.num_fetches) * gridDim.x + blockIdx.x) * kThreads + threadIdx.x);
+  }
   const QueryFetch fetch = number < kFetchesInLaunch ? upload.first[number] : upload.fetches[number];
   if (begin < fetch.bytes) Fetch(fetch, begin, lane);
 }
@@ -106,9 +139,10 @@ __global__ void __launch_bounds__(kThreads) WaveUploadKernel(const __grid_consta
 }  // namespace
 
 cudaError_t LaunchWaveUpload(const WaveUpload& upload, cudaStream_t stream) {
-  const int pieces = FetchPieces(std::max(upload.packed_bytes, upload.most_fetched_bytes));
-  if (pieces == 0) return cudaSuccess;
-  const dim3 grid((pieces + kWarps - 1) / kWarps, 1 + upload.num_fetches);
+  const int pieces = std::max(1, FetchPieces(std::max(upload.packed_bytes, upload.most_fetched_bytes)));
+  const int blocks = (pieces + kWarps - 1) / kWarps;  // of a row
+  const auto of_tokens = static_cast<int>((AppendThreads(upload.tokens) + kThreads - 1) / kThreads);
+  const dim3 grid(blocks, 1 + upload.num_fetches + (of_tokens + blocks - 1) / blocks);
   WaveUploadKernel<<<grid, kThreads, 0, stream>>>(upload);
   return cudaGetLastError();
 }

@@ -1,5 +1,6 @@
-// Bringing to the device what a wave was packed into, and queries out of host memory that the device has mapped. By a
-// kernel, as what is read once is sooner there than by a copy (kernels/cuda/staging.h).
+// Bringing to the device what a wave was packed into, and queries out of host memory that the device has mapped; and
+// where nothing is at work that reads the cache, new tokens into it, which spares a launch. By a kernel, as what is
+// read once is sooner there than by a copy (kernels/cuda/staging.h).
 #ifndef SANTA_KERNELS_CUDA_WAVE_UPLOAD_H_
 #define SANTA_KERNELS_CUDA_WAVE_UPLOAD_H_
 
@@ -7,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/kv_append.h"
 #include "kernels/types.h"
 
 namespace santa::cuda {
@@ -35,10 +37,12 @@ struct WaveUpload {
   const void* packed = nullptr;  // pinned, aligned to 16 bytes
   void* to = nullptr;            // device memory, likewise
   int32_t packed_bytes = 0;      // a multiple of 16; 0: they come by another way
-  int32_t num_fetches = 0;       // at most 65534
+  int32_t num_fetches = 0;       // at most 32767
   int32_t most_fetched_bytes = 0;
   QueryFetch first[kFetchesInLaunch];   // a trip to the host less for these
   const QueryFetch* fetches = nullptr;  // [num_fetches] in pinned memory, the first ones too
+  KvAppendLaunch tokens;                // to be stored; of at most 2^22 threads (kernels/cuda/kv_append.cuh)
+  uint64_t* began = nullptr;            // device memory: written with the device's clock
 };
 
 cudaError_t LaunchWaveUpload(const WaveUpload& upload, cudaStream_t stream);

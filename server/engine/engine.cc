@@ -135,12 +135,12 @@ absl::Status Engine::Submit(Step* step, Wake wake) {
 
 // With the mutex held, and the step the last that arrived. Whoever comes next before it runs wakes the device thread.
 bool Engine::State::AwaitsRunHere(const Step& step) const {
-  if (max_in_flight > 1 || device_taken || arrived.size() > 1 || !waiting.empty() || !background.empty()) return false;
+  if (device_taken || arrived.size() > 1 || !waiting.empty() || !background.empty()) return false;
+  if (max_in_flight > 1) return in_flight.empty();
   return forecast.IsWithin(absl::ToChronoNanoseconds(options.longest_here), BatchForecast::TokensOf(std::array{&step}));
 }
 
 void Engine::RunHere() {
-  if (state_->max_in_flight > 1) return;  // Submit has woken the device thread
   std::unique_lock<std::mutex> lock(state_->mutex);
   if (state_->arrived.empty()) return;
   if (!state_->AwaitsRunHere(*state_->arrived.front())) return state_->WakeDeviceThread();

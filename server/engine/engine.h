@@ -9,8 +9,9 @@
 // the last, once it is well on with that (batch_forecast.h): then a second thread waits for answers and hands them
 // back, in the order in which the batches began.
 //
-// On a device that is the CPU, handing a small step to another thread and its answer back can take longer than the
-// step: one that finds the device idle may be run by the thread that brought it (RunHere).
+// Handing a small step to another thread takes microseconds, and on a device that is the CPU it and the answer's way
+// back can take longer than the step: one that finds the device idle may be run by the thread that brought it
+// (RunHere).
 #ifndef SANTA_SERVER_ENGINE_ENGINE_H_
 #define SANTA_SERVER_ENGINE_ENGINE_H_
 
@@ -63,9 +64,9 @@ class Engine {
   // should be room. UNAVAILABLE: shut down, or the device failed. Then `done` is not called.
   absl::Status Submit(Step* step, Wake wake = Wake::kNow);
 
-  // Where a step waits alone, for a device of one batch at a time that is idle, and is expected to take it no longer
-  // than `longest_here`: runs it, on this thread. In every other case the device thread has it. Thread safe; not with a
-  // lock held that some step's `done` takes.
+  // Where a step waits alone for a device that is idle: runs it, on this thread, if it is expected to take no longer
+  // than `longest_here`; or on a device that takes several batches at a time, and so works by itself, begins it here.
+  // In every other case the device thread has it. Thread safe; not with a lock held that some step's `done` takes.
   void RunHere();
 
   // For the server's own measurements: the step runs as a batch of its own, so that device_time is its alone; where it

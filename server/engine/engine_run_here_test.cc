@@ -86,12 +86,41 @@ TEST_F(EngineRunHereTest, NotBeforeAnyStepHasTaughtHowLongTheyTake) {
   EXPECT_NE(done_on_.load(), std::this_thread::get_id());
 }
 
-TEST_F(EngineRunHereTest, NotOnADeviceThatWorksByItself) {
+// Such a device begins the step here, and tells of its end elsewhere. The device thread, if it happens to look, may be
+// first.
+TEST_F(EngineRunHereTest, ADeviceThatWorksByItselfBeginsHere) {
   backend_.set_max_decodes_in_flight(2);
-  Start();
+  std::atomic<int> begun_here{0};
+  backend_.set_hook([&, here = std::this_thread::get_id()](FakeBackend::Call call) {
+    if (call == FakeBackend::Call::kDecode && std::this_thread::get_id() == here) ++begun_here;
+    return absl::OkStatus();
+  });
+  StartUntaught();
+  for (int i = 0; i < 100; ++i) {
+    TestStep* const step = NewStep();
+    Submit(step, Engine::Wake::kInRunHere);
+    engine_->RunHere();
+    done_count_.WaitFor(1 + i);
+    EXPECT_NE(done_on_.load(), std::this_thread::get_id());
+    EXPECT_EQ(step->o(0), MeanOfTokens(backend_.layout(), {1}));
+    ASSERT_TRUE(store_.Release("a", step->item(0).sequence).ok());
+  }
+  EXPECT_GT(begun_here, 0);
+}
+
+TEST_F(EngineRunHereTest, NotBesideABatchOnSuchADevice) {
+  backend_.set_max_decodes_in_flight(2);
+  Counter gate;
+  backend_.set_hook([&](FakeBackend::Call call) {
+    if (call == FakeBackend::Call::kAwaitDecode) gate.WaitFor(1);
+    return absl::OkStatus();
+  });
+  StartUntaught();
   Submit(NewStep(), Engine::Wake::kInRunHere);
+  engine_->RunHere();
+  Submit(NewStep(), Engine::Wake::kInRunHere);  // wakes the device thread
+  gate.Add();
   done_count_.WaitFor(2);
-  EXPECT_NE(done_on_.load(), std::this_thread::get_id());
 }
 
 TEST_F(EngineRunHereTest, TwoStepsAreABatchOfTheDeviceThreads) {

@@ -3,6 +3,8 @@
 #ifndef SANTA_KERNELS_CUDA_EMULATION_PTX_H_
 #define SANTA_KERNELS_CUDA_EMULATION_PTX_H_
 
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -78,10 +80,17 @@ inline void red_release_gpu_global_add_u32(unsigned* to, unsigned value) {
   MayGiveWay();
   *to += value;
 }
+inline void st_release_sys_global_u64(uint64_t* to, uint64_t value) {
+  std::atomic_ref(*to).store(value, std::memory_order_release);
+}
 inline void ld_acquire_gpu_global_u32(unsigned& value, const unsigned* from) { value = ReadVolatile(from); }
 inline void discard_global_L2(void* line, int bytes) {
   if (reinterpret_cast<uintptr_t>(line) % bytes != 0) Fail("a line that is not aligned is given up");
   std::memset(line, 0xff, bytes);
+}
+
+inline void mov_u64(uint64_t& clock) {  // %globaltimer
+  clock = static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
 }
 
 inline void griddepcontrol_wait() { WaitForEarlierKernel(); }
