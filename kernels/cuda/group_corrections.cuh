@@ -73,7 +73,7 @@ __device__ __forceinline__ void WeighSketches(const GatherTask<Kv, D>& task, Cor
         const float code = wide ? shared.codes[0][row][head]
                                 : reinterpret_cast<const uint8_t(*)[8 * kBlocks]>(shared.codes[0])[row][head];
         const float steps = wide ? sampling::kStepsPerOctave<uint16_t> : sampling::kStepsPerOctave<uint8_t>;
-        const float weight = __half2float(__float2half_rn(SketchWeight(code, steps)));
+        const float weight = SketchWeight(0x1p23f + code, steps) - 0x1p23f;
         sketched = shared.octaves[place / sampling::kCodeBlock * heads + head] + (__log2f(weight) - kWeightOctaves) +
                    __log2f(InverseOf(InclusionOf(entry)));
       }

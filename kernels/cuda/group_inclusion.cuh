@@ -23,11 +23,11 @@ __device__ __forceinline__ void LoadOctaves(float* octaves, const GroupArrays& a
   }
 }
 
-// What a code stands for where values are sketched, times 2^kWeightOctaves: in half precision, as it enters the product
-// with them. `code` is a whole number. Without weight where it is the last one, below half of the smallest half.
-inline constexpr float kWeightOctaves = 6;
+// What a code stands for where values are sketched: a whole number of 2^-kWeightOctaves, as it enters the product with
+// them, in the last bits of the result; and of `code`, which comes as 2^23 + code. The last code stands for 0.
+inline constexpr int kWeightOctaves = 15;
 __device__ __forceinline__ float SketchWeight(float code, float steps_of_octave) {
-  return Exp2(fmaf(code, -1.0f / steps_of_octave, kWeightOctaves));
+  return Exp2(fmaf(code, -1.0f / steps_of_octave, 0x1p23f / steps_of_octave + kWeightOctaves)) + 0x1p23f;
 }
 
 // Codes of four heads of a token.

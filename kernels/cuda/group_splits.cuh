@@ -19,13 +19,16 @@ struct BlockSplits {
   int origin;  // the first token of the first code block
 
   // Whether the block takes any: else another one takes its split.
-  __device__ static bool IsFirst(const GroupLaunch& launch) {
-    return launch.decode.work[blockIdx.y].split % launch.splits_of_block == 0;
+  __device__ static bool IsFirst(const GroupLaunch& launch, int splits_of_block) {
+    return launch.decode.work[blockIdx.y].split % splits_of_block == 0;
   }
+  __device__ static bool IsFirst(const GroupLaunch& launch) { return IsFirst(launch, launch.splits_of_block); }
 
   __device__ BlockSplits(const GroupLaunch& launch, const DeviceItem& item)
+      : BlockSplits(launch, item, launch.splits_of_block) {}
+  __device__ BlockSplits(const GroupLaunch& launch, const DeviceItem& item, int splits_of_block)
       : work(launch.decode.work + blockIdx.y),
-        count(min(launch.splits_of_block, item.num_splits - work->split)),
+        count(min(splits_of_block, item.num_splits - work->split)),
         begin(work->begin),
         end(work[count - 1].end),
         origin(begin / sampling::kCodeBlock * sampling::kCodeBlock) {}

@@ -12,10 +12,10 @@
 //     [D / 32][c] steps of f, f + 1, f + 8, f + 9, then of those 16 features on
 //     [D / 32][c] smallest numbers of f, f + 1, then of those 16 features on, of f + 8, f + 9, then of those 16 on
 //
-// Values: 16 features are a tile, with bits / 4 words for each lane, who has features r and r + 8 at tokens 2c and
-// 2c + 8, as pairs with the token after. The four registers of the product's left operand are r and r + 8 at 2c, then
-// at 2c + 8. Of 4 bits: the i-th has its two codes in bits 6-9 and 22-25 of the word rotated right by 4 i. Of 8 bits:
-// two registers' bytes one after another are a word.
+// Values, for a product of bytes (mma.m16n8k32), whose 32 tokens are those of two slabs: 16 features are a tile, with
+// bits / 4 words for each lane, who has features r and r + 8 at tokens 2c, 2c + 8, 2c + 1 and 2c + 9: a byte each, in
+// this order. Of 4 bits: r in the lower half of the byte, r + 8 in the upper one. Of 8 bits: a word for r, one for r
+// + 8.
 //     [D / 16][r] step of r, of r + 8, smallest number of r, of r + 8
 #ifndef SANTA_KERNELS_CUDA_SKETCH_LAYOUT_H_
 #define SANTA_KERNELS_CUDA_SKETCH_LAYOUT_H_
@@ -63,9 +63,8 @@ SANTA_HOST_DEVICE SketchPlace KeyPlace(int bits, int lane, int word, int i) {
                    : SketchPlace{r + (i & 2) * 4, f + word * 8 + (i & 1), 8 * i};
 }
 SANTA_HOST_DEVICE SketchPlace ValuePlace(int bits, int lane, int word, int i) {
-  const int in_pair = i & 1, part = bits == 4 ? i / 2 : 2 * word + i / 2;  // of the left operand
-  const int token = 2 * (lane % 4) + (part & 2) * 4 + in_pair, feature = lane / 4 + (part & 1) * 8;
-  return {token, feature, bits == 4 ? (6 + 16 * in_pair + 4 * part) % 32 : 8 * i};
+  const int byte = bits == 4 ? i / 2 : i, upper = bits == 4 ? i & 1 : word;
+  return {2 * (lane % 4) + (byte & 1) * 8 + byte / 2, lane / 4 + upper * 8, bits * i};
 }
 
 // Places of a feature's step and of its smallest number among the halves of the columns.

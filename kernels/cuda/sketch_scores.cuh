@@ -45,13 +45,24 @@ struct SketchView {
         begin(item.begin),
         end(FullPagesEnd(item, launch.page_shift)) {}
 
+  // The page of a block that has a sketch and is part of one; else any number.
+  __device__ __forceinline__ int32_t PageOf(const Geometry& geometry, int block) const {
+    const int token = block * sampling::kCodeBlock;
+    return geometry.parts > 1 || token >= end ? 0 : __ldg(page_table + (token >> page_shift));
+  }
+
   // Starts copying what there is of a block into a stage. offset: 0 for keys, SketchPartBytes for values.
   __device__ __forceinline__ void CopyBlock(uint32_t stage, const Geometry& geometry, int block, size_t offset,
                                             int lane) const {
+    CopyBlock(stage, geometry, block, PageOf(geometry, block), offset, lane);
+  }
+  // page: of PageOf.
+  __device__ __forceinline__ void CopyBlock(uint32_t stage, const Geometry& geometry, int block, int32_t page_index,
+                                            size_t offset, int lane) const {
     if (geometry.parts > 1) return CopyPages(stage, geometry, block, offset, lane);
     const int token = block * sampling::kCodeBlock;
     if (token >= end) return;
-    const uint8_t* page = sketch + __ldg(page_table + (token >> page_shift)) * page_bytes + offset;
+    const uint8_t* page = sketch + page_index * page_bytes + offset;
     const uint8_t* codes = page + (token & ((1 << page_shift) - 1)) / 16 * Geometry::kSlabBytes + 16 * lane;
     const uint8_t* columns = page + (1 << page_shift) / 16 * Geometry::kSlabBytes + 16 * lane;
     constexpr int kCodeBytes = kBlockSlabs * Geometry::kSlabBytes;

@@ -1,10 +1,10 @@
 // A warp's weighted sums of a block of 64 tokens from the sketch of its values.
 //
-// Codes become halves 16 + code (of 8 bits 1024 + code), the left operand with features as its rows and tokens as its
-// columns; weights, in half precision too, are the right one. What the 16 have added is taken off again, and steps and
-// smallest numbers come in, once a block: sum w v~ = step (sum w (16 + code) - 16 sum w) + low sum w. Of the eight
-// columns 2c and 2c + 1 are heads c of two quads, so that lane (r, c) = (lane / 4, lane % 4) gets the sums of the very
-// heads whose scores it has.
+// A product of bytes: codes are the left operand, with features as its rows and tokens as its columns; of 4 bits those
+// of features r + 8 come 16 times as large, which saves shifting them. Weights are whole numbers of 16 bits: of the
+// right operand's eight columns 2c is the upper byte of head c of a quad and 2c + 1 the lower one, so that lane (r, c)
+// = (lane / 4, lane % 4) gets the sums of the very head whose scores it has, and they are exact. Steps and smallest
+// numbers come in once a page: sum w v~ = step sum w code + low sum w.
 #ifndef SANTA_KERNELS_CUDA_SKETCH_VALUES_CUH_
 #define SANTA_KERNELS_CUDA_SKETCH_VALUES_CUH_
 
@@ -14,123 +14,165 @@
 
 namespace santa::cuda {
 
-inline constexpr int kValueQuads = 2;  // of the eight columns
-
-// Right operands of a block's slabs: tokens 2c, 2c + 1 (and 2c + 8, 2c + 9) of column r.
-using BlockWeights = uint32_t[kBlockSlabs][2];
-
-// From weights as the lanes have the scores: [quad][2 slab + i] is token 16 slab + r + 8 i, head c.
-__device__ __forceinline__ void TurnWeights(BlockWeights& to, const float (&weights)[kValueQuads][2 * kBlockSlabs]) {
-#pragma unroll
-  for (int i = 0; i < 2 * kBlockSlabs; ++i) to[i / 2][i % 2] = Transpose8x8(Pack<__half>(weights[0][i], weights[1][i]));
+// As Mma, of bytes without sign and with whole sums: D[16 x 8] += A[16 x 32] B[32 x 8]. Lane (r, c) holds of A rows r
+// (a0, a2) and r + 8 (a1, a3) at columns 4c to 4c + 3 (a0, a1) and 16 more (a2, a3); of B column r at rows 4c to 4c + 3
+// (b0) and 16 more (b1); of D rows r (d0, d1) and r + 8 (d2, d3) at columns 2c, 2c + 1.
+__device__ __forceinline__ void MmaBytes(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                         uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// A left operand's registers from a lane's words of a tile.
-template <int kBits>
-struct ValueOperand {
-  static constexpr float kOffset = kBits == 4 ? 16 : 1024;
-  uint32_t a[4];
+// Right operands of a block's slabs for a quad, two of which make one.
+using BlockWeights = uint32_t[kBlockSlabs];
 
-  __device__ __forceinline__ explicit ValueOperand(const uint32_t* words) {
+// From weights as the lanes have the scores: [2 slab + i] is token 16 slab + r + 8 i, head c; in the last 16 bits.
+__device__ __forceinline__ void TurnWeights(BlockWeights& to, const uint32_t (&weights)[2 * kBlockSlabs]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (kBits == 4) {
-        const uint32_t turned = i == 0 ? words[0] : words[0] >> 4 * i | words[0] << (32 - 4 * i);
-        a[i] = MaskOr(turned, 0x03c003c0, 0x4c004c00);
-      } else {
-        a[i] = BytePair(words[i / 2], i % 2 * 2);
+  for (int slab = 0; slab < kBlockSlabs; ++slab) {
+    to[slab] = Transpose8x8(__byte_perm(weights[2 * slab], weights[2 * slab + 1], 0x4051));
+  }
+}
+
+// Features r and r + 8 of a lane's words of a tile, as bytes; those of r + 8 are so many times as large.
+template <int kBits>
+struct ValueBytes {
+  static constexpr int kUpperFactor = kBits == 4 ? 16 : 1;
+  uint32_t lower, upper;
+
+  __device__ __forceinline__ explicit ValueBytes(const uint32_t* words)
+      : lower(kBits == 4 ? words[0] & 0x0f0f0f0f : words[0]),
+        upper(kBits == 4 ? words[0] & 0xf0f0f0f0 : words[WordsOfStep(kBits) - 1]) {}
+};
+
+// The sum of the two bytes' products.
+__device__ __forceinline__ float WholeSum(int32_t of_upper_bytes, int32_t of_lower_bytes) {
+  return static_cast<float>(of_upper_bytes * 256 + of_lower_bytes);
+}
+
+// A lane's sums over blocks for heads c of the quads. What they are measured in all lanes of a head know: at first the
+// largest score of a block, raised where that would leave too little room.
+template <int D, int kQuads>
+struct ValueTotals {
+  LaneSum scores[kQuads];              // of all visible tokens; for probabilities
+  float mass[kQuads] = {};             // sum of e~ of all tokens with a sketch
+  float sums[kQuads][D / 16][2] = {};  // of e~ v~: features 16 tile + r, then 16 tile + r + 8
+
+  // Makes room for scores of up to `max`.
+  __device__ __forceinline__ void Raise(const float (&max)[kQuads]) {
+    constexpr float kRoom = 32;  // octaves
+    bool raises = false;
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) raises |= max[quad] > scores[quad].max + kRoom;
+    if (!__any_sync(~0u, raises)) return;
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {
+      LaneSum& score = scores[quad];
+      const float raised = max[quad] > score.max + kRoom ? max[quad] : score.max, keep = Exp2(score.max - raised);
+      score.max = raised;
+      score.sum *= keep;
+      mass[quad] *= keep;
+#pragma unroll
+      for (int tile = 0; tile < D / 16; ++tile) {
+        sums[quad][tile][0] *= keep;
+        sums[quad][tile][1] *= keep;
       }
     }
   }
 };
 
-// A lane's sums over blocks for heads c of two quads, against the largest score so far, which all lanes of a head know.
-template <int D>
-struct ValueTotals {
-  LaneSum scores[kValueQuads];   // of all visible tokens, of those r; for probabilities
-  float mass[kValueQuads] = {};  // sum of e~ of all tokens with a sketch
-  float sums[D / 16][4] = {};    // of e~ v~: feature 16 tile + r of the quads, then feature 16 tile + r + 8
-
-  // Brings what there is to larger maxima.
-  __device__ __forceinline__ void Keep(const float (&factor)[kValueQuads]) {
-#pragma unroll
-    for (int quad = 0; quad < kValueQuads; ++quad) mass[quad] *= factor[quad];
-#pragma unroll
-    for (int tile = 0; tile < D / 16; ++tile) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[tile][i] *= factor[i % 2];
-    }
-  }
-
-  // Adds a tile's products, times `factor`, of a page's part with those columns. mass: of the part, times factor.
-  __device__ __forceinline__ void Fold(int tile, const float (&products)[4], float offset, uint2 column,
-                                       const float (&factor)[kValueQuads], const float (&of_part)[kValueQuads]) {
-    const float2 step = __half22float2(*reinterpret_cast<const __half2*>(&column.x));
-    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&column.y));
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float codes = fmaf(factor[i % 2], products[i], -offset * of_part[i % 2]);
-      sums[tile][i] += fmaf(i < 2 ? step.x : step.y, codes, (i < 2 ? low.x : low.y) * of_part[i % 2]);
-    }
-  }
-};
-
-// Adds a block whose pages have kPartSlabs slabs each in it, of which those with a token in [begin, end) are there.
-// weights: those of the block's tokens, 0 of others; factor: what brings them to the totals.
-template <int kBits, int kPartSlabs, int D>
-__device__ __forceinline__ void AddParts(ValueTotals<D>& totals, const unsigned char* stage,
-                                         const BlockWeights& weights, const float (&factor)[kValueQuads],
-                                         int first_token, int begin, int end, int lane) {
+// Adds a block whose pages have kPartSlabs slabs each in it, of which those with a token from `begin` on are there, and
+// have a sketch before `sketched_end`. weights: of all of the block's tokens; factor: what brings them to the totals.
+template <int kBits, int kPartSlabs, int D, int kQuads>
+__device__ __forceinline__ void AddParts(ValueTotals<D, kQuads>& totals, const unsigned char* stage,
+                                         const BlockWeights (&weights)[kQuads], const float (&factor)[kQuads],
+                                         int first_token, int begin, int sketched_end, int lane) {
   using Geometry = SketchGeometry<D, kBits>;
   using Load = std::conditional_t<WordsOfLoad(D, kBits) == 4, uint4, uint2>;
+  using Bytes = ValueBytes<kBits>;
   constexpr int kTiles = StepsOfLoad(D, kBits), kPartTokens = kPartSlabs * kSlabRows;
+  constexpr int kPairs = (kPartSlabs + 1) / 2;  // of slabs, which a product takes; the last may be a half
   constexpr int kPartBytes = kPartSlabs * Geometry::kSlabBytes + Geometry::kColumnBytes;
 #pragma unroll
   for (int part = 0; part < kBlockSlabs / kPartSlabs; ++part) {
     const int token = first_token + part * kPartTokens;
-    if (token + kPartTokens <= begin || token >= end) continue;
+    if (token + kPartTokens <= begin) continue;
+    const auto weight = [&](int quad, int slab) {
+      return slab < kPartSlabs ? weights[quad][part * kPartSlabs + slab] : 0;
+    };
+    float mass[kQuads];  // of the part, as are the factors
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {
+      int32_t sums[4] = {};
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair) {
+        constexpr uint32_t kOnes = 0x01010101;
+        MmaBytes(sums, kOnes, kOnes, kOnes, kOnes, weight(quad, 2 * pair), weight(quad, 2 * pair + 1));
+      }
+      mass[quad] = WholeSum(sums[0], sums[1]);
+      totals.scores[quad].sum = fmaf(factor[quad], mass[quad], totals.scores[quad].sum);
+    }
+    if (token >= sketched_end) continue;
     const unsigned char* codes = stage + part * kPartBytes;
     const uint2* columns = reinterpret_cast<const uint2*>(codes + kPartSlabs * Geometry::kSlabBytes) + lane / 4;
-    float mass[4] = {};
 #pragma unroll
-    for (int slab = 0; slab < kPartSlabs; ++slab) {
-      const uint32_t(&right)[2] = weights[part * kPartSlabs + slab];
-      Mma<__half>(mass, kHalves1, kHalves1, kHalves1, kHalves1, right[0], right[1]);
-    }
-    const float of_part[kValueQuads] = {factor[0] * mass[0], factor[1] * mass[1]};
-#pragma unroll
-    for (int quad = 0; quad < kValueQuads; ++quad) totals.mass[quad] += of_part[quad];
+    for (int quad = 0; quad < kQuads; ++quad) totals.mass[quad] = fmaf(factor[quad], mass[quad], totals.mass[quad]);
 #pragma unroll
     for (int load = 0; load < D / 16 / kTiles; ++load) {
-      float products[kTiles][4] = {};
+      int32_t products[kQuads][kTiles][4] = {};
 #pragma unroll
-      for (int slab = 0; slab < kPartSlabs; ++slab) {
-        const uint32_t(&right)[2] = weights[part * kPartSlabs + slab];
-        const Load words = reinterpret_cast<const Load*>(codes + slab * Geometry::kSlabBytes)[load * 32 + lane];
+      for (int pair = 0; pair < kPairs; ++pair) {
+        const auto words_of = [&](int slab) {
+          return slab < kPartSlabs
+                     ? reinterpret_cast<const Load*>(codes + slab * Geometry::kSlabBytes)[load * 32 + lane]
+                     : Load{};
+        };
+        const Load words[2] = {words_of(2 * pair), words_of(2 * pair + 1)};
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
-          const ValueOperand<kBits> left(reinterpret_cast<const uint32_t*>(&words) + i * WordsOfStep(kBits));
-          Mma<__half>(products[i], left.a[0], left.a[1], left.a[2], left.a[3], right[0], right[1]);
+          const Bytes first(reinterpret_cast<const uint32_t*>(&words[0]) + i * WordsOfStep(kBits));
+          const Bytes second(reinterpret_cast<const uint32_t*>(&words[1]) + i * WordsOfStep(kBits));
+#pragma unroll
+          for (int quad = 0; quad < kQuads; ++quad) {
+            MmaBytes(products[quad][i], first.lower, first.upper, second.lower, second.upper, weight(quad, 2 * pair),
+                     weight(quad, 2 * pair + 1));
+          }
         }
       }
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         const int tile = load * kTiles + i;
-        totals.Fold(tile, products[i], ValueOperand<kBits>::kOffset, columns[8 * tile], factor, of_part);
+        const uint2 column = columns[8 * tile];
+        const float2 step = __half22float2(*reinterpret_cast<const __half2*>(&column.x));
+        const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&column.y));
+#pragma unroll
+        for (int quad = 0; quad < kQuads; ++quad) {
+          const int32_t(&of)[4] = products[quad][i];
+          float(&sums)[2] = totals.sums[quad][tile];
+          constexpr float kUpper = Bytes::kUpperFactor;
+          sums[0] = fmaf(factor[quad], fmaf(step.x, WholeSum(of[0], of[1]), low.x * mass[quad]), sums[0]);
+          sums[1] =
+              fmaf(factor[quad] / kUpper, fmaf(step.y, WholeSum(of[2], of[3]), low.y * (mass[quad] * kUpper)), sums[1]);
+        }
       }
     }
   }
 }
 
 // The same for pages of any size.
-template <int kBits, int D>
-__device__ __forceinline__ void AddBlock(ValueTotals<D>& totals, const SketchGeometry<D, kBits>& geometry,
-                                         const unsigned char* stage, const BlockWeights& weights,
-                                         const float (&factor)[kValueQuads], int first_token, int begin, int end,
+template <int kBits, int D, int kQuads>
+__device__ __forceinline__ void AddBlock(ValueTotals<D, kQuads>& totals, const SketchGeometry<D, kBits>& geometry,
+                                         const unsigned char* stage, const BlockWeights (&weights)[kQuads],
+                                         const float (&factor)[kQuads], int first_token, int begin, int sketched_end,
                                          int lane) {
-  if (geometry.parts == 1) return AddParts<kBits, 4>(totals, stage, weights, factor, first_token, begin, end, lane);
-  if (geometry.parts == 2) return AddParts<kBits, 2>(totals, stage, weights, factor, first_token, begin, end, lane);
-  AddParts<kBits, 1>(totals, stage, weights, factor, first_token, begin, end, lane);
+  const auto add = [&](auto part_slabs) {
+    AddParts<kBits, decltype(part_slabs)::value>(totals, stage, weights, factor, first_token, begin, sketched_end,
+                                                 lane);
+  };
+  if (geometry.parts == 1) return add(std::integral_constant<int, 4>());
+  if (geometry.parts == 2) return add(std::integral_constant<int, 2>());
+  add(std::integral_constant<int, 1>());
 }
 
 // The warps' totals of a quad's heads over a split on their way to the split's, in shared memory: [warp][head][kPitch],
@@ -146,22 +188,20 @@ struct TotalsMerger {
   __device__ __forceinline__ float* At(int warp, int head) const { return memory + (warp * heads + head) * kPitch; }
 
   // Leaves a warp's.
-  __device__ __forceinline__ void Leave(const ValueTotals<D>& totals, int quad, int warp, int lane) const {
-    float sum = totals.scores[quad].sum;
-#pragma unroll
-    for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  template <int kQuads>
+  __device__ __forceinline__ void Leave(const ValueTotals<D, kQuads>& totals, int quad, int warp, int lane) const {
     const int head = lane % 4;
     if (head >= heads) return;
     float* to = At(warp, head);
     if (lane < 4) {
       to[0] = totals.scores[quad].max;
-      to[1] = sum;
+      to[1] = totals.scores[quad].sum;
       to[2] = totals.mass[quad];
     }
 #pragma unroll
     for (int tile = 0; tile < D / 16; ++tile) {
-      to[4 + 16 * tile + lane / 4] = totals.sums[tile][quad];
-      to[4 + 16 * tile + lane / 4 + 8] = totals.sums[tile][2 + quad];
+      to[4 + 16 * tile + lane / 4] = totals.sums[quad][tile][0];
+      to[4 + 16 * tile + lane / 4 + 8] = totals.sums[quad][tile][1];
     }
   }
 

@@ -66,6 +66,26 @@ void Load(void* const* of_lane, uint32_t mask) {
 
 void MultiplyBFloat16(void* const* of_lane, uint32_t mask) { Multiply<WidenBFloat16>(of_lane, mask); }
 void MultiplyHalf(void* const* of_lane, uint32_t mask) { Multiply<WidenHalf>(of_lane, mask); }
+
+void MultiplyBytes(void* const* of_lane, uint32_t mask) {
+  if (mask != ~0u) Fail("a product of matrices by a part of a warp");
+  uint8_t a[16][32], b[8][32];  // b: column by column
+  for (int lane = 0; lane < 32; ++lane) {
+    const ByteProduct& brought = *static_cast<const ByteProduct*>(of_lane[lane]);
+    const int r = lane / 4, k = 4 * (lane % 4);
+    for (int i = 0; i < 4; ++i) std::memcpy(&a[r + i % 2 * 8][k + i / 2 * 16], &brought.a[i], 4);
+    for (int i = 0; i < 2; ++i) std::memcpy(&b[r][k + 16 * i], &brought.b[i], 4);
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    const ByteProduct& brought = *static_cast<const ByteProduct*>(of_lane[lane]);
+    for (int i = 0; i < 4; ++i) {
+      int32_t sum = 0;
+      for (int k = 0; k < 32; ++k) sum += a[lane / 4 + i / 2 * 8][k] * b[lane % 4 * 2 + i % 2][k];
+      *brought.d[i] += sum;
+    }
+  }
+}
+
 void LoadMatrices(void* const* of_lane, uint32_t mask) { Load<false>(of_lane, mask); }
 void LoadMatricesTransposed(void* const* of_lane, uint32_t mask) { Load<true>(of_lane, mask); }
 

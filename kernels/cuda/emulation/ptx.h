@@ -20,6 +20,11 @@ struct Product {
 };
 void MultiplyBFloat16(void* const* of_lane, uint32_t mask);
 void MultiplyHalf(void* const* of_lane, uint32_t mask);
+struct ByteProduct {
+  int32_t* d[4];
+  uint32_t a[4], b[2];
+};
+void MultiplyBytes(void* const* of_lane, uint32_t mask);
 
 struct MatrixLoad {
   const uint8_t* row;
@@ -42,6 +47,13 @@ inline void mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(float& d0, float& 
                                                               uint32_t b1) {
   Product mine = {{&d0, &d1, &d2, &d3}, {a0, a1, a2, a3}, {b0, b1}};
   MeetWarp(~0u, &mine, MultiplyHalf);
+}
+
+inline void mma_sync_aligned_m16n8k32_row_col_s32_u8_u8_s32(int32_t& d0, int32_t& d1, int32_t& d2, int32_t& d3,
+                                                            uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                            uint32_t b0, uint32_t b1) {
+  ByteProduct mine = {{&d0, &d1, &d2, &d3}, {a0, a1, a2, a3}, {b0, b1}};
+  MeetWarp(~0u, &mine, MultiplyBytes);
 }
 
 inline void ldmatrix_sync_aligned_m8n8_x4_shared_b16(uint32_t& x, uint32_t& y, uint32_t& z, uint32_t& w,
@@ -92,6 +104,7 @@ inline void discard_global_L2(void* line, int bytes) {
 inline void mov_u64(uint64_t& clock) {  // %globaltimer
   clock = static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
 }
+inline void prefetch_global_L2(const void* /*byte*/) {}
 
 inline void griddepcontrol_wait() { WaitForEarlierKernel(); }
 inline void griddepcontrol_launch_dependents() { LetLaterKernelStart(); }
@@ -99,6 +112,7 @@ inline void griddepcontrol_launch_dependents() { LetLaterKernelStart(); }
 inline void max_NaN_f32(float& result, float a, float b) {
   result = std::isnan(a) || std::isnan(b) ? NAN : std::fmax(a, b);
 }
+inline void rcp_approx_ftz_f32(float& result, float x) { result = 1 / x; }
 inline void ex2_approx_ftz_f32(float& result, float x) {
   const float power = ::exp2f(x);
   result = power < 0x1p-126f ? 0.0f : power;
