@@ -78,10 +78,9 @@ struct ItemPlan {
   int32_t visible() const { return end - begin; }
 };
 
-// Visible tokens from which on COORDINATED and SKETCHED take one pass. For fewer the pilot takes longer than it saves:
-// it is one block's work for each key/value head, whatever the length. A test may have it for fewer, but more than
-// sampling::kMostWithoutPilot.
-inline constexpr int64_t kLeastOnePassTokens = 32768;
+// Visible tokens from which on COORDINATED and SKETCHED take one pass, which then takes less time than three
+// (docs/benchmarks.md). A test may have it for fewer, but more than sampling::kMostWithoutPilot.
+inline constexpr int64_t kLeastOnePassTokens = 16384;
 
 // The plan of a valid item of a cache of this layout.
 ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout, int64_t least_one_pass = kLeastOnePassTokens);

@@ -89,45 +89,79 @@ __device__ __forceinline__ bool Answer(const BlockTask& task, const GatherShared
 }
 
 // Adds up the splits' partial results into shared memory, against the largest of their references, which go to
-// shared.reference[0]: vectors [num_vectors][G][D], numbers [G] each. A warp has 32 splits at a time.
+// shared.reference[0]: vectors [num_vectors][G][D], numbers [G] each. 32 splits at a time.
 template <int D, int kBlocks>
 __device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size, GatherShared<kBlocks>& shared,
                           float* vectors, int num_vectors) {
   const int num_splits = arrays.num_splits(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const auto number = [&](int split, int which, int head) {
-    return __ldcg(arrays.partial(kv_head, split) + arrays.partial_numbers() + which * group_size + head);
-  };
-  const auto of_split = [&](int split, int i) {  // the i-th of the references
-    return split < num_splits ? number(split, kPartialSums + i / group_size, i % group_size) : kNegativeInfinity;
-  };
-  for (int i = warp; i < kReferences * group_size; i += kGatherWarps) {
-    const float first = of_split(lane, i);
-    float max = first;
-    for (int split = 32 + lane; split < num_splits; split += 32) max = fmaxf(max, of_split(split, i));
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
-    if (lane == 0) shared.reference[0][i / group_size][i % group_size] = max;
-    shared.factor[i / group_size][lane][i % group_size] = Rescale(first, max);
-  }
-  __syncthreads();
   const int quads = group_size * D / 4;  // of a vector
-  const int num_sums = num_vectors == 1 ? 1 : kPartialSums;
+  const int num_sums = (num_vectors == 1 ? 1 : kPartialSums) * group_size;
+  // Of 32 splits a warp has eight, and a lane one of their numbers of one head: all eight on their way at once.
+  constexpr int kOfWarp = 32 / kGatherWarps;
+  const auto load = [&](float(&of)[kOfWarp], int from, int number, bool wanted, float otherwise) {
+#pragma unroll
+    for (int i = 0; i < kOfWarp; ++i) {
+      const int split = from + kOfWarp * warp + i;
+      of[i] = wanted && split < num_splits ? __ldcg(arrays.partial(kv_head, split) + arrays.partial_numbers() + number)
+                                           : otherwise;
+    }
+  };
+  const bool has_reference = lane < kReferences * group_size;
+  const int reference = has_reference ? lane / group_size : 0, head_of_reference = lane % group_size;
+  float references[kOfWarp];
+  const auto load_references = [&](int from) {
+    load(references, from, kPartialSums * group_size + lane, has_reference, kNegativeInfinity);
+  };
+  float max = kNegativeInfinity;
+  const auto raise = [&] {
+#pragma unroll
+    for (int i = 0; i < kOfWarp; ++i) max = fmaxf(max, references[i]);
+  };
+  for (int from = (num_splits - 1) / 32 * 32; from > 0; from -= 32) {
+    load_references(from);
+    raise();
+  }
+  load_references(0);
+  raise();
+  if (has_reference) shared.warp_max[reference][warp][head_of_reference] = max;
+  __syncthreads();
+  if (has_reference) {
+#pragma unroll
+    for (int w = 0; w < kGatherWarps; ++w) max = fmaxf(max, shared.warp_max[reference][w][head_of_reference]);
+    if (warp == 0) shared.reference[0][reference][head_of_reference] = max;
+  }
   for (int from = 0; from < num_splits; from += 32) {
     if (from > 0) {
-      __syncthreads();
-      for (int i = warp; i < kReferences * group_size; i += kGatherWarps) {
-        const float max = shared.reference[0][i / group_size][i % group_size];
-        shared.factor[i / group_size][lane][i % group_size] = Rescale(of_split(from + lane, i), max);
-      }
-      __syncthreads();
+      load_references(from);
+      __syncthreads();  // factors and sums have been read
     }
-    for (int i = warp; i < num_sums * group_size; i += kGatherWarps) {
-      const int which = i / group_size, head = i % group_size;
-      float mine = from + lane < num_splits ? number(from + lane, which, head) : 0.0f;
-      if (which != kSumT && which != kSumTT) mine *= shared.factor[which == kSumW ? kOfAll : kOfChance][lane][head];
-      if (which == kSumTW2 || which == kSumTW2V2) mine *= shared.factor[kOfChance][lane][head];
-      mine = WarpSum(mine);
-      if (lane == 0) shared.number[which][head] = from == 0 ? mine : shared.number[which][head] + mine;
+    if (has_reference) {
+#pragma unroll
+      for (int i = 0; i < kOfWarp; ++i) {
+        shared.factor[reference][kOfWarp * warp + i][head_of_reference] = Rescale(references[i], max);
+      }
+    }
+    __syncwarp();
+    for (int number = lane; number < num_sums; number += 32) {
+      float mine[kOfWarp];
+      load(mine, from, number, true, 0.0f);
+      const int which = number / group_size, head = number % group_size;
+      const bool counted = which == kSumT || which == kSumTT, squared = which == kSumTW2 || which == kSumTW2V2;
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < kOfWarp; ++i) {
+        const float factor = shared.factor[which == kSumW ? kOfAll : kOfChance][kOfWarp * warp + i][head];
+        sum += (counted ? 1.0f : squared ? factor * factor : factor) * mine[i];
+      }
+      shared.by_warp[which][warp][head] = sum;
+    }
+    __syncthreads();
+    for (int number = threadIdx.x; number < num_sums; number += kGatherThreads) {
+      const int which = number / group_size, head = number % group_size;
+      float sum = from == 0 ? 0.0f : shared.number[which][head];
+#pragma unroll
+      for (int w = 0; w < kGatherWarps; ++w) sum += shared.by_warp[which][w][head];
+      shared.number[which][head] = sum;
     }
     const int count = min(32, num_splits - from);
     for (int quad = threadIdx.x; quad < num_vectors * quads; quad += kGatherThreads) {

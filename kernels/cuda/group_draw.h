@@ -58,7 +58,6 @@ struct GroupLaunch {
   bool second_draw = false;  // after AimAtTarget. Likewise.
   bool alone = false;        // GatherCorrections once more. Likewise.
   bool few_blocks = false;   // of OnePass: two a multiprocessor at most, so that each may have a long ring. Likewise.
-  int32_t slices_ahead = 0;  // that are on their way to a warp of PilotThreshold: 1, or as many as it can. Likewise.
 
   // SKETCHED by sketches of keys and values both.
   SANTA_HOST_DEVICE bool corrects() const {
