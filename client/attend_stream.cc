@@ -252,7 +252,7 @@ void AttendStream::Impl::OnEnd(std::unique_ptr<AttendCarrier> carrier, const grp
 
 AttendStream::Impl::Completion AttendStream::Impl::Remove(std::map<uint64_t, Pending>::iterator pending,
                                                           Result result) {
-  Completion completion{std::move(pending->second.done), std::move(result)};
+  Completion completion{std::move(pending->second.done), std::move(result), std::move(pending->second.request)};
   deadlines_.erase({pending->second.deadline, pending->first});
   pending_.erase(pending);
   room_.notify_one();

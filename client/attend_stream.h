@@ -43,6 +43,7 @@ class AttendStream::Impl : public client_internal::CarrierOwner {
   struct Completion {
     Callback done;
     Result result;
+    RequestPointer request = nullptr;  // goes after the callback: to free a large one takes longer than to answer
   };
 
   void OnOpened() override;
