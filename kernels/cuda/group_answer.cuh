@@ -88,22 +88,22 @@ __device__ __forceinline__ bool Answer(const GatherTask<Kv, D>& task, const Gath
   return misses;
 }
 
-// Adds up the splits' partial results into shared memory, against the largest of their references, which go to
-// shared.reference[0]: vectors [num_vectors][G][D], numbers [G] each. A warp has 32 splits at a time.
+// Adds up the runs' partial results into shared memory, against the largest of their references, which go to
+// shared.reference[0]: vectors [num_vectors][G][D], numbers [G] each. A warp has 32 runs at a time.
 template <int D, int kBlocks>
 __device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size, GatherShared<kBlocks>& shared,
                           float* vectors, int num_vectors) {
-  const int num_splits = arrays.num_splits(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int num_runs = arrays.num_runs(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const auto number = [&](int split, int which, int head) {
     return __ldcg(arrays.partial(kv_head, split) + arrays.partial_numbers() + which * group_size + head);
   };
   const auto of_split = [&](int split, int i) {  // the i-th of the references
-    return split < num_splits ? number(split, kPartialSums + i / group_size, i % group_size) : kNegativeInfinity;
+    return split < num_runs ? number(split, kPartialSums + i / group_size, i % group_size) : kNegativeInfinity;
   };
   for (int i = warp; i < kReferences * group_size; i += kGatherWarps) {
     const float first = of_split(lane, i);
     float max = first;
-    for (int split = 32 + lane; split < num_splits; split += 32) max = fmaxf(max, of_split(split, i));
+    for (int split = 32 + lane; split < num_runs; split += 32) max = fmaxf(max, of_split(split, i));
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
     if (lane == 0) shared.reference[0][i / group_size][i % group_size] = max;
@@ -112,7 +112,7 @@ __device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size
   __syncthreads();
   const int quads = group_size * D / 4;  // of a vector
   const int num_sums = num_vectors == 1 ? 1 : kPartialSums;
-  for (int from = 0; from < num_splits; from += 32) {
+  for (int from = 0; from < num_runs; from += 32) {
     if (from > 0) {
       __syncthreads();
       for (int i = warp; i < kReferences * group_size; i += kGatherWarps) {
@@ -123,13 +123,13 @@ __device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size
     }
     for (int i = warp; i < num_sums * group_size; i += kGatherWarps) {
       const int which = i / group_size, head = i % group_size;
-      float mine = from + lane < num_splits ? number(from + lane, which, head) : 0.0f;
+      float mine = from + lane < num_runs ? number(from + lane, which, head) : 0.0f;
       if (which != kSumT && which != kSumTT) mine *= shared.factor[which == kSumW ? kOfAll : kOfChance][lane][head];
       if (which == kSumTW2 || which == kSumTW2V2) mine *= shared.factor[kOfChance][lane][head];
       mine = WarpSum(mine);
       if (lane == 0) shared.number[which][head] = from == 0 ? mine : shared.number[which][head] + mine;
     }
-    const int count = min(32, num_splits - from);
+    const int count = min(32, num_runs - from);
     for (int quad = threadIdx.x; quad < num_vectors * quads; quad += kGatherThreads) {
       const int vector = quad / quads, head = quad % quads / (D / 4);
       auto& sum_at = *reinterpret_cast<float4*>(vectors + 4 * quad);

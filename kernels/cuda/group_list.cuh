@@ -13,7 +13,8 @@ namespace santa::cuda {
 inline constexpr int kGatherWarps = 4;
 inline constexpr int kGatherThreads = 32 * kGatherWarps;
 inline constexpr int kStageRows = kGatherWarps * kSlabRows;
-inline constexpr int kPitch = kStageRows + 8;  // of a head's weights: lanes of a fragment lie in different banks
+// Of a head's weights, of 16 bits and of 32: lanes of a fragment lie in different banks.
+inline constexpr int kPitch = kStageRows + 8, kWeightPitch = kStageRows + 4;
 
 // A listed token: its place among the block's, counted from their origin, and its inclusion less 1.
 inline constexpr int kPlaceBits = 12;
@@ -32,7 +33,7 @@ struct GatherShared {
   int32_t page[kMostPages];          // of the block's tokens
   int list_at[kMaxBlockSplits + 1];  // where each split begins in the list, and the end
   float lse[kHeads];
-  float weight[kHeads][kPitch];                       // log2 of w; -inf where there is no row
+  float weight[kHeads][kWeightPitch];                 // log2 of w; -inf where there is no row
   uint16_t packed[kPartialVectors][kHeads][kPitch];   // what the value rows are multiplied by, 16-bit
   float warp_max[kReferences][kGatherWarps][kHeads];  // of a stage's log2 w
   float reference[2][kReferences][kHeads];            // log2, of this stage and of the one before
@@ -45,9 +46,14 @@ struct GatherShared {
 
 // Of a block whose inclusions come from codes.
 template <int kBlocks>
-struct CodedShared : GatherShared<kBlocks> {
-  static constexpr bool kHasCodes = true;
+struct OctaveShared : GatherShared<kBlocks> {
   alignas(16) float octaves[kMostOctaves / kMaxGroup * GatherShared<kBlocks>::kHeads];
+};
+
+// And whose weights may come from them.
+template <int kBlocks>
+struct CodedShared : OctaveShared<kBlocks> {
+  static constexpr bool kHasCodes = true;
   // Of two stages' rows, where weights are taken from codes.
   alignas(16) uint16_t codes[2][kStageRows][GatherShared<kBlocks>::kHeads];
 };
@@ -59,18 +65,21 @@ struct GatherTask {
   const int item_index;
   const DeviceItem& item;
   const int kv_head;
+  const int splits_of_block;
   const BlockSplits splits;
   const int first_split;
   const CacheView<Kv, D> view;
   const GroupArrays arrays;
   const int full_end;  // the end of pages with a sketch
 
-  __device__ GatherTask(const GroupLaunch& group, int kv_head)
+  __device__ GatherTask(const GroupLaunch& group, int kv_head) : GatherTask(group, kv_head, group.splits_of_block) {}
+  __device__ GatherTask(const GroupLaunch& group, int kv_head, int splits_of_block)
       : group(group),
         item_index(group.decode.work[blockIdx.y].item),
         item(group.decode.items[item_index]),
         kv_head(kv_head),
-        splits(group, item),
+        splits_of_block(splits_of_block),
+        splits(group, item, splits_of_block),
         first_split(splits.work->split),
         view(group.decode, item, {.begin = splits.begin, .end = splits.end}, kv_head),
         arrays(group.arrays[item_index]),
@@ -159,7 +168,8 @@ __device__ inline unsigned long long SumOfEarlier(unsigned long long* totals, in
 
 // The inclusion of every token with a chance, [place]; from shared.octaves.
 template <typename Code, typename Kv, int D, int kBlocks>
-__device__ void FindInclusions(const GatherTask<Kv, D>& task, const CodedShared<kBlocks>& shared, uint32_t* inclusion) {
+__device__ void FindInclusions(const GatherTask<Kv, D>& task, const OctaveShared<kBlocks>& shared,
+                               uint32_t* inclusion) {
   const sampling::InclusionThreshold threshold = *task.arrays.threshold(task.kv_head);
   const int first = task.splits.begin - task.splits.origin, end = task.full_end - task.splits.origin;
   const int quads = task.quads();
@@ -196,7 +206,7 @@ __device__ void FindInclusions(const GatherTask<Kv, D>& task, const CodedShared<
 
 // Likewise, from shared.lse; the inclusions are to be seen by all threads after a barrier. All threads call it.
 template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ void FindInclusions(const GatherTask<Kv, D>& task, CodedShared<kBlocks>& shared,
+__device__ __forceinline__ void FindInclusions(const GatherTask<Kv, D>& task, OctaveShared<kBlocks>& shared,
                                                uint32_t* inclusion) {
   LoadOctaves(shared.octaves, task.arrays, task.splits, task.kv_head, task.group_size(), shared.lse);
   __syncthreads();
@@ -215,7 +225,7 @@ struct PlaceOnLine {
   GatherShared<kBlocks>& shared;
 
   __device__ __forceinline__ unsigned long long operator()(unsigned long long total) const {
-    return SumOfEarlier(task.arrays.totals(task.kv_head), task.first_split, task.group.splits_of_block, total,
+    return SumOfEarlier(task.arrays.totals(task.kv_head), task.first_split, task.splits_of_block, total,
                         shared.warp_sum) +
            sampling::InclusionOffset(task.stream(), task.pilot() ? 1 : 0);
   }
