@@ -53,7 +53,9 @@ GroupArrays ArraysOf(uint8_t* scratch, Method method, const KvLayout& layout, co
           layout.head_dim,
           plan.begin,
           plan.end,
-          plan.splits.count};
+          plan.splits.count,
+          plan.splits.tokens,
+          plan.sample_count};
 }
 
 // The method that an item's stored scores are for.
@@ -86,7 +88,7 @@ WaveLimits WaveLimits::For(const KvLayout& layout, int32_t num_pages) {
     stored = std::max(stored, ArraysOf(nullptr, method, layout,
                                        {.begin = 63,
                                         .end = static_cast<int32_t>(63 + most_tokens),
-                                        .splits = {.count = static_cast<int32_t>(one_item)},
+                                        .splits = {.tokens = kMaxBlockTokens, .count = static_cast<int32_t>(one_item)},
                                         .target_relative_error = 1})
                                   .bytes());
   }

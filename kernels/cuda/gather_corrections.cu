@@ -2,18 +2,15 @@
 // its sketches say, and the answer. A head whose sketch is no help is left to a second launch (GroupLaunch::alone), in
 // which its rows stand for all, as they do without a value sketch.
 //
-// Grid: (key/value head, work). A block takes some splits, lists the rows that are read of them, and sums up split by
-// split. The block that is its group's last adds the splits up.
+// Grid: (key/value head, work). A block takes some splits, lists the rows that are read of them, and sums up run by run
+// (GroupArrays::splits_of_run). The block that is its group's last adds the runs up.
 #include <algorithm>
 
-#include "kernels/cuda/group_answer.cuh"
 #include "kernels/cuda/group_corrections.cuh"
-#include "kernels/cuda/group_launch.cuh"
+#include "kernels/cuda/group_gather.cuh"
 
 namespace santa::cuda {
 namespace {
-
-constexpr int kKeys = 1;  // which of the two stages has them; the other one has values
 
 // Answers the group's heads that go by their sketch, or in a launch for the others these.
 template <typename Kv, int D, int kBlocks>
@@ -38,23 +35,24 @@ __device__ void AnswerCorrected(const GatherTask<Kv, D>& task, CorrectionShared<
 }
 
 template <typename Kv, int D, int kBlocks>
-__global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 3 : 1)
+__global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 : 1)
     GatherCorrectionsKernel(const __grid_constant__ GroupLaunch group) {
   extern __shared__ __align__(1024) unsigned char bytes[];
   __shared__ CorrectionShared<kBlocks> shared;
   using S = Slab<Kv, D>;
-  unsigned char* stages = bytes;
+  unsigned char *const keys = bytes, *const values = bytes + kGatherWarps * S::kBytes;
   auto* inclusion = reinterpret_cast<uint32_t*>(bytes);  // until the rows are listed
   auto* list = reinterpret_cast<uint32_t*>(bytes + StageBytes<Kv, D>(group));
   const int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (!BlockSplits::IsFirst(group)) return WaitForEarlierKernel();
-  const GatherTask<Kv, D> task(group, kv_head);
+  // Whole runs.
+  const int splits_of_run = group.arrays[group.decode.work[blockIdx.y].item].splits_of_run();
+  const int splits_of_block = (group.splits_of_block + splits_of_run - 1) / splits_of_run * splits_of_run;
+  if (!BlockSplits::IsFirst(group, splits_of_block)) return WaitForEarlierKernel();
+  const GatherTask<Kv, D> task(group, kv_head, splits_of_block);
   const DeviceItem& item = task.item;
   const int group_size = task.group_size(), num_splits = task.splits.count;
   const bool wants_error = task.wants_error();
-  const int first_page = task.splits.begin >> task.view.page_shift;
-  const int num_pages = ((task.splits.end - 1) >> task.view.page_shift) - first_page + 1;
-  for (int i = threadIdx.x; i < num_pages; i += kGatherThreads) shared.page[i] = item.page_table[first_page + i];
+  LoadPages(task, shared);
 
   WaitForEarlierKernel();
   LetLaterKernelStart();
@@ -70,29 +68,37 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 3 :
   QueryFragment<D> q[kBlocks];
   LoadQueries<Kv, D, kBlocks>(q, group.decode, item, kv_head, lane);
   const Scorer scorer(item, kv_head);
-  const int warp_at = warp * kSlabRows;
-  // Starts copying rows of entries [at, end) of the list, as many as a stage has, to one of the two.
-  const auto copy_stage = [&](int at, int end, size_t offset, int stage) {
-    unsigned char* slab = stages + (stage * kGatherWarps + warp) * S::kBytes;
+  const int warp_at = warp * kSlabRows, warp_bytes = warp * S::kBytes;
+  // Starts copying the warp's rows of the stage from `at` on.
+  const auto copy_rows = [&](unsigned char* stage, size_t offset, int at, int end) {
     if (at + warp_at < end) {
-      if (stage == kKeys) CopySketchCodes(shared, task, list, end, at, lane);
-      CopyEntries<Kv, D>(SharedAddress(slab), offset, task, shared.page, list, end, at + warp_at, lane);
-    } else if (at < end) {  // the other warps multiply by what is there
-#pragma unroll 1
-      for (int i = lane; i < S::kBytes / 16; i += 32) reinterpret_cast<uint4*>(slab)[i] = uint4{};
+      CopyEntries<Kv, D>(SharedAddress(stage + warp_bytes), offset, task, shared.page, list, end, at + warp_at, lane);
     }
     CommitCopies();
   };
-  // The next stage's keys are on their way from when these have been multiplied with, its values from when these have
-  // been added.
-  const size_t value_offset = task.view.value_offset;
-  const int first_end = shared.list_at[FirstWithRows(shared.list_at, 0, num_splits) + 1];
-  copy_stage(0, first_end, 0, kKeys);
-  copy_stage(0, first_end, value_offset, 0);
+  const auto copy_keys = [&](int at, int end) {
+    if (at + warp_at < end) {
+      FetchColumns<Kv, D>(sketches, task, shared.page, list, end, at + warp_at, lane);
+      CopySketchCodes(shared, task, list, end, at, lane);
+    }
+    copy_rows(keys, 0, at, end);
+  };
+  // The end of the run that begins with this split, or of the first one after it with rows from `at` on.
+  const auto run_end = [&](int split, int at) {
+    do {
+      split += splits_of_run;
+    } while (split < num_splits && shared.list_at[split] <= at);
+    return shared.list_at[min(split, num_splits)];
+  };
+  // Differences take the place of the stage's keys, so that the next stage's rows are on their way from when both have
+  // been added: another block works meanwhile.
+  const int first_end = run_end(0, 0);
+  copy_keys(0, first_end);
+  copy_rows(values, task.view.value_offset, 0, first_end);
   int stage = 0;
 #pragma unroll 1
-  for (int split = 0; split < num_splits; ++split) {
-    const int begin = shared.list_at[split], end = shared.list_at[split + 1];
+  for (int split = 0; split < num_splits; split += splits_of_run) {
+    const int begin = shared.list_at[split], end = shared.list_at[min(split + splits_of_run, num_splits)];
     ValueSums<Kv, D, kBlocks> sums;
     Numbers<kBlocks> numbers;
     if (threadIdx.x < 8 * kBlocks) {
@@ -103,39 +109,44 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 3 :
     }
 #pragma unroll 1
     for (int at = begin; at < end; at += kStageRows, stage ^= 1) {
-      // The first split after this one that has rows begins where it ends, or that is the list's end.
-      const int next = min(at + kStageRows, end);
-      const int next_end = next < end ? end : shared.list_at[FirstWithRows(shared.list_at, split + 1, num_splits) + 1];
+      const int slabs = min(kGatherWarps, (end - at + kSlabRows - 1) / kSlabRows);
+      const int next = min(at + kStageRows, end), next_end = run_end(split, next);
       WaitCopies<1>();
-      const uint32_t keys = SharedAddress(stages + (kKeys * kGatherWarps + warp) * S::kBytes);
-      WeighByKeys<Kv, D, kBlocks>(task, shared, keys, q, scorer, list, end, at, lane);
-      __syncwarp();
-      WeighSketches<Kv, D, kBlocks>(task, shared, list, end, at, lane);
-      __syncwarp();
-      copy_stage(next, next_end, 0, kKeys);
-      WaitCopies<1>();
+      if (warp < slabs) {
+        WeighByKeys<Kv, D, kBlocks>(task, shared, SharedAddress(keys + warp_bytes), q, scorer, list, end, at, lane);
+        __syncwarp();
+        WeighSketches<Kv, D, kBlocks>(task, shared, list, end, at, lane);
+        __syncwarp();
+      } else {
+        LeaveNoWeight(shared, warp, lane);
+      }
+      WaitCopies<0>();
+      if (warp < slabs) {
+        TakeDifferences<Kv, D, kBlocks>(task, shared, keys + warp_bytes, values + warp_bytes, sketches, list, end, at,
+                                        wants_error, lane);
+      }
       __syncthreads();
-      PackMassCorrections<Kv, D, kBlocks>(task, shared, numbers, list, end, at, stage, wants_error);
+      PackCorrections<Kv, D, kBlocks>(task, shared, numbers, list, end, at, stage, wants_error);
       __syncthreads();
-      sums.Add(shared, SharedAddress(stages), stage, wants_error);
+      sums.Raise(shared, stage, wants_error);
+      sums.Multiply(shared.packed, SharedAddress(values), slabs, wants_error);
+      sums.Multiply(shared.of_sketch, SharedAddress(keys), slabs, wants_error);
       __syncthreads();
-      PackDifferences<Kv, D, kBlocks>(task, shared, numbers, stages, sketches, list, end, at, stage, wants_error);
-      __syncthreads();
-      sums.Multiply(shared, SharedAddress(stages), wants_error);
-      __syncthreads();
-      copy_stage(next, next_end, value_offset, 0);
+      copy_keys(next, next_end);
+      copy_rows(values, task.view.value_offset, next, next_end);
     }
-    float* partial = task.arrays.partial(kv_head, task.first_split + split);
+    float* partial = task.arrays.partial(kv_head, (task.first_split + split) / splits_of_run);
     sums.Write(partial, group_size, wants_error);
     WriteNumbers(shared, numbers, partial + task.arrays.partial_numbers(), stage ^ 1, group_size, wants_error);
     __syncthreads();
   }
+  WaitCopies<0>();
   if (threadIdx.x == 0 && item.rows_read != nullptr && !group.alone) {
     atomicAdd(item.rows_read, static_cast<unsigned long long>(shared.list_at[num_splits]));
   }
-  const int blocks = BlockSplits::BlocksOf(group, item);
+  const int blocks = (item.num_splits + splits_of_block - 1) / splits_of_block;
   if (!IsLastOfGroup(group.decode, task.item_index, kv_head, blocks, shared.last)) return;
-  AnswerCorrected(task, shared, reinterpret_cast<float*>(stages));
+  AnswerCorrected(task, shared, reinterpret_cast<float*>(bytes));
 }
 
 struct Launcher {
@@ -145,7 +156,10 @@ struct Launcher {
   template <typename Kv, int D, int kBlocks>
   cudaError_t Run() const {
     if constexpr (sizeof(Kv) == 2) {
-      const int listed = std::min(launch.longest_split * launch.splits_of_block, launch.most_rows);
+      static_assert(2 * kGatherWarps * Slab<Kv, D>::kBytes >= kMaxBlockTokens * sizeof(uint32_t),
+                    "whatever a block takes, its inclusions need no more room");
+      const int most_splits = launch.splits_of_block + launch.splits_of_block % 2;  // whole runs
+      const int listed = std::min({launch.longest_split * most_splits, kMaxBlockTokens, launch.most_rows});
       const int shared_bytes = StageBytes<Kv, D>(launch) + listed * static_cast<int>(sizeof(uint32_t));
       return LaunchGroup(GatherCorrectionsKernel<Kv, D, kBlocks>, launch, kGatherThreads, shared_bytes, stream);
     } else {

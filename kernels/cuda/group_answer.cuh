@@ -88,22 +88,22 @@ __device__ __forceinline__ bool Answer(const BlockTask& task, const GatherShared
   return misses;
 }
 
-// Adds up the splits' partial results into shared memory, against the largest of their references, which go to
-// shared.reference[0]: vectors [num_vectors][G][D], numbers [G] each. 32 splits at a time.
+// Adds up the runs' partial results into shared memory, against the largest of their references, which go to
+// shared.reference[0]: vectors [num_vectors][G][D], numbers [G] each. 32 runs at a time.
 template <int D, int kBlocks>
 __device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size, GatherShared<kBlocks>& shared,
                           float* vectors, int num_vectors) {
-  const int num_splits = arrays.num_splits(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int num_runs = arrays.num_runs(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int quads = group_size * D / 4;  // of a vector
   const int num_sums = (num_vectors == 1 ? 1 : kPartialSums) * group_size;
-  // Of 32 splits a warp has eight, and a lane one of their numbers of one head: all eight on their way at once.
+  // Of 32 runs a warp has eight, and a lane one of their numbers of one head: all eight on their way at once.
   constexpr int kOfWarp = 32 / kGatherWarps;
   const auto load = [&](float(&of)[kOfWarp], int from, int number, bool wanted, float otherwise) {
 #pragma unroll
     for (int i = 0; i < kOfWarp; ++i) {
       const int split = from + kOfWarp * warp + i;
-      of[i] = wanted && split < num_splits ? __ldcg(arrays.partial(kv_head, split) + arrays.partial_numbers() + number)
-                                           : otherwise;
+      of[i] = wanted && split < num_runs ? __ldcg(arrays.partial(kv_head, split) + arrays.partial_numbers() + number)
+                                         : otherwise;
     }
   };
   const bool has_reference = lane < kReferences * group_size;
@@ -117,7 +117,7 @@ __device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size
 #pragma unroll
     for (int i = 0; i < kOfWarp; ++i) max = fmaxf(max, references[i]);
   };
-  for (int from = (num_splits - 1) / 32 * 32; from > 0; from -= 32) {
+  for (int from = (num_runs - 1) / 32 * 32; from > 0; from -= 32) {
     load_references(from);
     raise();
   }
@@ -130,7 +130,7 @@ __device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size
     for (int w = 0; w < kGatherWarps; ++w) max = fmaxf(max, shared.warp_max[reference][w][head_of_reference]);
     if (warp == 0) shared.reference[0][reference][head_of_reference] = max;
   }
-  for (int from = 0; from < num_splits; from += 32) {
+  for (int from = 0; from < num_runs; from += 32) {
     if (from > 0) {
       load_references(from);
       __syncthreads();  // factors and sums have been read
@@ -163,7 +163,7 @@ __device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size
       for (int w = 0; w < kGatherWarps; ++w) sum += shared.by_warp[which][w][head];
       shared.number[which][head] = sum;
     }
-    const int count = min(32, num_splits - from);
+    const int count = min(32, num_runs - from);
     for (int quad = threadIdx.x; quad < num_vectors * quads; quad += kGatherThreads) {
       const int vector = quad / quads, head = quad % quads / (D / 4);
       auto& sum_at = *reinterpret_cast<float4*>(vectors + 4 * quad);

@@ -1,8 +1,8 @@
 // What the rows that a block of kernels/cuda/gather_corrections.cu reads differ by from what the sketches say of them.
 //
 // With weights w = exp(s) / pi and w~ = e~ / pi (kernels/cuda/group_layout.h), b = w - w~ and d = v - v~, a row adds b
-// to the mass and w v - w~ v~ = b v + w~ d to the sum: nothing small is left of large numbers. So a stage is summed
-// twice, first as the rows lie there, then with d in their place.
+// to the mass and w v - w~ v~ = b v + w~ d to the sum: nothing small is left of large numbers. So a stage has its rows
+// twice: as they are, and as differences.
 #ifndef SANTA_KERNELS_CUDA_GROUP_CORRECTIONS_CUH_
 #define SANTA_KERNELS_CUDA_GROUP_CORRECTIONS_CUH_
 
@@ -15,11 +15,30 @@
 
 namespace santa::cuda {
 
+// Products of a row's values and differences.
+struct RowProducts {
+  float vv = 0, vd = 0, dd = 0;
+
+  __device__ __forceinline__ void Add(float v, float d) {
+    vv = fmaf(v, v, vv);
+    vd = fmaf(v, d, vd);
+    dd = fmaf(d, d, dd);
+  }
+};
+
 template <int kBlocks>
-struct CorrectionShared : CodedShared<kBlocks> {
-  float sketched[8 * kBlocks][kPitch];  // log2 of w~; -inf where there is none
-  float own[8 * kBlocks];               // what brings the rows' sums to the answer's reference
-  unsigned alone, unread;               // bits of heads, as AddSketches finds them
+struct CorrectionShared : OctaveShared<kBlocks> {
+  alignas(16) uint16_t codes[kStageRows][8 * kBlocks];       // of the stage's rows, or as many of 8 bits
+  float sketched[8 * kBlocks][kWeightPitch];                 // log2 of w~; -inf where there is none
+  uint16_t of_sketch[kPartialVectors][8 * kBlocks][kPitch];  // as `packed`, for the differences
+  float own[8 * kBlocks];                                    // what brings the rows' sums to the answer's reference
+  unsigned alone, unread;                                    // bits of heads, as AddSketches finds them
+
+  // Of the stage's rows; where `factor` is, which the end alone has.
+  __device__ __forceinline__ RowProducts* products() {
+    static_assert(sizeof(RowProducts) * kStageRows <= sizeof(this->factor));
+    return reinterpret_cast<RowProducts*>(&this->factor);
+  }
 };
 
 // Where the sketches of the values of one head's pages lie.
@@ -38,15 +57,29 @@ struct ValueSketchView {
   }
 };
 
+// Has the L2 cache fetch the columns of the pages of the warp's 16 entries from `at` on, at most.
+template <typename Kv, int D>
+__device__ __forceinline__ void FetchColumns(const ValueSketchView<D>& sketches, const GatherTask<Kv, D>& task,
+                                             const int32_t* pages, const uint32_t* list, int end, int at, int lane) {
+  const int shift = task.view.page_shift, index = at + lane % kSlabRows;
+  const int token = task.splits.origin + PlaceOf(list[min(index, end - 1)]);
+  if (index >= end || token >= task.full_end) return;
+  const uint8_t* columns =
+      sketches.columns + pages[(token >> shift) - (task.splits.begin >> shift)] * sketches.page_bytes;
+  for (int line = lane / kSlabRows; line < SketchColumnBytes(D) / 128; line += 32 / kSlabRows) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(columns + 128 * line));
+  }
+}
+
 // Starts copying the codes of the warp's 16 entries from `at` on, of either kind.
 template <typename Kv, int D, int kBlocks>
 __device__ __forceinline__ void CopySketchCodes(CorrectionShared<kBlocks>& shared, const GatherTask<Kv, D>& task,
                                                 const uint32_t* list, int end, int at, int lane) {
   const int warp_row = threadIdx.x / 32 * kSlabRows;
   if (task.code_bytes() == 2) {
-    CopyCodes<Kv, D, kBlocks>(shared.codes[0] + warp_row, task, list, end, at + warp_row, lane);
+    CopyCodes<Kv, D, kBlocks>(shared.codes + warp_row, task, list, end, at + warp_row, lane);
   } else {
-    auto* codes = reinterpret_cast<uint8_t(*)[8 * kBlocks]>(shared.codes[0]);
+    auto* codes = reinterpret_cast<uint8_t(*)[8 * kBlocks]>(shared.codes);
     CopyCodes<Kv, D, kBlocks>(codes + warp_row, task, list, end, at + warp_row, lane);
   }
 }
@@ -70,8 +103,8 @@ __device__ __forceinline__ void WeighSketches(const GatherTask<Kv, D>& task, Cor
       float sketched = kNegativeInfinity;
       if (head < task.group_size() && at + row < end && task.splits.origin + place < task.full_end &&
           !task.group.alone) {
-        const float code = wide ? shared.codes[0][row][head]
-                                : reinterpret_cast<const uint8_t(*)[8 * kBlocks]>(shared.codes[0])[row][head];
+        const float code =
+            wide ? shared.codes[row][head] : reinterpret_cast<const uint8_t(*)[8 * kBlocks]>(shared.codes)[row][head];
         const float steps = wide ? sampling::kStepsPerOctave<uint16_t> : sampling::kStepsPerOctave<uint8_t>;
         const float weight = SketchWeight(0x1p23f + code, steps) - 0x1p23f;
         sketched = shared.octaves[place / sampling::kCodeBlock * heads + head] + (__log2f(weight) - kWeightOctaves) +
@@ -92,58 +125,13 @@ __device__ __forceinline__ void WeighSketches(const GatherTask<Kv, D>& task, Cor
   }
 }
 
-// What a thread of the two functions below has: a row of the stage.
-template <typename Kv, int D>
-struct StageRow {
-  int row, half;
-  bool listed;
-  int token;
-  float t;
-
-  __device__ __forceinline__ StageRow(const GatherTask<Kv, D>& task, const uint32_t* list, int end, int at)
-      : row(threadIdx.x % kStageRows), half(threadIdx.x / kStageRows), listed(at + row < end) {
-    const uint32_t entry = list[listed ? at + row : end - 1];
-    token = task.splits.origin + PlaceOf(entry);
-    t = listed ? 1 - static_cast<float>(InclusionOf(entry)) / static_cast<float>(sampling::kCertain) : 0;
-  }
-};
-
-// Packs b, t b and t b^2 of the stage's rows against the references, which it raises, and adds up their numbers; as
-// PackWeights, but for norms.
-template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ void PackMassCorrections(const GatherTask<Kv, D>& task, CorrectionShared<kBlocks>& shared,
-                                                    Numbers<kBlocks>& numbers, const uint32_t* list, int end, int at,
-                                                    int stage, bool wants_error) {
-  using T = Compute<Kv>;
-  const StageRow<Kv, D> mine(task, list, end, at);
-  const int row = mine.row;
-  const auto pack = [](float x) { return static_cast<uint16_t>(Pack<T>(x, 0)); };
+// What the warp leaves whose 16 rows are past the list's end.
+template <int kBlocks>
+__device__ __forceinline__ void LeaveNoWeight(CorrectionShared<kBlocks>& shared, int warp, int lane) {
+  if (lane >= 8 * kBlocks) return;
 #pragma unroll
-  for (int i = 0; i < Numbers<kBlocks>::kHeads; ++i) {
-    const int head = 2 * i + mine.half;
-    if (2 * i >= task.group_size()) break;
-    const float weight = shared.weight[head][row], sketched = shared.sketched[head][row];
-    const auto raise = [&](int reference) {
-      const float raised = RaisedReference(shared, stage, reference, head);
-      if (row == 0) shared.reference[stage][reference][head] = raised;
-      return raised;
-    };
-    const float of_all = raise(kOfAll);
-    const float b = Exp2(weight - of_all) - Exp2(sketched - of_all);
-    numbers.w[i] = fmaf(numbers.w[i], Rescale(shared.reference[stage ^ 1][kOfAll][head], of_all), b);
-    shared.packed[0][head][row] = pack(b);
-    if (!wants_error) continue;
-    const float of_chance = raise(kOfChance), t = mine.t;
-    const float u = t > 0 ? Exp2(weight - of_chance) - Exp2(sketched - of_chance) : 0.0f, t_b = t * u, t_b2 = t_b * u;
-    const float keep = Rescale(shared.reference[stage ^ 1][kOfChance][head], of_chance);
-    numbers.t_w[i] = fmaf(numbers.t_w[i], keep, t_b);
-    numbers.t_w2[i] = fmaf(numbers.t_w2[i], keep * keep, t_b2);
-    shared.packed[1][head][row] = pack(t_b);
-    shared.packed[2][head][row] = pack(t_b2);
-  }
-  if (wants_error && mine.half == 0) {
-    numbers.t += mine.t;
-    numbers.t_squared += mine.t * mine.t;
+  for (int reference = 0; reference < kReferences; ++reference) {
+    shared.warp_max[reference][warp][lane] = kNegativeInfinity;
   }
 }
 
@@ -156,94 +144,126 @@ __device__ __forceinline__ float2 Unpack(uint32_t two) {
   }
 }
 
-// Products of a row's values and differences.
-struct RowProducts {
-  float vv = 0, vd = 0, dd = 0;
+// v less what a sketch says of it, in units of T, so that it is finite where v is.
+template <typename T>
+__device__ __forceinline__ float DifferenceOf(float v, float step, float low, float largest) {
+  const float d = v - fmaf(step, ValueCode(v, low, InverseStep(step), largest), low);
+  // Numbers of 8 exponent bits lose nothing that matters; of 5 the sketch's end may be far from the largest.
+  return std::is_same_v<T, __half> ? fminf(sampling::kLargestHalf, fmaxf(-sampling::kLargestHalf, d)) : d;
+}
 
-  __device__ __forceinline__ void Add(float v, float d) {
-    vv = fmaf(v, v, vv);
-    vd = fmaf(v, d, vd);
-    dd = fmaf(d, d, dd);
-  }
-};
-
-// Puts d in the place of a row's values in half of its dimensions, 0 where it has no sketch. columns: those of the
-// row's page, or null.
-template <typename Kv, int D>
-__device__ __forceinline__ RowProducts ReplaceByDifferences(unsigned char* values, int row, int half,
-                                                            const uint4* columns, float largest) {
+// The differences of the warp's 16 rows of the stage, 0 of those without a sketch, and where errors are wanted the
+// rows' products. Lanes (j, p) = (lane / 4, lane % 4) have rows j and j + 8; of every 16 features 2p, 2p + 1, and those
+// 8 after them.
+template <typename Kv, int D, int kBlocks>
+__device__ __forceinline__ void TakeDifferences(const GatherTask<Kv, D>& task, CorrectionShared<kBlocks>& shared,
+                                                unsigned char* differences, const unsigned char* values,
+                                                const ValueSketchView<D>& sketches, const uint32_t* list, int end,
+                                                int at, bool wants_error, int lane) {
   using T = Compute<Kv>;
   using S = Slab<Kv, D>;
   static_assert(sizeof(Kv) == 2);
-  constexpr float kMost = std::is_same_v<T, __half> ? sampling::kLargestHalf : 3.3e38f;  // so that none is infinite
-  RowProducts products;
-  unsigned char* slab = values + row / kSlabRows * S::kBytes;
-#pragma unroll 2
-  for (int tile = half * (D / 32); tile < (half + 1) * (D / 32); ++tile) {
-    uint4& low_chunk = *reinterpret_cast<uint4*>(slab + S::At(row % kSlabRows, 2 * tile));
-    uint4& high_chunk = *reinterpret_cast<uint4*>(slab + S::At(row % kSlabRows, 2 * tile + 1));
-    uint4 low = low_chunk, high = high_chunk;
-    uint32_t* const words[2] = {reinterpret_cast<uint32_t*>(&low), reinterpret_cast<uint32_t*>(&high)};
+  const int j = lane / 4, p = lane % 4, warp_row = threadIdx.x / 32 * kSlabRows, shift = task.view.page_shift;
+  bool has[2];
+  const uint4* columns[2];
 #pragma unroll
-    for (int pair = 0; pair < 4; ++pair) {
-      // Of features 2 pair and 2 pair + 1: each with the one 8 after it, which the other chunk has.
-      const uint4 column = columns == nullptr ? uint4{} : __ldg(columns + 4 * tile + pair);
+  for (int half = 0; half < 2; ++half) {
+    const int index = at + warp_row + j + 8 * half;
+    const int token = task.splits.origin + PlaceOf(list[min(index, end - 1)]);
+    has[half] = index < end && token < task.full_end;
+    const int32_t page = shared.page[has[half] ? (token >> shift) - (task.splits.begin >> shift) : 0];
+    columns[half] = reinterpret_cast<const uint4*>(sketches.columns + page * sketches.page_bytes) + p;
+  }
+  RowProducts products[2];
+#pragma unroll 4
+  for (int tile = 0; tile < D / 16; ++tile) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      // Of features 2p and 2p + 1: each with the one 8 after it, which the other chunk has.
+      const uint4 column = __ldg(columns[half] + 4 * tile);
       const float2 step[2] = {Unpack<__half>(column.x), Unpack<__half>(column.z)};
-      const float2 from[2] = {Unpack<__half>(column.y), Unpack<__half>(column.w)};
+      const float2 low[2] = {Unpack<__half>(column.y), Unpack<__half>(column.w)};
 #pragma unroll
       for (int chunk = 0; chunk < 2; ++chunk) {
-        const float2 v = Unpack<T>(words[chunk][pair]);
+        const uint32_t offset = S::At(j + 8 * half, 2 * tile + chunk) + 4 * p;
+        const float2 v = Unpack<T>(*reinterpret_cast<const uint32_t*>(values + offset));
         const auto difference = [&](float x, int i) {
-          const float mine = chunk == 0 ? step[i].x : step[i].y, least = chunk == 0 ? from[i].x : from[i].y;
-          const float d = x - fmaf(mine, ValueCode(x, least, InverseStep(mine), largest), least);
-          return columns == nullptr ? 0.0f : fminf(kMost, fmaxf(-kMost, d));
+          return chunk == 0 ? DifferenceOf<T>(x, step[i].x, low[i].x, sketches.largest)
+                            : DifferenceOf<T>(x, step[i].y, low[i].y, sketches.largest);
         };
         const float2 d = {difference(v.x, 0), difference(v.y, 1)};
-        products.Add(v.x, d.x);
-        products.Add(v.y, d.y);
-        words[chunk][pair] = Pack<T>(d.x, d.y);
+        products[half].Add(v.x, d.x);
+        products[half].Add(v.y, d.y);
+        *reinterpret_cast<uint32_t*>(differences + offset) = has[half] ? Pack<T>(d.x, d.y) : 0;
       }
     }
-    low_chunk = low;
-    high_chunk = high;
   }
-  return products;
+  if (!wants_error) return;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    RowProducts& mine = products[half];
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) {
+      mine.vv += __shfl_xor_sync(~0u, mine.vv, step);
+      mine.vd += __shfl_xor_sync(~0u, mine.vd, step);
+      mine.dd += __shfl_xor_sync(~0u, mine.dd, step);
+    }
+    if (p == 0) {
+      shared.products()[warp_row + j + 8 * half] = has[half] ? mine : RowProducts{mine.vv, 0, 0};
+    }
+  }
 }
 
-// Puts d in the place of the stage's values, packs w~, t w~ and t b w~ of its rows and adds up t |b v + w~ d|^2, all
-// against the references that PackMassCorrections has left.
+// Packs b, t b and t b^2 of the stage's rows, and w~, t w~ and t b w~, against the references, which it raises, and
+// adds up the rows' numbers. Thread (row, half) has every other head of one row.
 template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ void PackDifferences(const GatherTask<Kv, D>& task, CorrectionShared<kBlocks>& shared,
-                                                Numbers<kBlocks>& numbers, unsigned char* values,
-                                                const ValueSketchView<D>& sketches, const uint32_t* list, int end,
-                                                int at, int stage, bool wants_error) {
+__device__ __forceinline__ void PackCorrections(const GatherTask<Kv, D>& task, CorrectionShared<kBlocks>& shared,
+                                                Numbers<kBlocks>& numbers, const uint32_t* list, int end, int at,
+                                                int stage, bool wants_error) {
   using T = Compute<Kv>;
-  const StageRow<Kv, D> mine(task, list, end, at);
-  const int row = mine.row, shift = task.view.page_shift;
-  const uint4* columns = nullptr;
-  if (mine.listed && mine.token < task.full_end) {
-    const int32_t page = shared.page[(mine.token >> shift) - (task.splits.begin >> shift)];
-    columns = reinterpret_cast<const uint4*>(sketches.columns + page * sketches.page_bytes);
-  }
-  const RowProducts products = ReplaceByDifferences<Kv, D>(values, row, mine.half, columns, sketches.largest);
+  const int row = threadIdx.x % kStageRows, half = threadIdx.x / kStageRows;
+  const bool listed = at + row < end;
+  const auto inclusion = static_cast<float>(InclusionOf(list[listed ? at + row : end - 1]));
+  const float t = listed ? 1 - inclusion / static_cast<float>(sampling::kCertain) : 0;
+  const RowProducts products = wants_error && listed ? shared.products()[row] : RowProducts{};
   const auto pack = [](float x) { return static_cast<uint16_t>(Pack<T>(x, 0)); };
 #pragma unroll
-  for (int head = 0; head < 2 * Numbers<kBlocks>::kHeads; ++head) {
-    if (head >= task.group_size()) break;
-    const float sketched = shared.sketched[head][row];
-    const bool packs = head % 2 == mine.half;
-    if (packs) shared.packed[0][head][row] = pack(Exp2(sketched - shared.reference[stage][kOfAll][head]));
+  for (int i = 0; i < Numbers<kBlocks>::kHeads; ++i) {
+    const int head = 2 * i + half;
+    if (2 * i >= task.group_size()) break;
+    // Of a row past the list's end nothing may have been left.
+    const float weight = listed ? shared.weight[head][row] : kNegativeInfinity;
+    const float sketched = listed ? shared.sketched[head][row] : kNegativeInfinity;
+    const auto raise = [&](int reference) {
+      const float raised = RaisedReference(shared, stage, reference, head);
+      if (row == 0) shared.reference[stage][reference][head] = raised;
+      return raised;
+    };
+    const float of_all = raise(kOfAll), w_sketch = Exp2(sketched - of_all), b = Exp2(weight - of_all) - w_sketch;
+    numbers.w[i] = fmaf(numbers.w[i], Rescale(shared.reference[stage ^ 1][kOfAll][head], of_all), b);
+    shared.packed[0][head][row] = pack(b);
+    shared.of_sketch[0][head][row] = pack(w_sketch);
     if (!wants_error) continue;
-    const float of_chance = shared.reference[stage][kOfChance][head], t = mine.t;
-    const float of_sketch = t > 0 ? Exp2(sketched - of_chance) : 0.0f;
-    const float b = t > 0 ? Exp2(shared.weight[head][row] - of_chance) - of_sketch : 0.0f;
-    if (packs) {
-      shared.packed[1][head][row] = pack(t * of_sketch);
-      shared.packed[2][head][row] = pack(t * b * of_sketch);
-    }
+    const float of_chance = raise(kOfChance);
+    const float u_sketch = t > 0 ? Exp2(sketched - of_chance) : 0.0f;
+    const float u = t > 0 ? Exp2(weight - of_chance) - u_sketch : 0.0f, t_b = t * u, t_b2 = t_b * u;
     const float keep = Rescale(shared.reference[stage ^ 1][kOfChance][head], of_chance);
-    const float square = b * b * products.vv + 2 * b * of_sketch * products.vd + of_sketch * of_sketch * products.dd;
-    numbers.t_w2v2[head] = fmaf(numbers.t_w2v2[head], keep * keep, t * square);
+    numbers.t_w[i] = fmaf(numbers.t_w[i], keep, t_b);
+    numbers.t_w2[i] = fmaf(numbers.t_w2[i], keep * keep, t_b2);
+    shared.packed[1][head][row] = pack(t_b);
+    shared.packed[2][head][row] = pack(t_b2);
+    shared.of_sketch[1][head][row] = pack(t * u_sketch);
+    shared.of_sketch[2][head][row] = pack(t_b * u_sketch);
+    const float square = u * u * products.vv + 2 * u * u_sketch * products.vd + u_sketch * u_sketch * products.dd;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float& sum = numbers.t_w2v2[2 * i + h];
+      if (h == half) sum = fmaf(sum, keep * keep, t * square);
+    }
+  }
+  if (wants_error && half == 0) {
+    numbers.t += t;
+    numbers.t_squared += t * t;
   }
 }
 
@@ -288,7 +308,7 @@ __device__ void AddSketches(const GroupArrays& arrays, int kv_head, int group_si
       const int head = quad / (D / 4);
       auto& sum_at = *reinterpret_cast<float4*>(vectors + 4 * quad);
       float4 sum = from == 0 ? shared.own[head] * sum_at : sum_at;
-#pragma unroll 8
+#pragma unroll 4
       for (int i = 0; i < count; ++i) {
         sum += shared.factor[kOfAll][i][head] *
                __ldcg(reinterpret_cast<const float4*>(arrays.sketch_sums(kv_head, from + i)) + quad);

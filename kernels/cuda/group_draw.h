@@ -35,9 +35,6 @@
 
 namespace santa::cuda {
 
-inline constexpr int kMaxBlockTokens = 4096;  // of the splits that one block takes
-inline constexpr int kMaxBlockSplits = 4;
-
 // Pointers name memory that the host has filled before the launch.
 struct GroupLaunch {
   DecodeLaunch decode;  // of which `work` names items of one method only, a whole split a unit
@@ -59,10 +56,7 @@ struct GroupLaunch {
   bool alone = false;        // GatherCorrections once more. Likewise.
   bool few_blocks = false;   // of OnePass: two a multiprocessor at most, so that each may have a long ring. Likewise.
 
-  // SKETCHED by sketches of keys and values both.
-  SANTA_HOST_DEVICE bool corrects() const {
-    return method == Method::kSketched && (sketch == Sketch::kK4V4 || sketch == Sketch::kK8V8);
-  }
+  SANTA_HOST_DEVICE bool corrects() const { return Corrects(method, sketch); }
 };
 
 // Answers every item of the launch: visible tokens more than sample_count >= 1. cudaErrorNotSupported for a shape that

@@ -19,12 +19,22 @@ SANTA_HOST_DEVICE int CodeBytes(Method method, Sketch sketch) {
   return method == Method::kCoordinated || sketch == Sketch::kK8V8 ? 2 : 1;
 }
 
+// Whether values are sketched too: then what rows add is what they correct of that.
+SANTA_HOST_DEVICE bool Corrects(Method method, Sketch sketch) {
+  return method == Method::kSketched && (sketch == Sketch::kK4V4 || sketch == Sketch::kK8V8);
+}
+
+inline constexpr int kMaxBlockTokens = 4096;  // of the splits that one block takes
+inline constexpr int kMaxBlockSplits = 4;
+// Of a split that shares a run with another: tokens, and rows to be read of it, on average.
+inline constexpr int kLongestPaired = 1024, kMostRowsPaired = 64;
+
 // Codes of a token: of its group's heads in fours, so that a thread reads four at a time.
 inline constexpr int kQuad = 4;
 SANTA_HOST_DEVICE int CodesOfToken(int32_t group_size) { return (group_size + kQuad - 1) / kQuad * kQuad; }
 
-// What a split adds to each head's answer: vectors of D, in this order, then numbers. w = exp(s) / pi; t = 1 - pi, for
-// the standard error (kernels/sampling/standard_error.h).
+// What a run of splits adds to each head's answer: vectors of D, in this order, then numbers. w = exp(s) / pi; t = 1 -
+// pi, for the standard error (kernels/sampling/standard_error.h).
 //     sum w v,  sum t w v,  sum t w^2 v                        over the rows read
 //     sum w, t, t^2, t w, t w^2, t w^2 |v|^2, log2 of the two references
 // Weights are taken against a reference of the head, so that 16 bits hold them and none overflows: those of the answer
@@ -49,14 +59,20 @@ struct PilotAnswer {
 class GroupArrays {
  public:
   GroupArrays() = default;
-  // Of an item over the visible tokens [begin, end), cut into so many splits. bytes() grows with end - begin. one_pass:
-  // of one whose threshold is a pilot's, which leaves no scores (kernels/cuda/one_pass.cu).
+  // Of an item over the visible tokens [begin, end), cut into so many splits of split_tokens at most. bytes() grows
+  // with end - begin, and is largest for split_tokens of kMaxBlockTokens. one_pass: of one whose threshold is a
+  // pilot's, which leaves no scores (kernels/cuda/one_pass.cu).
   SANTA_HOST_DEVICE GroupArrays(uint8_t* scratch, Method method, Sketch sketch, bool has_target, bool one_pass,
                                 int32_t num_kv_heads, int32_t group_size, int32_t head_dim, int32_t begin, int32_t end,
-                                int32_t num_splits)
+                                int32_t num_splits, int32_t split_tokens, uint32_t sample_count)
       : first_block_(begin / sampling::kCodeBlock),
         num_blocks_((end - 1) / sampling::kCodeBlock - begin / sampling::kCodeBlock + 1),
         num_splits_(num_splits),
+        splits_of_run_(Corrects(method, sketch) && split_tokens <= kLongestPaired &&
+                               sample_count <= static_cast<uint32_t>(num_splits) * kMostRowsPaired
+                           ? 2
+                           : 1),
+        num_runs_((num_splits + splits_of_run_ - 1) / splits_of_run_),
         group_size_(group_size),
         head_dim_(head_dim),
         block_code_bytes_(sampling::kCodeBlock * CodesOfToken(group_size) * CodeBytes(method, sketch)) {
@@ -80,8 +96,8 @@ class GroupArrays {
     lse_ = reinterpret_cast<float*>(take(int64_t{num_kv_heads} * group_size * 4));
     thresholds_ = reinterpret_cast<sampling::InclusionThreshold*>(
         take(num_kv_heads * static_cast<int64_t>(sizeof(sampling::InclusionThreshold))));
-    partials_ = reinterpret_cast<float*>(take(splits * partial_size() * 4));
-    if (method == Method::kSketched && (sketch == Sketch::kK4V4 || sketch == Sketch::kK8V8)) {
+    partials_ = reinterpret_cast<float*>(take(int64_t{num_kv_heads} * num_runs_ * partial_size() * 4));
+    if (Corrects(method, sketch)) {
       sketch_sums_ = reinterpret_cast<float*>(take(splits * group_size * head_dim * 4));
       sketch_masses_ = reinterpret_cast<float2*>(take(splits * group_size * 8));
       alone_ = reinterpret_cast<unsigned*>(take(int64_t{num_kv_heads} * 4));
@@ -96,6 +112,10 @@ class GroupArrays {
 
   SANTA_HOST_DEVICE int64_t bytes() const { return bytes_; }
   SANTA_HOST_DEVICE int32_t num_splits() const { return num_splits_; }
+  // Splits one after the other, from the item's first on, whose rows are summed up together: one; with a value sketch
+  // two where few rows are read of one.
+  SANTA_HOST_DEVICE int32_t splits_of_run() const { return splits_of_run_; }
+  SANTA_HOST_DEVICE int32_t num_runs() const { return num_runs_; }
   // Blocks of kCodeBlock tokens are named by their absolute number.
   // [kCodeBlock][CodesOfToken]
   SANTA_HOST_DEVICE uint8_t* codes(int32_t kv_head, int32_t block) const {
@@ -121,8 +141,8 @@ class GroupArrays {
   SANTA_HOST_DEVICE float* lse(int32_t kv_head) const { return lse_ + kv_head * group_size_; }
   SANTA_HOST_DEVICE sampling::InclusionThreshold* threshold(int32_t kv_head) const { return thresholds_ + kv_head; }
   // [kPartialVectors][G][D], [kPartialNumbers][G]
-  SANTA_HOST_DEVICE float* partial(int32_t kv_head, int32_t split) const {
-    return partials_ + (static_cast<int64_t>(kv_head) * num_splits_ + split) * partial_size();
+  SANTA_HOST_DEVICE float* partial(int32_t kv_head, int32_t run) const {
+    return partials_ + (static_cast<int64_t>(kv_head) * num_runs_ + run) * partial_size();
   }
   SANTA_HOST_DEVICE int partial_numbers() const { return kPartialVectors * group_size_ * head_dim_; }
   // With a value sketch alone. [splits][G][D]: sums of e~ v~ of a split, and [splits][G] what their e~ is measured in,
@@ -151,7 +171,8 @@ class GroupArrays {
     return static_cast<int64_t>(kv_head) * num_blocks_ + (block - first_block_);
   }
 
-  int32_t first_block_ = 0, num_blocks_ = 0, num_splits_ = 0, group_size_ = 0, head_dim_ = 0;
+  int32_t first_block_ = 0, num_blocks_ = 0, num_splits_ = 0, splits_of_run_ = 1, num_runs_ = 0;
+  int32_t group_size_ = 0, head_dim_ = 0;
   int32_t block_code_bytes_ = 0;
   uint8_t* codes_ = nullptr;
   float* block_max_ = nullptr;

@@ -13,7 +13,8 @@ namespace santa::cuda {
 inline constexpr int kGatherWarps = 4;
 inline constexpr int kGatherThreads = 32 * kGatherWarps;
 inline constexpr int kStageRows = kGatherWarps * kSlabRows;
-inline constexpr int kPitch = kStageRows + 8;  // of a head's weights: lanes of a fragment lie in different banks
+// Of a head's weights, of 16 bits and of 32: lanes of a fragment lie in different banks.
+inline constexpr int kPitch = kStageRows + 8, kWeightPitch = kStageRows + 4;
 
 // A listed token: its place among the block's, counted from their origin, and its inclusion less 1.
 inline constexpr int kPlaceBits = 12;
@@ -32,7 +33,7 @@ struct GatherShared {
   int32_t page[kMostPages];          // of the block's tokens
   int list_at[kMaxBlockSplits + 1];  // where each split begins in the list, and the end
   float lse[kHeads];
-  float weight[kHeads][kPitch];                       // log2 of w; -inf where there is no row
+  float weight[kHeads][kWeightPitch];                 // log2 of w; -inf where there is no row
   uint16_t packed[kPartialVectors][kHeads][kPitch];   // what the value rows are multiplied by, 16-bit
   float warp_max[kReferences][kGatherWarps][kHeads];  // of a stage's log2 w
   float reference[2][kReferences][kHeads];            // log2, of this stage and of the one before
@@ -45,9 +46,14 @@ struct GatherShared {
 
 // Of a block whose inclusions come from codes.
 template <int kBlocks>
-struct CodedShared : GatherShared<kBlocks> {
-  static constexpr bool kHasCodes = true;
+struct OctaveShared : GatherShared<kBlocks> {
   alignas(16) float octaves[kMostOctaves / kMaxGroup * GatherShared<kBlocks>::kHeads];
+};
+
+// And whose weights may come from them.
+template <int kBlocks>
+struct CodedShared : OctaveShared<kBlocks> {
+  static constexpr bool kHasCodes = true;
   // Of two stages' rows, where weights are taken from codes.
   alignas(16) uint16_t codes[2][kStageRows][GatherShared<kBlocks>::kHeads];
 };
@@ -58,17 +64,20 @@ struct BlockTask {
   const int item_index;
   const DeviceItem& item;
   const int kv_head;
+  const int splits_of_block;
   const BlockSplits splits;
   const int first_split;
   const GroupArrays arrays;
   const int full_end;  // the end of pages with a sketch
 
-  __device__ BlockTask(const GroupLaunch& group, int kv_head)
+  __device__ BlockTask(const GroupLaunch& group, int kv_head) : BlockTask(group, kv_head, group.splits_of_block) {}
+  __device__ BlockTask(const GroupLaunch& group, int kv_head, int splits_of_block)
       : group(group),
         item_index(group.decode.work[blockIdx.y].item),
         item(group.decode.items[item_index]),
         kv_head(kv_head),
-        splits(group, item),
+        splits_of_block(splits_of_block),
+        splits(group, item, splits_of_block),
         first_split(splits.work->split),
         arrays(group.arrays[item_index]),
         full_end(sketched() ? min(splits.end, FullPagesEnd(item, group.decode.page_shift)) : splits.end) {}
@@ -96,8 +105,10 @@ template <typename Kv, int D>
 struct GatherTask : BlockTask {
   const CacheView<Kv, D> view;
 
-  __device__ GatherTask(const GroupLaunch& group, int kv_head)
-      : BlockTask(group, kv_head), view(group.decode, item, {.begin = splits.begin, .end = splits.end}, kv_head) {}
+  __device__ GatherTask(const GroupLaunch& group, int kv_head) : GatherTask(group, kv_head, group.splits_of_block) {}
+  __device__ GatherTask(const GroupLaunch& group, int kv_head, int splits_of_block)
+      : BlockTask(group, kv_head, splits_of_block),
+        view(group.decode, item, {.begin = splits.begin, .end = splits.end}, kv_head) {}
 };
 
 // Fills what a block begins with, and clears what later kernels add to. All threads call it.
@@ -204,7 +215,7 @@ __device__ __noinline__ void FindInclusions(const QuadCodes<Code>* codes, int qu
 // The inclusion of every token with a chance, from shared.lse; to be seen by all threads after a barrier. All threads
 // call it.
 template <int kBlocks>
-__device__ __forceinline__ void FindInclusions(const BlockTask& task, CodedShared<kBlocks>& shared,
+__device__ __forceinline__ void FindInclusions(const BlockTask& task, OctaveShared<kBlocks>& shared,
                                                uint32_t* inclusion) {
   LoadOctaves(shared.octaves, task.arrays, task.splits, task.kv_head, task.group_size(), shared.lse);
   __syncthreads();
@@ -227,7 +238,7 @@ struct PlaceOnLine {
   __device__ explicit PlaceOnLine(const BlockTask& task)
       : totals(task.arrays.totals(task.kv_head)),
         split(task.first_split),
-        splits_of_block(task.group.splits_of_block),
+        splits_of_block(task.splits_of_block),
         offset(sampling::InclusionOffset(task.stream(), task.pilot() ? 1 : 0)) {}
   __device__ __forceinline__ unsigned long long operator()(unsigned long long total,
                                                            unsigned long long (&warp_sum)[kGatherWarps]) const {

@@ -230,20 +230,21 @@ struct ValueSums {
   __device__ __forceinline__ void Add(const GatherShared<kBlocks>& shared, uint32_t values, int stage,
                                       bool wants_error) {
     Raise(shared, stage, wants_error);
-    Multiply(shared, values, wants_error);
+    Multiply(shared.packed, values, kGatherWarps, wants_error);
   }
 
-  // Likewise, where the sums are against the stage's references already.
-  __device__ __forceinline__ void Multiply(const GatherShared<kBlocks>& shared, uint32_t values, bool wants_error) {
+  // Adds the stage's first `slabs` of 16 rows, times `packed`, where the sums are against its references already.
+  __device__ __forceinline__ void Multiply(const uint16_t (&packed)[kPartialVectors][8 * kBlocks][kPitch],
+                                           uint32_t values, int slabs, bool wants_error) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
 #pragma unroll
     for (int slab = 0; slab < kGatherWarps; ++slab) {
+      if (slab >= slabs) break;
       uint32_t weights[kColumns][2];
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
         if (column >= kBlocks && !wants_error) break;
-        const uint16_t* of_head =
-            &shared.packed[column / kBlocks][8 * (column % kBlocks) + r][slab * kSlabRows + 2 * c];
+        const uint16_t* of_head = &packed[column / kBlocks][8 * (column % kBlocks) + r][slab * kSlabRows + 2 * c];
         weights[column][0] = *reinterpret_cast<const uint32_t*>(of_head);
         weights[column][1] = *reinterpret_cast<const uint32_t*>(of_head + 8);
       }

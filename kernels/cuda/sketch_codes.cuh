@@ -8,7 +8,11 @@
 namespace santa::cuda {
 
 // 1 / step as the machine has it in one instruction; step is a normal number of half precision.
-__device__ __forceinline__ float InverseStep(float step) { return __fdividef(1.0f, step); }
+__device__ __forceinline__ float InverseStep(float step) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(step));
+  return inverse;
+}
 
 // sampling::CodeOf as a whole number in fp32, without a conversion: 2^23 + x has no room for what is behind the point.
 __device__ __forceinline__ float ValueCode(float x, float low, float inverse_step, float largest) {

@@ -106,7 +106,9 @@ GroupArrays ArraysOf(uint8_t* scratch, const Item& item, const ItemPlan& plan) {
           shape.head_dim,
           plan.begin,
           plan.end,
-          plan.splits.count};
+          plan.splits.count,
+          plan.splits.tokens,
+          plan.sample_count};
 }
 
 // Scratch of a plan's scores.
