@@ -90,11 +90,11 @@ Splits CutSplits(Kernel kernel, const KvLayout& layout, int32_t begin, int32_t e
   return {.begin = begin, .end = end, .tokens = tokens, .count = (end - 1) / tokens - begin / tokens + 1};
 }
 
-ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout, int64_t least_one_pass) {
+ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout, std::optional<int64_t> least_one_pass) {
   const int64_t begin = sampling::VisibleBegin(item.num_tokens, item.options.window);
   const int64_t end = item.num_tokens;
   ItemPlan plan;
-  plan.kernel = KernelOf(item, layout, begin, end, least_one_pass);
+  plan.kernel = KernelOf(item, layout, begin, end, least_one_pass.value_or(LeastOnePassTokens(item.options.method)));
   plan.begin = static_cast<int32_t>(begin);
   plan.end = static_cast<int32_t>(end);
   plan.splits = CutSplits(plan.kernel, layout, plan.begin, plan.end);

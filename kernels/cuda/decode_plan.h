@@ -3,6 +3,7 @@
 #define SANTA_KERNELS_CUDA_DECODE_PLAN_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -78,12 +79,13 @@ struct ItemPlan {
   int32_t visible() const { return end - begin; }
 };
 
-// Visible tokens from which on COORDINATED and SKETCHED take one pass, which then takes less time than three
-// (docs/benchmarks.md). A test may have it for fewer, but more than sampling::kMostWithoutPilot.
-inline constexpr int64_t kLeastOnePassTokens = 16384;
+// Visible tokens from which on COORDINATED or SKETCHED takes one pass, which then takes less time than three, but for
+// COORDINATED at some batch sizes (docs/benchmarks.md).
+constexpr int64_t LeastOnePassTokens(Method method) { return method == Method::kSketched ? 16384 : 32768; }
 
-// The plan of a valid item of a cache of this layout.
-ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout, int64_t least_one_pass = kLeastOnePassTokens);
+// The plan of a valid item of a cache of this layout. least_one_pass: in place of LeastOnePassTokens for a test, more
+// than sampling::kMostWithoutPilot.
+ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout, std::optional<int64_t> least_one_pass = {});
 
 // The kernel's (item, split) pairs are work[first, first + count).
 struct WorkRange {

@@ -102,14 +102,14 @@ TEST(DecodePlanTest, APilotIsOfManyTokensOfUsualShapes) {
   KvLayout layout = kLayout;
   layout.sketch = Sketch::kK4;
   const AttentionOptions sketched = {.method = Method::kSketched, .sample_count = 32};
-  EXPECT_EQ(kernel(layout, kLeastOnePassTokens - 1, sketched), Kernel::kSketched);
-  EXPECT_EQ(kernel(layout, kLeastOnePassTokens, sketched), Kernel::kSketchedOnePass);
+  EXPECT_EQ(kernel(layout, 16383, sketched), Kernel::kSketched);
+  EXPECT_EQ(kernel(layout, 16384, sketched), Kernel::kSketchedOnePass);
   AttentionOptions other = sketched;
   other.method = Method::kCoordinated;
   EXPECT_EQ(kernel(layout, kLeastOnePassTokens - 1, other), Kernel::kCoordinated);
   EXPECT_EQ(kernel(layout, kLeastOnePassTokens, other), Kernel::kCoordinatedOnePass);
   other = sketched;
-  other.window = kLeastOnePassTokens - 1;
+  other.window = 16383;
   EXPECT_EQ(kernel(layout, 50000, other), Kernel::kSketched);
   other = sketched;
   other.sample_count = 31;

@@ -30,6 +30,9 @@ struct PilotShape {
   SANTA_HOST_DEVICE constexpr int SlicesAhead(int slab_bytes) const {
     return slab_bytes * kBlockSlabs <= most_bytes_of_warp ? kBlockSlabs : slab_bytes * 2 <= most_bytes_of_warp ? 2 : 1;
   }
+  SANTA_HOST_DEVICE constexpr int RingBytes(int slab_bytes) const {
+    return warps * SlicesAhead(slab_bytes) * slab_bytes;
+  }
 };
 SANTA_HOST_DEVICE constexpr PilotShape ShapeOf(bool clusters) {
   return clusters ? PilotShape{4, 8, 16384} : PilotShape{1, 16, 4096};
@@ -214,8 +217,8 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   // The end of what may be left to chance.
   const bool sketched = group.method == Method::kSketched;
   const int end = sketched ? FullPagesEnd(item, launch.page_shift) : item.end;
-  // Of every token of the pilot: its bin, and how often it counts; where the first block's slabs were.
-  auto* counts = Cluster<kClusters>::SharedOf(0, reinterpret_cast<PilotCounts*>(bytes));
+  // Of every token of the pilot: its bin, and how often it counts; in the first block.
+  auto* counts = Cluster<kClusters>::SharedOf(0, reinterpret_cast<PilotCounts*>(bytes + kShape.RingBytes(kSlabBytes)));
 #pragma unroll
   for (int i = 0; i < kShape.of_warp(); ++i) {
     TokenSquares squares = {};
@@ -275,7 +278,7 @@ struct Launcher {
     const int blocks = ShapeOf(true).blocks * launch.decode.num_kv_heads * launch.num_pilots;
     const bool clusters = has_clusters && blocks <= 2 * limits.multiprocessors;  // which run at once
     const PilotShape shape = ShapeOf(clusters);
-    const int shared_bytes = shape.warps * shape.SlicesAhead(Slabs::SlabBytes()) * Slabs::SlabBytes();
+    const int shared_bytes = shape.RingBytes(Slabs::SlabBytes()) + kPilotBlocks * static_cast<int>(sizeof(PilotCounts));
     const dim3 grid(shape.blocks * launch.decode.num_kv_heads, launch.num_pilots);
     const auto kernel = clusters ? PilotThresholdKernel<Slabs, true> : PilotThresholdKernel<Slabs, false>;
     return LaunchClusters(kernel, launch, grid, shape.blocks, shape.threads(), shared_bytes, stream);
