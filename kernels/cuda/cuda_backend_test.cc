@@ -398,6 +398,60 @@ TEST_F(CudaBackendTest, CallsTakeEffectInOrder) {
   EXPECT_FALSE((*backend)->AwaitDecode(&seconds).ok());  // nothing was begun
 }
 
+// The few tokens of a step, which may be kept to go to the device with the queries behind them.
+TEST_F(CudaBackendTest, FewTokensTakeEffectInOrder) {
+  Twins twins(kLayout, 60, 6);
+  ASSERT_EQ(twins.num_pages(), 1);
+  const auto backend = MakeCudaBackend({.layout = kLayout, .num_pages = 2});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  const KvAppend append = twins.Append();
+  KvAppend overwrite = append;
+  std::swap(overwrite.k, overwrite.v);
+  const std::vector<float> q = twins.Queries(1.5f);
+  ASSERT_TRUE((*backend)->Append({&append, 1}).ok());
+  const Twins::Answer before = twins.Decode(**backend, q, {});
+  ASSERT_TRUE((*backend)->Append({&overwrite, 1}).ok());
+  const Twins::Answer after = twins.Decode(**backend, q, {});
+  ASSERT_NE(before.o, after.o);
+
+  const int32_t other_page = 1;
+  const PageCopy copy = {.from = 0, .to = other_page};
+  KvAppend overwrite_copy = overwrite;
+  overwrite_copy.page_table = &other_page;
+  const auto decode_copy = [&] {
+    Twins::Answer answer;
+    DecodeItem item = twins.Item(q, {}, answer);
+    item.page_table = &other_page;
+    EXPECT_TRUE((*backend)->Decode({&item, 1}).ok());
+    return answer.o;
+  };
+  for (int turn = 0; turn < 20; ++turn) {
+    ASSERT_TRUE((*backend)->Append({&append, 1}).ok());
+    ASSERT_TRUE((*backend)->CopyPages({&copy, 1}).ok());
+    EXPECT_EQ(decode_copy(), before.o);
+    ASSERT_TRUE((*backend)->CopyPages({&copy, 1}).ok());
+    ASSERT_TRUE((*backend)->Append({&overwrite_copy, 1}).ok());
+    EXPECT_EQ(decode_copy(), after.o);
+
+    Twins::Answer first, second;
+    const DecodeItem items[] = {twins.Item(q, {}, first), twins.Item(q, {}, second)};
+    ASSERT_TRUE((*backend)->BeginDecode({&items[0], 1}).ok());
+    ASSERT_TRUE((*backend)->Append({&overwrite, 1}).ok());
+    ASSERT_TRUE((*backend)->BeginDecode({&items[1], 1}).ok());
+    double seconds = 0;
+    ASSERT_TRUE((*backend)->AwaitDecode(&seconds).ok());
+    ASSERT_TRUE((*backend)->AwaitDecode(&seconds).ok());
+    EXPECT_EQ(first.o, before.o);
+    EXPECT_EQ(second.o, after.o);
+
+    ASSERT_TRUE((*backend)->Append({&append, 1}).ok());
+    ASSERT_TRUE((*backend)->Append({&overwrite, 1}).ok());
+    bool matches = false;
+    ASSERT_TRUE((*backend)->Compare({&overwrite, 1}, {&matches, 1}).ok());
+    EXPECT_TRUE(matches);
+  }
+}
+
 // Runs in a process of its own, which the broken device dies with: 0 where every call after the first error answers it.
 int BreakTheDevice() {
   Twins twins(kLayout, 100, 5);

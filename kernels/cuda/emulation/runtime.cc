@@ -367,7 +367,8 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   // A device does not wait to be asked: now and then some of its work is done by then, and sooner or later all.
   CUstream_st& asked = Get(stream);
   if (asked.done < asked.queued) asked.Drain(santa::emulation::OneIn(2) ? asked.queued : asked.done + 1);
-  return Keep(asked.done < asked.queued ? cudaErrorNotReady : cudaSuccess);
+  const cudaError_t error = Keep(cudaSuccess);
+  return error == cudaSuccess && asked.done < asked.queued ? cudaErrorNotReady : error;  // which is no last error
 }
 cudaError_t cudaDeviceSynchronize() {
   const std::lock_guard lock(mutex);
