@@ -124,8 +124,9 @@ __device__ __forceinline__ void ClearShared(const BlockTask& task, GatherShared<
     shared.lse[threadIdx.x] = threadIdx.x < group_size ? task.arrays.lse(task.kv_head)[threadIdx.x] : 0.0f;
   }
   for (int i = threadIdx.x; i < 8 * kBlocks * kPitch; i += kGatherThreads) {  // of heads that there are not
-    shared.weight[i / kPitch][i % kPitch] = kNegativeInfinity;
-    for (int vector = 0; vector < kPartialVectors; ++vector) shared.packed[vector][i / kPitch][i % kPitch] = 0;
+    const int head = i / kPitch, row = i % kPitch;
+    if (row < kWeightPitch) shared.weight[head][row] = kNegativeInfinity;
+    for (int vector = 0; vector < kPartialVectors; ++vector) shared.packed[vector][head][row] = 0;
   }
   __syncthreads();
 }
