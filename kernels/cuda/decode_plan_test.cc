@@ -106,8 +106,8 @@ TEST(DecodePlanTest, APilotIsOfManyTokensOfUsualShapes) {
   EXPECT_EQ(kernel(layout, 16384, sketched), Kernel::kSketchedOnePass);
   AttentionOptions other = sketched;
   other.method = Method::kCoordinated;
-  EXPECT_EQ(kernel(layout, kLeastOnePassTokens - 1, other), Kernel::kCoordinated);
-  EXPECT_EQ(kernel(layout, kLeastOnePassTokens, other), Kernel::kCoordinatedOnePass);
+  EXPECT_EQ(kernel(layout, 32767, other), Kernel::kCoordinated);
+  EXPECT_EQ(kernel(layout, 32768, other), Kernel::kCoordinatedOnePass);
   other = sketched;
   other.window = 16383;
   EXPECT_EQ(kernel(layout, 50000, other), Kernel::kSketched);
