@@ -67,7 +67,7 @@ __device__ __forceinline__ void FetchColumns(const ValueSketchView<D>& sketches,
   const uint8_t* columns =
       sketches.columns + pages[(token >> shift) - (task.splits.begin >> shift)] * sketches.page_bytes;
   for (int line = lane / kSlabRows; line < SketchColumnBytes(D) / 128; line += 32 / kSlabRows) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(columns + 128 * line));
+    FetchLine(columns + 128 * line);
   }
 }
 

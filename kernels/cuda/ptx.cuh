@@ -30,6 +30,16 @@ __device__ __forceinline__ void Mma<__half>(float (&d)[4], uint32_t a0, uint32_t
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// As Mma, of bytes without sign and with whole sums: D[16 x 8] += A[16 x 32] B[32 x 8]. Lane (r, c) holds of A rows r
+// (a0, a2) and r + 8 (a1, a3) at columns 4c to 4c + 3 (a0, a1) and 16 more (a2, a3); of B column r at rows 4c to 4c + 3
+// (b0) and 16 more (b1); of D rows r (d0, d1) and r + 8 (d2, d3) at columns 2c, 2c + 1.
+__device__ __forceinline__ void MmaBytes(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                         uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 template <typename T>
 __device__ __forceinline__ uint32_t Pack(float low, float high);
 template <>
@@ -114,6 +124,9 @@ __device__ __forceinline__ unsigned LoadAcquire(const unsigned* from) {
 __device__ __forceinline__ void DiscardLine(void* line) {
   asm volatile("discard.global.L2 [%0], 128;" ::"l"(line) : "memory");
 }
+
+// Has the L2 cache fetch the 128 bytes that `byte` is one of.
+__device__ __forceinline__ void FetchLine(const void* byte) { asm volatile("prefetch.global.L2 [%0];" ::"l"(byte)); }
 
 // Programmatic dependent launch: a kernel may start while the one before it in the stream still runs. Nothing that the
 // earlier one wrote may be read, nor anything written, before WaitForEarlierKernel(). No-ops before Hopper.
