@@ -74,7 +74,7 @@ def main():
             plot.set_yscale("log")
             plot.set_xlim(left=0)
             plot.set_xlabel(what, fontsize=9)
-            plot.tick_params(labelsize=8)
+            plot.tick_params(which="both", labelsize=8)
             plot.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
             plot.spines[["top", "right"]].set_visible(False)
             if column == 0:
