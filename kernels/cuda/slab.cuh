@@ -13,6 +13,7 @@
 #ifndef SANTA_KERNELS_CUDA_SLAB_CUH_
 #define SANTA_KERNELS_CUDA_SLAB_CUH_
 
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
 #include <cstdint>
@@ -60,12 +61,25 @@ __device__ __forceinline__ void CopyRows(uint32_t slab, const uint8_t* rows, int
   }
 }
 
-// fp16 pairs of four e4m3 numbers.
+// fp16 pairs of four e4m3 numbers, which are finite.
 __device__ __forceinline__ void Widen(uint32_t packed, uint32_t& low, uint32_t& high) {
+#if __CUDA_ARCH__ >= 900 && !defined(SANTA_EMULATED_ARCH)
   const __half2_raw a = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(packed & 0xffff), __NV_E4M3);
   const __half2_raw b = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(packed >> 16), __NV_E4M3);
   low = a.x | static_cast<uint32_t>(a.y) << 16;
   high = b.x | static_cast<uint32_t>(b.y) << 16;
+#else
+  // The bits of an e4m3 number, its exponent's one place lower, are an fp16 number's with an exponent 8 less. Ampere
+  // has no instruction for it, and Ada's needs a pass of nvcc's front end of its own (tools/cuda/cuda_library.bzl).
+  const auto widen = [packed](uint32_t bytes) {
+    const uint32_t spread = __byte_perm(packed, 0, bytes);
+    const uint32_t bits = (spread & 0x80008000u) | (spread & 0x7f007f00u) >> 1;
+    const __half2 wide = __hmul2(*reinterpret_cast<const __half2*>(&bits), __float2half2_rn(256.0f));
+    return *reinterpret_cast<const uint32_t*>(&wide);
+  };
+  low = widen(0x1404);
+  high = widen(0x3424);
+#endif
 }
 
 // Queries of up to 8 heads as right operand.

@@ -4,11 +4,10 @@ load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")
 load("@cuda//:defs.bzl", "CUDA_AVAILABLE", "NVCC")
 load("//tools/bazel:portable.bzl", "PORTABLE_LINKOPTS")
 
-# Ampere, Ada and Hopper in machine code, and PTX for what follows: the same PTX as Hopper's machine code is made from,
-# which saves one of four passes of the front end, as long as no kernel uses what sm_90a alone has.
+# Ampere, Ada and Hopper in machine code, and PTX for what follows: two of nvcc's front-end passes for the four, as long as
+# no kernel uses what Ada has and Ampere has not, or what sm_90a alone has.
 _TARGETS = [
-    "arch=compute_80,code=sm_80",
-    "arch=compute_89,code=sm_89",
+    "arch=compute_80,code=[sm_80,sm_89]",
     "arch=compute_90,code=[sm_90a,compute_90]",
 ]
 
