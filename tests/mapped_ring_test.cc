@@ -128,7 +128,11 @@ TEST_F(MappedRingTest, AQueryThatIsNotFiniteIsRefusedAlone) {
     const auto answer = stream->Attend(request);
     ASSERT_TRUE(answer.ok()) << answer.status();
     EXPECT_EQ(stream->statistics().shares_memory, shares_memory);
-    EXPECT_EQ(rings(), shares_memory ? 1 : 0);
+    if (shares_memory) {
+      EXPECT_EQ(rings(), 1);
+    } else {
+      EXPECT_TRUE(NoRings());  // the first stream's goes a little after that was closed
+    }
     ASSERT_EQ(answer->results_size(), 3);
     EXPECT_EQ(answer->results(1).status().code(), 3);
     EXPECT_EQ(answer->results(1).status().message(), "items[1].q.data: element 5 is nan; allowed is finite");
@@ -142,8 +146,6 @@ TEST_F(MappedRingTest, AQueryThatIsNotFiniteIsRefusedAlone) {
       ExpectMean(retry->results(sequence), std::vector<int>(position + 1, 10 + sequence));
     }
     ++position;
-    if (shares_memory) continue;
-    EXPECT_TRUE(NoRings());  // the first stream is closed
   }
 }
 
