@@ -26,7 +26,7 @@ inline constexpr int kPlacesInLaunch = 16;
 struct KvAppendLaunch {
   // [layer][page][K|V][kv_head][token][D] of `stored`; K of feature_major_keys is [D][token].
   void* pool = nullptr;
-  TokenPlace first[kPlacesInLaunch];                      // a trip to the host less for these
+  TokenPlace first[kPlacesInLaunch] = {};                 // a trip to the host less for these
   const TokenPlace* places = nullptr;                     // [num_tokens], the first ones too; no two alike
   const float* scales = nullptr;                          // fp8: [layer][2][H_kv], K's then V's; null: all 1
   unsigned* differs = nullptr;                            // comparison: [appends], set to 1 where a bit differs
