@@ -3,7 +3,7 @@
 #ifndef SANTA_KERNELS_CUDA_CLUSTER_CUH_
 #define SANTA_KERNELS_CUDA_CLUSTER_CUH_
 
-#include "kernels/cuda/launch.cuh"
+#include <cuda_runtime.h>
 
 namespace santa::cuda {
 
@@ -13,14 +13,8 @@ namespace santa::cuda {
 #define SANTA_CLUSTERS 0
 #endif
 
-// Of the code being compiled for a device; the host asks the device that it is for.
+// Of the code being compiled for a device; the host asks the device that it is for (DeviceLimits::has_clusters).
 inline constexpr bool kHasClusters = SANTA_CLUSTERS;
-inline bool DeviceHasClusters() {
-  int device = 0, has = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&has, cudaDevAttrClusterLaunch, device);
-  return has != 0;
-}
 
 // What the blocks of a cluster do together, or a block does alone.
 template <bool kClusters>
@@ -55,30 +49,6 @@ struct Cluster {
 };
 
 #undef SANTA_CLUSTERS
-
-// As LaunchOverlapping, with `blocks` blocks of a row of the grid a cluster.
-template <typename Launch>
-cudaError_t LaunchClusters(void (*kernel)(Launch), const Launch& launch, dim3 grid, int blocks, int threads,
-                           int shared_bytes, cudaStream_t stream) {
-  if (blocks == 1) return LaunchOverlapping(kernel, launch, grid, threads, shared_bytes, stream);
-  if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
-    return error;
-  }
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = blocks;
-  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, launch);
-}
 
 }  // namespace santa::cuda
 

@@ -363,21 +363,31 @@ TEST_F(CudaBackendTest, QueriesBeyondFp16AreScaled) {
   }
 }
 
+// Tokens, and others in the same place; a query's answers from each, which differ.
+struct Turns {
+  KvAppend append, overwrite;
+  std::vector<float> q;
+  Twins::Answer before, after;
+};
+
+Turns TakeTurns(Twins& twins, Backend& backend) {
+  Turns turns{.append = twins.Append(), .overwrite = twins.Append(), .q = twins.Queries(1.5f)};
+  std::swap(turns.overwrite.k, turns.overwrite.v);
+  EXPECT_TRUE(backend.Append({&turns.append, 1}).ok());
+  turns.before = twins.Decode(backend, turns.q, {});
+  EXPECT_TRUE(backend.Append({&turns.overwrite, 1}).ok());
+  turns.after = twins.Decode(backend, turns.q, {});
+  EXPECT_NE(turns.before.o, turns.after.o);
+  return turns;
+}
+
 // Two decodes in flight and writes behind them: each answer is that of its own moment.
 TEST_F(CudaBackendTest, CallsTakeEffectInOrder) {
   Twins twins(kLayout, 5000, 4);
   const auto backend = MakeCudaBackend({.layout = kLayout, .num_pages = twins.num_pages()});
   ASSERT_TRUE(backend.ok()) << backend.status();
   ASSERT_EQ((*backend)->max_decodes_in_flight(), 2);
-  const KvAppend append = twins.Append();
-  KvAppend overwrite = append;
-  std::swap(overwrite.k, overwrite.v);
-  const std::vector<float> q = twins.Queries(1.5f);
-  ASSERT_TRUE((*backend)->Append({&append, 1}).ok());
-  const Twins::Answer before = twins.Decode(**backend, q, {});
-  ASSERT_TRUE((*backend)->Append({&overwrite, 1}).ok());
-  const Twins::Answer after = twins.Decode(**backend, q, {});
-  EXPECT_NE(before.o, after.o);
+  const auto [append, overwrite, q, before, after] = TakeTurns(twins, **backend);
 
   ASSERT_TRUE((*backend)->Append({&append, 1}).ok());
   // More items than a wave takes.
@@ -404,15 +414,7 @@ TEST_F(CudaBackendTest, FewTokensTakeEffectInOrder) {
   ASSERT_EQ(twins.num_pages(), 1);
   const auto backend = MakeCudaBackend({.layout = kLayout, .num_pages = 2});
   ASSERT_TRUE(backend.ok()) << backend.status();
-  const KvAppend append = twins.Append();
-  KvAppend overwrite = append;
-  std::swap(overwrite.k, overwrite.v);
-  const std::vector<float> q = twins.Queries(1.5f);
-  ASSERT_TRUE((*backend)->Append({&append, 1}).ok());
-  const Twins::Answer before = twins.Decode(**backend, q, {});
-  ASSERT_TRUE((*backend)->Append({&overwrite, 1}).ok());
-  const Twins::Answer after = twins.Decode(**backend, q, {});
-  ASSERT_NE(before.o, after.o);
+  const auto [append, overwrite, q, before, after] = TakeTurns(twins, **backend);
 
   const int32_t other_page = 1;
   const PageCopy copy = {.from = 0, .to = other_page};

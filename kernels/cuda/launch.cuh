@@ -15,13 +15,16 @@ namespace santa::cuda {
 // What the device has of what blocks share.
 struct DeviceLimits {
   int multiprocessors = 0;
-  int shared_bytes = 0;    // of a multiprocessor
-  int reserved_bytes = 0;  // of these, for each block that it runs
+  int shared_bytes = 0;       // of a multiprocessor
+  int reserved_bytes = 0;     // of these, for each block that it runs
+  bool has_clusters = false;  // of blocks (kernels/cuda/cluster.cuh)
 
   static DeviceLimits Read() {
     DeviceLimits limits;
-    int device = 0;
+    int device = 0, clusters = 0;
     cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device);
+    limits.has_clusters = clusters != 0;
     cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
     cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
     cudaDeviceGetAttribute(&limits.reserved_bytes, cudaDevAttrReservedSharedMemoryPerBlock, device);
@@ -50,23 +53,26 @@ int ResidentBlocks(void (*kernel)(Arguments...), int threads, int shared_bytes) 
 
 // Starts kernel(launch), allowed to overlap the end of the kernel before it: a kernel that reads what earlier ones
 // wrote calls WaitForEarlierKernel(), in every block before it ends so that those after it may rely on all.
-// Asynchronous.
+// cluster: so many blocks of a row of the grid are one, where the device has clusters. Asynchronous.
 template <typename Launch>
 cudaError_t LaunchOverlapping(void (*kernel)(Launch), const Launch& launch, dim3 grid, int threads, int shared_bytes,
-                              cudaStream_t stream) {
+                              cudaStream_t stream, int cluster = 1) {
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
     return error;
   }
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = cluster;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, launch);
 }
 

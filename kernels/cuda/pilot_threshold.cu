@@ -274,14 +274,13 @@ struct Launcher {
   template <typename Slabs>
   cudaError_t Start() const {
     static const DeviceLimits limits = DeviceLimits::Read();
-    static const bool has_clusters = DeviceHasClusters();
     const int blocks = ShapeOf(true).blocks * launch.decode.num_kv_heads * launch.num_pilots;
-    const bool clusters = has_clusters && blocks <= 2 * limits.multiprocessors;  // which run at once
+    const bool clusters = limits.has_clusters && blocks <= 2 * limits.multiprocessors;  // which run at once
     const PilotShape shape = ShapeOf(clusters);
     const int shared_bytes = shape.RingBytes(Slabs::SlabBytes()) + kPilotBlocks * static_cast<int>(sizeof(PilotCounts));
     const dim3 grid(shape.blocks * launch.decode.num_kv_heads, launch.num_pilots);
     const auto kernel = clusters ? PilotThresholdKernel<Slabs, true> : PilotThresholdKernel<Slabs, false>;
-    return LaunchClusters(kernel, launch, grid, shape.blocks, shape.threads(), shared_bytes, stream);
+    return LaunchOverlapping(kernel, launch, grid, shape.threads(), shared_bytes, stream, shape.blocks);
   }
 };
 

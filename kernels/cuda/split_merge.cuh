@@ -301,6 +301,7 @@ class SplitMerger {
     float keep[kMaxGroup];                   // the factor of what was summed before
     float squared_error[kMaxGroup];          // of that; without the sink, which has none
   };
+
   __device__ void StartCopies(int from, int count) {
     for (int quad = threadIdx.x; quad < quads_; quad += blockDim.x) {
 #pragma unroll 4
