@@ -367,7 +367,7 @@ TEST_F(CudaBackendTest, QueriesBeyondFp16AreScaled) {
 struct Turns {
   KvAppend append, overwrite;
   std::vector<float> q;
-  Twins::Answer before, after;
+  Twins::Answer before = {}, after = {};
 };
 
 Turns TakeTurns(Twins& twins, Backend& backend) {
