@@ -11,7 +11,8 @@
 
 namespace santa::cpu {
 
-// Steps wait until Flush, when the rows' memory has been fetched.
+// Steps wait until Flush, when the rows' memory has been fetched. Of a run with many of them not all are measured: each
+// that is stands for some more.
 class ErrorChain {
  public:
   // from_zero: draws are independent, and a row's step is from 0 whatever was drawn before it.
@@ -25,14 +26,18 @@ class ErrorChain {
     if (t == 0) return;
     sums[head].t += t;
     Link& last = links_[head];
-    if (last.row != nullptr) {
+    if (last.row != nullptr && last.left_out++ == last.leaves_out) {
       if (num_steps_ == kMostSteps) Measure();
       rows_[num_steps_] = row;
       before_[num_steps_] = last.row;
-      taus_[num_steps_] = from_zero_ ? t : (t + last.t) / 2;
+      taus_[num_steps_] = from_zero_ ? t : (t + last.t) / 2 * static_cast<float>(last.left_out);
       sums_[num_steps_++] = &sums[head];
+      last.left_out = 0;
+      if (!from_zero_ && ++last.steps >= kAllSteps) last.leaves_out = kLeavesOut;
     }
-    if (!from_zero_) last = {row, t};
+    if (from_zero_) return;
+    last.row = row;
+    last.t = t;
   }
 
   void Flush() {
@@ -43,7 +48,13 @@ class ErrorChain {
   struct Link {
     const uint8_t* row = nullptr;
     float t = 0;
+    int steps = 0;  // measured
+    int left_out = 0;
+    int leaves_out = 0;  // before the next one that is measured
   };
+  // So many steps of a run are all measured, and then one after so many that are not.
+  static constexpr int kAllSteps = 8;
+  static constexpr int kLeavesOut = 3;
   static constexpr int kMostSteps = 256;
 
   void Measure();

@@ -10,6 +10,11 @@
 namespace santa::cpu {
 namespace {
 
+// Of the rows left to chance that many of a key/value head, spread over its units, are enough to tell how far apart
+// neighbours are (the error to 4 % or so); a unit with more takes one of so many runs of kChainRun.
+constexpr int64_t kChainRows = 256;
+constexpr int kChainRun = 8;
+
 // Numbers of a chunk's heads side by side: heads take the same steps. Of fewer than four heads the last lanes are other
 // rows', and have no effect.
 using Lanes = float __attribute__((vector_size(4 * kChunkHeads)));
@@ -182,36 +187,50 @@ class RowSums {
     const GroupErrors errors = group_.errors();
     std::fill_n(errors.numbers, GroupErrors::NumbersSize(shape_), 0.0f);
     std::fill_n(errors.vectors, GroupErrors::VectorsSize(shape_), 0.0f);
-    LinkChain();
+    errors.numbers[0] = LinkChain();
     if (length_ == 0) return;
     FindProducts();
-    for (int i = 0; i < length_; ++i) {
-      errors.numbers[0] += 1 - rows_.chance(chain_[i]);
-      if (i > 0) errors.numbers[1] += Tau(i);
-    }
+    for (int i = 0; i < length_; ++i) errors.numbers[1] += taus_[i];
     for (int chunk = 0; chunk < shape_.num_chunks; ++chunk) {
       corrects_ ? AddSteps<true>(errors, chunk) : AddSteps<false>(errors, chunk);
       if (group_.unit.plan.method == Method::kSketched) AddStepVectors(errors, chunk);
     }
   }
 
-  // The rows left to chance, in order.
-  void LinkChain() {
-    const auto most = static_cast<size_t>(rows_.num_rows());
+  // The rows left to chance, in order, or runs of them; returns the sum of t over all.
+  float LinkChain() {
+    const auto most = static_cast<size_t>(rows_.num_rows()) + 1;
     chain_ = scratch_.chain.AtLeast(most);
+    taus_ = scratch_.taus.AtLeast(most);
     mains_ = scratch_.chain_rows.AtLeast(2 * most);
     chain_differences_ = mains_ + most;
-    length_ = 0;
+    int all = 0;
+    float sum = 0;
     for (int row = 0; row < rows_.num_rows(); ++row) {
-      if (rows_.chance(row) >= 1) continue;
-      const int64_t packed = int64_t{row} * shape_.padded_dim;
-      mains_[length_] = corrects_ ? reinterpret_cast<const uint8_t*>(sketched_values_ + packed) : rows_.values()[row];
-      if (corrects_) chain_differences_[length_] = reinterpret_cast<const uint8_t*>(differences_ + packed);
-      chain_[length_++] = row;
+      chain_[all] = row;
+      all += static_cast<int>(rows_.chance(row) < 1);
+      sum += 1 - rows_.chance(row);
     }
+    const auto enough = static_cast<int>(std::max<int64_t>(kChainRun, kChainRows / group_.unit.plan.num_splits));
+    const int stride = std::max(1, all / enough) * kChainRun;
+    length_ = 0;
+    for (int begin = 0; begin < all; begin += stride) {
+      // Where all runs are taken, they are one.
+      const int end = stride == kChainRun ? all : std::min(begin + kChainRun, all);
+      for (int i = begin; i < end; ++i) Link(chain_[i], /*has_step=*/i > begin);
+      if (end == all) break;
+    }
+    return sum;
   }
 
-  float Tau(int i) const { return 1 - (rows_.chance(chain_[i]) + rows_.chance(chain_[i - 1])) / 2; }
+  // `row` is the next one of the chain.
+  void Link(int row, bool has_step) {
+    const int64_t packed = int64_t{row} * shape_.padded_dim;
+    mains_[length_] = corrects_ ? reinterpret_cast<const uint8_t*>(sketched_values_ + packed) : rows_.values()[row];
+    if (corrects_) chain_differences_[length_] = reinterpret_cast<const uint8_t*>(differences_ + packed);
+    taus_[length_] = has_step ? 1 - (rows_.chance(row) + rows_.chance(chain_[length_ - 1])) / 2 : 0;
+    chain_[length_++] = row;
+  }
 
   float* products(Product product) const { return products_ + int64_t{product} * length_; }
 
@@ -267,7 +286,7 @@ class RowSums {
     Lanes last_w = Weights(chunk, 0);
     Lanes last_square = Square<kCorrects>(0, last_b, last_w);
     for (int i = 1; i < length_; ++i) {
-      const float tau = Tau(i);
+      const float tau = taus_[i];
       const Lanes b = MainWeights(chunk, i);
       const Lanes w = Weights(chunk, i);
       const Lanes square = Square<kCorrects>(i, b, w);
@@ -294,7 +313,7 @@ class RowSums {
     for (int i = 0; i < length_; ++i) {
       const bool ends = i + 1 == length_;
       const Lanes next = MainWeights(chunk, ends ? i : i + 1);
-      const Lanes step = (ends ? 0 : Tau(i + 1)) * (next - b);
+      const Lanes step = (ends ? 0 : taus_[i + 1]) * (next - b);
       const Lanes of_main = (last_step - step) * b;
       std::memcpy(of_mains + int64_t{i} * pitch, &of_main, sizeof(of_main));
       if (corrects_) {
@@ -338,6 +357,7 @@ class RowSums {
   float* differences_ = nullptr;
   int length_ = 0;  // of the chain
   int32_t* chain_ = nullptr;
+  float* taus_ = nullptr;
   const uint8_t** mains_ = nullptr;
   const uint8_t** chain_differences_ = nullptr;
   float* products_ = nullptr;

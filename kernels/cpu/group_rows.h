@@ -35,6 +35,7 @@ struct ReadScratch {
   GrowBuffer<uint8_t> gathered;   // keys of a batch of rows, one after the other
   // Of rows left to chance.
   GrowBuffer<int32_t> chain;              // which of all
+  GrowBuffer<float> taus;                 // of the step into each; 0 where there is none
   GrowBuffer<const uint8_t*> chain_rows;  // twice [row]: values, differences
   GrowBuffer<float> products;             // [kind][row]
   GrowBuffer<float> step_weights;         // twice [row][pitch], and kChunkHeads more

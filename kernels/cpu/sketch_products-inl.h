@@ -118,18 +118,56 @@ HWY_INLINE HeadVector JoinLanes(const Vector* vectors, Join join) {
   return joined;
 }
 
-// Numbers [i, i + kLanes) of `count`, 0 beyond: there lies another head's, or nobody's.
+// Numbers [i, i + kLanes) of `count`, a multiple of 8; 0 beyond: there lies another head's, or nobody's.
 HWY_INLINE Vector LoadSome(const float* numbers, int i, int count) {
   const FloatTag d;
+  if constexpr (kLanes <= 8) return hn::LoadU(d, numbers + i);
   return i + kLanes <= count ? hn::LoadU(d, numbers + i) : hn::MaskedLoad(hn::FirstN(d, count - i), d, numbers + i);
+}
+
+inline constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is left in the low bits, rounded
+
+// Whole numbers of 32 features at a time, as many as there are, and their sums; returns how many features it did.
+template <int kHeads>
+HWY_INLINE int FoldFours(const SketchScoreArgs& args, const float* step, const Vector* inverses, FoldedQueries<4>& out,
+                         Vector* sums) {
+#if HWY_TARGET == HWY_AVX2
+  const FloatTag d;
+  const __m256i round = _mm256_castps_si256(_mm256_set1_ps(kRound));
+  const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  __m256i pairs[kHeads];
+  Unroll<kHeads>([&](auto h) SANTA_INLINE_BODY { pairs[h] = _mm256_setzero_si256(); });
+  int i = 0;
+  for (; i + 32 <= args.head_dim; i += 32) {
+    Unroll<kHeads>([&](auto h) SANTA_INLINE_BODY {
+      __m256i words[4];
+      Unroll<4>([&](auto v) SANTA_INLINE_BODY {
+        const Vector q = hn::LoadU(d, args.queries + h * args.head_dim + i + v * 8);
+        const Vector rounded = hn::MulAdd(hn::Mul(q, hn::Load(d, step + i + v * 8)), inverses[h], hn::Set(d, kRound));
+        words[v] = _mm256_sub_epi32(_mm256_castps_si256(rounded.raw), round);
+      });
+      const __m256i bytes = _mm256_permutevar8x32_epi32(
+          _mm256_packs_epi16(_mm256_packs_epi32(words[0], words[1]), _mm256_packs_epi32(words[2], words[3])), in_order);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out.whole[h] + i), bytes);
+      pairs[h] = _mm256_add_epi16(pairs[h], _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes));
+    });
+  }
+  Unroll<kHeads>([&](auto h) SANTA_INLINE_BODY {
+    sums[h] = Vector{_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs[h], _mm256_set1_epi16(1)))};
+  });
+  return i;
+#else
+  (void)args, (void)step, (void)inverses, (void)out;
+  Unroll<kHeads>([&](auto h) SANTA_INLINE_BODY { sums[h] = hn::Zero(FloatTag()); });
+  return 0;
+#endif
 }
 
 template <int kBits, int kHeads>
 HWY_INLINE void Fold(const SketchScoreArgs& args, FoldedQueries<kBits>& out) {
   const FloatTag d;
   constexpr float kMiddle = ((1 << kBits) - 1) / 2.0f;
-  constexpr float kLeast = 0x1p-100f;    // less is as good as nothing, and has no reciprocal
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is left in the low bits, rounded
+  constexpr float kLeast = 0x1p-100f;  // less is as good as nothing, and has no reciprocal
   alignas(64) float low[kMaxHeadDim];
   alignas(64) float step[kMaxHeadDim];
   FloatsOf(args.low, args.head_dim, low);
@@ -156,7 +194,9 @@ HWY_INLINE void Fold(const SketchScoreArgs& args, FoldedQueries<kBits>& out) {
     inverses[h] = hn::Set(d, most.lane[h] > kLeast ? kMostWhole<kBits> / most.lane[h] : 0);
     sums[h] = hn::Zero(d);
   });
-  for (int i = 0; i < args.head_dim; i += kLanes) {
+  int begin = 0;
+  if constexpr (kBits == 4) begin = FoldFours<kHeads>(args, step, inverses, out, sums);
+  for (int i = begin; i < args.head_dim; i += kLanes) {
     const Vector steps = hn::Load(d, step + i);
     Unroll<kHeads>([&](auto h) SANTA_INLINE_BODY {
       const Vector q = LoadSome(args.queries + h * args.head_dim, i, args.head_dim);
@@ -237,7 +277,7 @@ using TokenSums = Sums[kVectors][kHeads];
 
 template <int kHeads, int kVectors>
 HWY_INLINE void SumCodes(const SketchScoreArgs& args, const FoldedQueries<4>& queries, const uint8_t* codes,
-                         TokenSums<kHeads, kVectors>& sums) {
+                         SpreadFetch& fetch, TokenSums<kHeads, kVectors>& sums) {
   // Sums of 16 bits have room for so many products of 2 * 15 * 127 at most.
   constexpr int kMostProducts = 8;
   static_assert(kMostProducts * 2 * 15 * kMostWhole<4> < 32768);
@@ -252,6 +292,7 @@ HWY_INLINE void SumCodes(const SketchScoreArgs& args, const FoldedQueries<4>& qu
 #pragma GCC unroll 16
     for (int i = 0; i < kVectors * kHeads; ++i) halves[i] = hn::Zero(d16);
     for (int word = first; word < end; ++word) {
+      fetch.Step();
       const auto* at = reinterpret_cast<const uint32_t*>(codes) + static_cast<int64_t>(word) * args.page_size;
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
@@ -279,11 +320,12 @@ HWY_INLINE void SumCodes(const SketchScoreArgs& args, const FoldedQueries<4>& qu
 
 template <int kHeads, int kVectors>
 HWY_INLINE void SumCodes(const SketchScoreArgs& args, const PairedQueries& queries, const uint8_t* codes,
-                         TokenSums<kHeads, kVectors>& sums) {
+                         SpreadFetch& fetch, TokenSums<kHeads, kVectors>& sums) {
   static_assert(int64_t{kMaxHeadDim} * 255 * kMostWhole<8> < (int64_t{1} << 31));
   const hn::RebindToUnsigned<FloatTag> d;
   const hn::Repartition<int16_t, decltype(d)> d16;
   for (int word = 0; word < args.head_dim / 4; ++word) {
+    fetch.Step();
     const auto* at = reinterpret_cast<const uint32_t*>(codes) + static_cast<int64_t>(word) * args.page_size;
     Halves of_tokens[2][kVectors];
 #pragma GCC unroll 4
@@ -320,7 +362,7 @@ HWY_INLINE void StoreSums(const FoldedQueries<kBits>& queries, const Sums* sums,
 
 template <int kBits, int kHeads, int kVectors, typename Queries>
 HWY_INLINE void ScoreTokens(const SketchScoreArgs& args, const FoldedQueries<kBits>& folded, const Queries& queries,
-                            const uint8_t* codes, float* scores) {
+                            const uint8_t* codes, SpreadFetch& fetch, float* scores) {
   const hn::RebindToSigned<FloatTag> di;
   TokenSums<kHeads, kVectors> sums;
 #pragma GCC unroll 4
@@ -328,7 +370,7 @@ HWY_INLINE void ScoreTokens(const SketchScoreArgs& args, const FoldedQueries<kBi
 #pragma GCC unroll 4
     for (int h = 0; h < kHeads; ++h) sums[v][h] = hn::Zero(di);
   }
-  SumCodes<kHeads, kVectors>(args, queries, codes, sums);
+  SumCodes<kHeads, kVectors>(args, queries, codes, fetch, sums);
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) StoreSums<kBits, kHeads>(folded, sums[v], scores + v * kLanes * Pitch(kHeads));
 }
@@ -339,19 +381,18 @@ HWY_INLINE void ScoreFolded(const SketchScoreArgs& args, const FoldedQueries<kBi
                             float* scores) {
   // Half of the registers hold sums, of four heads.
   constexpr int kVectors = HWY_MAX_BYTES == 64 ? 4 : 2;
-  const int64_t step = FetchStep(args.ahead, (args.num_rows + kLanes - 1) / kLanes);
-  const uint8_t* fetch = args.ahead.begin;
   const int end = args.first + args.num_rows;
-  for (int t = args.first / kRowGroup * kRowGroup; t < end;) {
+  const int begin = args.first / kRowGroup * kRowGroup;
+  constexpr int kRun = kLanes * kVectors;
+  SpreadFetch fetch(args.ahead, (end - begin + kRun - 1) / kRun * (args.head_dim * kBits / 32));
+  for (int t = begin; t < end;) {
     const uint8_t* codes = args.codes + t * 4;
     // Whole runs of vectors; the page may end within one.
-    const int vectors = end - t >= kLanes * kVectors ? kVectors : 1;
-    PrefetchBytes(fetch, step * vectors);
-    fetch += step * vectors;
+    const int vectors = end - t >= kRun ? kVectors : 1;
     if (vectors == kVectors) {
-      ScoreTokens<kBits, kHeads, kVectors>(args, folded, queries, codes, scores);
+      ScoreTokens<kBits, kHeads, kVectors>(args, folded, queries, codes, fetch, scores);
     } else {
-      ScoreTokens<kBits, kHeads, 1>(args, folded, queries, codes, scores);
+      ScoreTokens<kBits, kHeads, 1>(args, folded, queries, codes, fetch, scores);
     }
     t += kLanes * vectors;
     scores += kLanes * vectors * Pitch(kHeads);
