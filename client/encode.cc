@@ -6,11 +6,8 @@
 #include <grpcpp/support/proto_buffer_reader.h>
 #include <grpcpp/support/slice.h>
 
-#include <array>
 #include <utility>
 #include <vector>
-
-#include "ring/streaming_writer.h"
 
 namespace santa::client_internal {
 namespace {
@@ -60,56 +57,7 @@ class SliceOutput final : public google::protobuf::io::ZeroCopyOutputStream {
   int64_t count_ = 0;
 };
 
-// Streams into a room: what protobuf writes by way of a block, long fields from where they lie in the message.
-class RoomOutput final : public google::protobuf::io::ZeroCopyOutputStream {
- public:
-  explicit RoomOutput(std::span<char> room) : writer_(room) {}
-
-  bool Next(void** data, int* size) override {
-    Flush();
-    *data = block_.data();
-    *size = in_block_ = static_cast<int>(block_.size());
-    return fits_;
-  }
-  void BackUp(int count) override { in_block_ -= count; }
-  int64_t ByteCount() const override { return count_ + in_block_; }
-  bool AllowsAliasing() const override { return true; }
-  bool WriteAliasedRaw(const void* data, int size) override {
-    Flush();
-    Append(data, size);
-    return fits_;
-  }
-
-  size_t Finish() {
-    Flush();
-    return fits_ ? writer_.Finish() : 0;
-  }
-
- private:
-  void Flush() { Append(block_.data(), std::exchange(in_block_, 0)); }
-  void Append(const void* data, int size) {
-    fits_ = fits_ && writer_.Append(data, static_cast<size_t>(size));
-    count_ += size;
-  }
-
-  StreamingWriter writer_;
-  std::array<char, 512> block_;
-  int in_block_ = 0;
-  int64_t count_ = 0;  // before the block
-  bool fits_ = true;
-};
-
 }  // namespace
-
-size_t EncodeInto(const google::protobuf::MessageLite& message, std::span<char> room) {
-  RoomOutput output(room);
-  {
-    google::protobuf::io::CodedOutputStream coded(&output);
-    coded.EnableAliasing(true);
-    message.SerializeToCodedStream(&coded);
-  }
-  return output.Finish();
-}
 
 grpc::ByteBuffer EncodeByReference(const Message& message) {
   SliceOutput output(message);

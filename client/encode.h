@@ -9,16 +9,24 @@
 #include <memory>
 #include <span>
 
+#include "proto/santa/attention/v1/attention.pb.h"
+
 namespace santa::client_internal {
+
+namespace v1 = ::santa::attention::v1;
 
 // As protobuf encodes it. Long `bytes` fields are not copied: the buffer refers to the message, and keeps it alive.
 grpc::ByteBuffer EncodeByReference(const std::shared_ptr<const google::protobuf::MessageLite>& message);
 
-// The same into `room`, which is another process's to read. The bytes; 0 where there is less room than that.
-size_t EncodeInto(const google::protobuf::MessageLite& message, std::span<char> room);
+// The same into `room`, which begins at a multiple of 64 bytes and is another process's to read. The bytes; 0 where
+// there is less room than that.
+size_t EncodeInto(const v1::AttendRequest& request, std::span<char> room);
 
 // False: the bytes are no such message.
 bool Decode(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message);
+
+// The same of bytes that another process wrote and may go on writing; at most 2 GiB. Paddings are left out.
+bool DecodeFrom(std::span<const char> bytes, v1::AttendResponse* response);
 
 }  // namespace santa::client_internal
 

@@ -1,7 +1,11 @@
 #include "client/encode.h"
 
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <memory>
 #include <random>
 #include <span>
@@ -13,16 +17,18 @@
 namespace santa::client_internal {
 namespace {
 
-namespace v1 = ::santa::attention::v1;
-
 std::shared_ptr<v1::AttendRequest> RandomRequest(std::mt19937_64& random) {
   auto request = std::make_shared<v1::AttendRequest>();
   request->set_request_id(random());
   for (uint64_t i = random() % 20; i > 0; --i) {
     v1::AttendItem& item = *request->add_items();
     item.mutable_handle()->set_id(random());
+    item.set_position(static_cast<int64_t>(random() >> (random() % 64)));
     for (v1::Tensor* tensor : {item.mutable_q(), item.mutable_k(), item.mutable_v()}) {
-      tensor->add_shape(1);
+      tensor->set_dtype(static_cast<v1::DataType>(random() % 3));
+      for (uint64_t extents = random() % 12; extents > 0; --extents) {
+        tensor->add_shape(static_cast<int64_t>(random() >> (random() % 64)));
+      }
       tensor->mutable_data()->resize(random() % (random() % 2 == 0 ? 10000 : 600));
       for (char& c : *tensor->mutable_data()) c = static_cast<char>(random());
     }
@@ -69,10 +75,11 @@ TEST(EncodeTest, ALongTensorIsNotCopiedAndLivesAsLongAsTheBytes) {
   EXPECT_TRUE(alive.expired());
 }
 
+struct alignas(64) Room {
+  char bytes[1 << 20];
+};
+
 TEST(EncodeTest, IntoARoomTheyAreTheSame) {
-  struct alignas(64) Room {
-    char bytes[1 << 20];
-  };
   const auto room = std::make_unique<Room>();
   std::mt19937_64 random(2);
   for (int i = 0; i < 300; ++i) {
@@ -80,9 +87,116 @@ TEST(EncodeTest, IntoARoomTheyAreTheSame) {
     const std::string expected = request->SerializeAsString();
     ASSERT_EQ(EncodeInto(*request, room->bytes), expected.size());
     ASSERT_EQ(std::string(room->bytes, expected.size()), expected);
+    if (expected.empty()) continue;
     EXPECT_EQ(EncodeInto(*request, std::span(room->bytes, expected.size() - 1)), 0);
     EXPECT_EQ(EncodeInto(*request, std::span(room->bytes, expected.size())), expected.size());
   }
+}
+
+// Whoever adds a field adds it to the writer too.
+TEST(EncodeTest, IntoARoomGoesEveryField) {
+  const auto room = std::make_unique<Room>();
+  v1::AttendRequest request;
+  request.set_request_id(1);
+  request.set_layer(2);
+  v1::AttendItem& item = *request.add_items();
+  item.mutable_handle()->set_generation(3);
+  item.set_position(4);
+  for (v1::Tensor* tensor : {item.mutable_q(), item.mutable_k(), item.mutable_v()}) {
+    tensor->set_dtype(v1::DATA_TYPE_FLOAT16);
+    tensor->add_shape(5);
+    tensor->set_data("6");
+  }
+  item.mutable_options()->set_seed(7);
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  for (const google::protobuf::Message* message :
+       std::initializer_list<const google::protobuf::Message*>{&request, &item, &item.q(), &item.k(), &item.v()}) {
+    message->GetReflection()->ListFields(*message, &fields);
+    ASSERT_EQ(fields.size(), message->GetDescriptor()->field_count()) << message->GetTypeName();
+  }
+  const std::string expected = request.SerializeAsString();
+  ASSERT_EQ(EncodeInto(request, room->bytes), expected.size());
+  EXPECT_EQ(std::string(room->bytes, expected.size()), expected);
+
+  // Those of a later version, which it hands on.
+  request.mutable_items(0)->mutable_k()->GetReflection()->MutableUnknownFields(item.mutable_k())->AddVarint(100, 8);
+  const std::string with_more = request.SerializeAsString();
+  ASSERT_GT(with_more.size(), expected.size());
+  ASSERT_EQ(EncodeInto(request, room->bytes), with_more.size());
+  EXPECT_EQ(std::string(room->bytes, with_more.size()), with_more);
+}
+
+v1::AttendResponse RandomResponse(std::mt19937_64& random) {
+  v1::AttendResponse response;
+  response.set_request_id(random() >> (random() % 64));
+  for (uint64_t i = random() % 5; i > 0; --i) {
+    v1::AttendResult& result = *response.add_results();
+    if (random() % 8 == 0) {
+      result.mutable_status()->set_code(3);
+      result.mutable_status()->set_message("q is not finite");
+      continue;
+    }
+    result.mutable_status();
+    result.mutable_o()->set_dtype(v1::DATA_TYPE_BFLOAT16);
+    for (uint64_t extents = random() % 4; extents > 0; --extents) result.mutable_o()->add_shape(random() % 1000);
+    result.mutable_o()->mutable_data()->resize(random() % (random() % 2 == 0 ? 10000 : 60));
+    for (char& c : *result.mutable_o()->mutable_data()) c = static_cast<char>(random());
+    result.mutable_lse()->Resize(static_cast<int>(random() % 40), 0.5F);
+    if (random() % 2 == 0) result.mutable_statistics()->set_value_rows_read(static_cast<int64_t>(random()));
+    result.mutable_padding()->resize(random() % 200);
+  }
+  return response;
+}
+
+void ClearPaddings(v1::AttendResponse* response) {
+  for (v1::AttendResult& result : *response->mutable_results()) result.clear_padding();
+}
+
+TEST(EncodeTest, AResponseIsReadAsProtobufReadsIt) {
+  std::mt19937_64 random(3);
+  for (int i = 0; i < 1000; ++i) {
+    const v1::AttendResponse response = RandomResponse(random);
+    v1::AttendResponse read = RandomResponse(random);
+    ASSERT_TRUE(DecodeFrom(response.SerializeAsString(), &read));
+    v1::AttendResponse expected = response;
+    ClearPaddings(&expected);
+    EXPECT_EQ(read.SerializeAsString(), expected.SerializeAsString());
+  }
+}
+
+TEST(EncodeTest, BytesThatAreHardlyAResponseAreReadAsProtobufReadsThem) {
+  std::mt19937_64 random(4);
+  constexpr int kMutants = 20000;
+  int read = 0;
+  for (int i = 0; i < kMutants; ++i) {
+    std::string bytes = RandomResponse(random).SerializeAsString();
+    for (uint64_t changes = 1 + random() % 3; changes > 0 && !bytes.empty(); --changes) {
+      const size_t at = random() % std::min<size_t>(bytes.size(), random() % 2 == 0 ? 64 : bytes.size());
+      switch (random() % 4) {
+        case 0:
+          bytes[at] = static_cast<char>(random());
+          break;
+        case 1:
+          bytes.erase(at, 1 + random() % 8);
+          break;
+        case 2:
+          bytes.insert(at, bytes.substr(at, 1 + random() % 64));
+          break;
+        default:
+          bytes.resize(at);
+      }
+    }
+    v1::AttendResponse expected, found;
+    const bool good = expected.ParseFromString(bytes);
+    ASSERT_EQ(DecodeFrom(bytes, &found), good);
+    if (!good) continue;
+    ++read;
+    ClearPaddings(&expected);
+    ClearPaddings(&found);
+    EXPECT_EQ(found.SerializeAsString(), expected.SerializeAsString());
+  }
+  EXPECT_GT(read, kMutants / 10);
+  EXPECT_LT(read, kMutants * 9 / 10);
 }
 
 TEST(EncodeTest, BytesThatAreNoMessageAreTold) {

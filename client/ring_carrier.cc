@@ -21,8 +21,6 @@
 namespace santa::client_internal {
 namespace {
 
-namespace v1 = ::santa::attention::v1;
-
 RingShape ShapeOf(const v1::AttendSharedResponse& told) {
   return {.slots = told.slots(),
           .request_bytes = told.request_bytes(),
@@ -197,7 +195,7 @@ class RingCarrier final : public AttendCarrier,
   bool TakeAnswer() {
     const absl::StatusOr<StepRing::Message> message = ring_->Take();
     v1::AttendResponse response;
-    if (!message.ok() || !response.ParseFromArray(message->bytes.data(), static_cast<int>(message->bytes.size()))) {
+    if (!message.ok() || !DecodeFrom(message->bytes, &response)) {
       Fail(message.ok() ? UnreadableAnswer() : ToGrpc(absl::InternalError(message.status().message())));
       return false;
     }

@@ -87,6 +87,7 @@ struct Engine::State {
   bool AwaitsRunHere(const Step& step) const;
   absl::Status QueueFull(const char* what, int64_t waiting_items, int64_t more, int64_t most) const;
   void WakeDeviceThread();
+  bool WorkWaits() const { return !arrived.empty() || !waiting.empty() || !background.empty(); }
   bool Ready() const;
   bool TakeWork();
   void TakeArrived(std::unique_lock<std::mutex>* lock);
@@ -216,7 +217,7 @@ void Engine::State::RunTaken() {
 // With the mutex held.
 void Engine::State::GiveDeviceBack() {
   device_taken = false;
-  if (Ready()) WakeDeviceThread();
+  if (WorkWaits() || stopping) WakeDeviceThread();
 }
 
 // With the mutex held, after anything that TakeWork waits for.
@@ -228,8 +229,7 @@ void Engine::State::WakeDeviceThread() {
 // With the mutex held: what TakeWork waits for.
 bool Engine::State::Ready() const {
   if (device_taken) return false;
-  const bool work = !arrived.empty() || !waiting.empty() || !background.empty();
-  if (!work) return stopping && handing_back == 0;
+  if (!WorkWaits()) return stopping && handing_back == 0;
   if (static_cast<int>(in_flight.size()) >= max_in_flight) return false;
   const bool full = queued_items >= options.max_batch_items;
   return in_flight.empty() || full || stopping || Clock::now() >= next_batch_at;
@@ -406,7 +406,9 @@ void Engine::State::FinishBatch(BatchRunner::Run* run) {
       } else {
         DeviceBegins(*in_flight.front());
       }
-      WakeDeviceThread();
+      // Not for nothing: waking a thread that sleeps takes longer than all else here. Whoever has taken the device
+      // looks again when he gives it back.
+      if (!device_taken && WorkWaits()) WakeDeviceThread();
     }
   }
   if (on_batch) {

@@ -72,15 +72,24 @@ v1::AttendRequest RandomRequest(std::mt19937_64& random) {
   return request;
 }
 
-// The reader's message with the data put back.
+// Unless the message has it already, as protobuf read it.
+void PutBack(const TensorFields& fields, bool is_there, v1::Tensor* (v1::AttendItem::*place)(), v1::AttendItem* item) {
+  if (!fields.present || is_there) return;
+  v1::Tensor* const tensor = (item->*place)();
+  tensor->set_dtype(static_cast<v1::DataType>(fields.dtype));
+  tensor->mutable_shape()->Add(fields.extents.begin(), fields.extents.begin() + fields.num_extents);
+  tensor->set_data(std::string(fields.data));
+}
+
+// The reader's message with the tensors put back.
 v1::AttendRequest Whole(const AttendRequestReader& reader) {
   v1::AttendRequest whole = reader.request();
   for (int i = 0; i < whole.items_size(); ++i) {
     const ItemTensors& tensors = reader.tensors(i);
     v1::AttendItem& item = *whole.mutable_items(i);
-    if (item.has_q()) item.mutable_q()->set_data(std::string(tensors.q));
-    if (item.has_k()) item.mutable_k()->set_data(std::string(tensors.k));
-    if (item.has_v()) item.mutable_v()->set_data(std::string(tensors.v));
+    PutBack(tensors.q, item.has_q(), &v1::AttendItem::mutable_q, &item);
+    PutBack(tensors.k, item.has_k(), &v1::AttendItem::mutable_k, &item);
+    PutBack(tensors.v, item.has_v(), &v1::AttendItem::mutable_v, &item);
   }
   return whole;
 }
@@ -113,7 +122,8 @@ TEST(AttendRequestReaderTest, TakesTensorsOutOfGoodRequests) {
     for (int item = 0; item < request.items_size(); ++item) {
       // Not by way of protobuf, which would have the data in the message; and aligned.
       EXPECT_TRUE(reader.request().items(item).q().data().empty());
-      for (const std::string_view data : {reader.tensors(item).q, reader.tensors(item).k, reader.tensors(item).v}) {
+      for (const std::string_view data :
+           {reader.tensors(item).q.data, reader.tensors(item).k.data, reader.tensors(item).v.data}) {
         EXPECT_EQ(reinterpret_cast<uintptr_t>(data.data()) % 64, 0U);
       }
     }
@@ -225,8 +235,8 @@ TEST(AttendRequestReaderTest, QueriesMayBeLeftWhereTheyAre) {
         return !data.empty() && data.data() >= bytes.data() && data.data() < bytes.data() + bytes.size();
       };
       EXPECT_EQ(tensors.q_in_place, round % 2 == 0);
-      EXPECT_EQ(within(tensors.q), round % 2 == 0 && !tensors.q.empty());
-      EXPECT_FALSE(within(tensors.k) || within(tensors.v));
+      EXPECT_EQ(within(tensors.q.data), round % 2 == 0 && !tensors.q.data.empty());
+      EXPECT_FALSE(within(tensors.k.data) || within(tensors.v.data));
     }
   }
 }

@@ -50,8 +50,8 @@ google::protobuf::ArenaOptions OptionsFor(char* block) {
 
 }  // namespace
 
-// Takes a message apart: the tensors' data to one place, all else, as it came, to another. Its functions return false
-// for what is malformed and what is unusual; protobuf tells them apart.
+// Takes a message apart: the tensors' data to one place, all else, as it came, to another; their few other fields it
+// reads itself. Its functions return false for what is malformed and what is unusual; protobuf tells them apart.
 class AttendRequestReader::Parts {
  public:
   Parts(std::span<const grpc::Slice> slices, int32_t max_items, bool leave_queries, std::span<char> data,
@@ -65,6 +65,7 @@ class AttendRequestReader::Parts {
 
   bool ReadRequest() {
     while (cursor_.left() > 0) {
+      const size_t begin = cursor_.left();
       Tag tag;
       if (!ReadTag(0, &tag)) return false;
       if (tag.field != v1::AttendRequest::kItemsFieldNumber) {
@@ -73,6 +74,7 @@ class AttendRequestReader::Parts {
       }
       size_t end = 0;
       if (tag.type != kBytes || !ReadLength(0, &end)) return false;
+      stride_ = begin - end;
       if (++items_ > max_items_) {
         cursor_.Skip(cursor_.left() - end);
       } else if (!ReadItem(tag, end)) {
@@ -118,7 +120,7 @@ class AttendRequestReader::Parts {
     while (cursor_.left() > end) {
       Tag inner;
       if (!ReadTag(end, &inner)) return false;
-      std::string_view* tensor = nullptr;
+      TensorFields* tensor = nullptr;
       if (inner.type == kBytes) {
         if (inner.field == v1::AttendItem::kQFieldNumber) tensor = &tensors.q;
         if (inner.field == v1::AttendItem::kKFieldNumber) tensor = &tensors.k;
@@ -130,39 +132,60 @@ class AttendRequestReader::Parts {
       }
       size_t tensor_end = 0;
       const bool leave = leave_queries_ && tensor == &tensors.q;
-      if (!ReadLength(end, &tensor_end) || !ReadTensor(inner, tensor_end, leave, tensor)) return false;
+      if (!ReadLength(end, &tensor_end) || !ReadTensor(tensor_end, leave, tensor)) return false;
       tensors.q_in_place |= leave;
     }
     EndMessage(begin);
     return cursor_.left() == end;
   }
 
-  // As protobuf merges a field that comes twice, the last data counts.
-  bool ReadTensor(const Tag& tag, size_t end, bool leave, std::string_view* tensor) {
-    const size_t begin = BeginMessage(tag);
+  // As protobuf merges a field that comes twice, the last data counts, and all extents do.
+  bool ReadTensor(size_t end, bool leave, TensorFields* tensor) {
+    tensor->present = true;
     while (cursor_.left() > end) {
-      Tag inner;
-      if (!ReadTag(end, &inner)) return false;
-      if (inner.field != v1::Tensor::kDataFieldNumber || inner.type != kBytes) {
-        if (!CopyField(inner, end)) return false;
-        continue;
+      Tag tag;
+      uint64_t number = 0;
+      size_t field_end = 0;
+      if (!ReadTag(end, &tag)) return false;
+      if (tag.field == v1::Tensor::kDataFieldNumber && tag.type == kBytes) {
+        if (!ReadLength(end, &field_end) || !ReadData(cursor_.left() - field_end, leave, &tensor->data)) return false;
+      } else if (tag.field == v1::Tensor::kShapeFieldNumber && tag.type == kBytes) {
+        if (!ReadLength(end, &field_end)) return false;
+        while (cursor_.left() > field_end) {
+          if (!ReadExtent(field_end, tensor)) return false;
+        }
+      } else if (tag.field == v1::Tensor::kShapeFieldNumber && tag.type == kVarint) {
+        if (!ReadExtent(end, tensor)) return false;
+      } else if (tag.field == v1::Tensor::kDtypeFieldNumber && tag.type == kVarint) {
+        if (!cursor_.ReadVarint(&number) || cursor_.left() < end) return false;
+        tensor->dtype = static_cast<int>(number);
+      } else {
+        return false;
       }
-      size_t data_end = 0;
-      if (!ReadLength(end, &data_end)) return false;
-      const size_t length = cursor_.left() - data_end;
-      if (leave) {
-        const char* const data = cursor_.Borrow(length);
-        if (data == nullptr) return false;
-        *tensor = {data, length};
-        continue;
-      }
-      if (length > data_.size()) return false;
-      cursor_.Copy(length, data_.data());
-      *tensor = {data_.data(), length};
-      data_ = data_.subspan(std::min(data_.size(), (length + kAlignment - 1) / kAlignment * kAlignment));
     }
-    EndMessage(begin);
     return cursor_.left() == end;
+  }
+
+  bool ReadExtent(size_t end, TensorFields* tensor) {
+    uint64_t extent = 0;
+    if (tensor->num_extents == TensorFields::kMostExtents || !cursor_.ReadVarint(&extent) || cursor_.left() < end) {
+      return false;
+    }
+    tensor->extents[tensor->num_extents++] = static_cast<int64_t>(extent);
+    return true;
+  }
+
+  bool ReadData(size_t length, bool leave, std::string_view* data) {
+    if (leave) {
+      const char* const bytes = cursor_.Borrow(length);
+      *data = {bytes, length};
+      return bytes != nullptr;
+    }
+    if (length > data_.size()) return false;
+    cursor_.Copy(length, data_.data(), ahead());
+    *data = {data_.data(), length};
+    data_ = data_.subspan(std::min(data_.size(), (length + kAlignment - 1) / kAlignment * kAlignment));
+    return true;
   }
 
   bool CopyField(const Tag& tag, size_t end) {
@@ -191,9 +214,13 @@ class AttendRequestReader::Parts {
     if (cursor_.left() - end < count) return false;
     const size_t at = fields_.size();
     fields_.resize(at + count);
-    cursor_.Copy(count, fields_.data() + at);
+    cursor_.Copy(count, fields_.data() + at, ahead());
     return true;
   }
+
+  // Where queries are passed over, what is read lies in pieces: but items are usually alike, so that where this one is
+  // read, the next one will be.
+  size_t ahead() const { return leave_queries_ ? stride_ : kPrefetchAhead; }
 
   void AppendVarint(uint64_t value) {
     for (; value >= 0x80; value >>= 7) fields_ += static_cast<char>(value | 0x80);
@@ -222,6 +249,7 @@ class AttendRequestReader::Parts {
   std::string& fields_;
   std::vector<ItemTensors>& tensors_;
   int64_t items_ = 0;
+  size_t stride_ = 0;  // from the item at hand to the next
 };
 
 AttendRequestReader::AttendRequestReader(TensorMemory::Map map)

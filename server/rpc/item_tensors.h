@@ -1,25 +1,47 @@
-// The bytes of an attend item's tensors, wherever they lie.
+// An attend item's tensors, wherever their bytes lie.
 #ifndef SANTA_SERVER_RPC_ITEM_TENSORS_H_
 #define SANTA_SERVER_RPC_ITEM_TENSORS_H_
 
+#include <algorithm>
+#include <array>
+#include <cstdint>
 #include <string_view>
 
 #include "proto/santa/attention/v1/attention.pb.h"
 
 namespace santa {
 
-// Empty where the item has no such tensor, or no data in it.
+// One of them, as it came.
+struct TensorFields {
+  static constexpr int kMostExtents = 8;
+
+  bool present = false;  // in the item; the others are empty where it is not
+  int dtype = 0;         // v1::DataType, or a number that is none
+  int num_extents = 0;
+  std::array<int64_t, kMostExtents> extents = {};  // the first ones
+  std::string_view data;
+};
+
 struct ItemTensors {
-  std::string_view q;
-  std::string_view k;
-  std::string_view v;
+  TensorFields q;
+  TensorFields k;
+  TensorFields v;
   bool q_in_place = false;  // q was left where it came in, and its sender may write it even now: not to be looked at
   bool mapped = false;      // the others, and q too unless it is in place, lie in memory that the device reads
 };
 
+inline TensorFields FieldsOf(bool present, const attention::v1::Tensor& tensor) {
+  TensorFields fields = {
+      .present = present, .dtype = tensor.dtype(), .num_extents = tensor.shape_size(), .data = tensor.data()};
+  std::copy_n(tensor.shape().begin(), std::min(fields.num_extents, TensorFields::kMostExtents), fields.extents.begin());
+  return fields;
+}
+
 // Those of the message itself.
 inline ItemTensors TensorsOf(const attention::v1::AttendItem& item) {
-  return {.q = item.q().data(), .k = item.k().data(), .v = item.v().data()};
+  return {.q = FieldsOf(item.has_q(), item.q()),
+          .k = FieldsOf(item.has_k(), item.k()),
+          .v = FieldsOf(item.has_v(), item.v())};
 }
 
 }  // namespace santa

@@ -8,8 +8,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <span>
+
+#include "ring/prefetching_copy.h"
 
 namespace santa {
 
@@ -37,13 +38,13 @@ class SliceCursor {
     return false;
   }
 
-  // `count` <= left().
-  void Copy(size_t count, char* to) {
+  // `count` <= left(). `ahead`: as PrefetchingCopy has it.
+  void Copy(size_t count, char* to, size_t ahead) {
     left_ -= count;
     while (count > 0) {
       if (here_ == end_) NextSlice();
       const size_t part = std::min(count, static_cast<size_t>(end_ - here_));
-      std::memcpy(to, here_, part);
+      PrefetchingCopy(to, reinterpret_cast<const char*>(here_), part, ahead);
       to += part;
       here_ += part;
       count -= part;

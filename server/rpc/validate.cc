@@ -20,62 +20,69 @@ absl::Status Bad(const std::string& field, const T& value, const std::string& al
 }
 
 // "[1, 4, 8]"; at most 8 extents, as a request may claim any number of them.
-template <typename Extents>
-std::string ShapeText(const Extents& shape) {
-  const auto shown = std::min<size_t>(shape.size(), 8);
-  return absl::StrCat("[", absl::StrJoin(shape.begin(), shape.begin() + shown, ", "),
-                      shape.size() > shown ? ", ..." : "", "]");
+std::string ShapeText(std::span<const int64_t> extents, bool more = false) {
+  return absl::StrCat("[", absl::StrJoin(extents, ", "), more ? ", ..." : "", "]");
+}
+std::string ShapeText(const TensorFields& tensor) {
+  const int shown = std::min(tensor.num_extents, TensorFields::kMostExtents);
+  return ShapeText(std::span(tensor.extents).first(shown), tensor.num_extents > shown);
 }
 
 std::string DTypeText(DType dtype) { return std::string(Name(dtype)); }
 
-// Checks dtype, shape and length. `data` is the tensor's, here and below.
-absl::StatusOr<DType> ReadTensor(const v1::Tensor& tensor, std::string_view data, const std::string& field,
-                                 std::span<const int64_t> shape) {
-  absl::StatusOr<DType> dtype = ToDType(tensor.dtype(), field + ".dtype");
-  if (!dtype.ok()) return dtype;
-  if (!std::equal(shape.begin(), shape.end(), tensor.shape().begin(), tensor.shape().end())) {
-    return Bad(field + ".shape", ShapeText(tensor.shape()), ShapeText(shape));
+bool IsKnown(int wire_dtype, DType* dtype) {
+  switch (wire_dtype) {
+    case v1::DATA_TYPE_FLOAT32:
+      *dtype = DType::kFloat32;
+      return true;
+    case v1::DATA_TYPE_BFLOAT16:
+      *dtype = DType::kBFloat16;
+      return true;
+    case v1::DATA_TYPE_FLOAT16:
+      *dtype = DType::kFloat16;
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Checks dtype, shape and length.
+absl::Status ReadTensor(const TensorFields& tensor, const char* field, const std::array<int64_t, 3>& shape,
+                        DType* dtype) {
+  if (!IsKnown(tensor.dtype, dtype)) return ToDType(tensor.dtype, absl::StrCat(field, ".dtype")).status();
+  if (tensor.num_extents != 3 || !std::equal(shape.begin(), shape.end(), tensor.extents.begin())) {
+    return Bad(absl::StrCat(field, ".shape"), ShapeText(tensor), ShapeText(shape));
   }
   size_t bytes = SizeOf(*dtype);
   for (const int64_t extent : shape) bytes *= static_cast<size_t>(extent);  // extents of the layout: no overflow
-  if (data.size() != bytes) {
-    return Bad(field + ".data", absl::StrCat(data.size(), " bytes long"),
+  if (tensor.data.size() != bytes) {
+    return Bad(absl::StrCat(field, ".data"), absl::StrCat(tensor.data.size(), " bytes long"),
                absl::StrCat(bytes, " for shape ", ShapeText(shape), " of ", DTypeText(*dtype)));
   }
-  return dtype;
+  return absl::OkStatus();
 }
 
 // Keys or values to store.
-absl::StatusOr<DType> ReadStored(const v1::Tensor& tensor, std::string_view data, const std::string& field,
-                                 std::span<const int64_t> shape, DType stored) {
-  absl::StatusOr<DType> dtype = ReadTensor(tensor, data, field, shape);
-  if (!dtype.ok()) return dtype;
-  const auto count = static_cast<int64_t>(data.size() / SizeOf(*dtype));
-  const int64_t bad = FindUnrepresentable(data.data(), count, *dtype, stored);
-  if (bad >= 0) {
-    return Bad(absl::StrCat(field, ".data: element ", bad), ElementAsFloat(data.data(), bad, *dtype),
-               absl::StrCat("what is finite in the cache's dtype, ", DTypeText(stored)));
-  }
-  return dtype;
+absl::Status ReadStored(const TensorFields& tensor, const char* field, const std::array<int64_t, 3>& shape,
+                        DType stored, DType* dtype) {
+  if (absl::Status status = ReadTensor(tensor, field, shape, dtype); !status.ok()) return status;
+  const auto count = static_cast<int64_t>(tensor.data.size() / SizeOf(*dtype));
+  const int64_t bad = FindUnrepresentable(tensor.data.data(), count, *dtype, stored);
+  if (bad < 0) return absl::OkStatus();
+  return Bad(absl::StrCat(field, ".data: element ", bad), ElementAsFloat(tensor.data.data(), bad, *dtype),
+             absl::StrCat("what is finite in the cache's dtype, ", DTypeText(stored)));
 }
 
-struct StoredTensor {
-  const v1::Tensor& tensor;
-  std::string_view data;
-};
-
-absl::Status ReadNewTokens(const StoredTensor& k, const StoredTensor& v, int64_t position, int64_t count,
+absl::Status ReadNewTokens(const TensorFields& k, const TensorFields& v, int64_t position, int64_t count,
                            const KvLayout& layout, NewTokens* out) {
   const std::array<int64_t, 3> shape = {count, layout.num_kv_heads, layout.head_dim};
-  const absl::StatusOr<DType> k_dtype = ReadStored(k.tensor, k.data, "k", shape, layout.dtype);
-  if (!k_dtype.ok()) return k_dtype.status();
-  const absl::StatusOr<DType> v_dtype = ReadStored(v.tensor, v.data, "v", shape, layout.dtype);
-  if (!v_dtype.ok()) return v_dtype.status();
-  if (*k_dtype != *v_dtype) {
-    return Bad("v.dtype", DTypeText(*v_dtype), absl::StrCat("that of k, ", DTypeText(*k_dtype)));
+  DType k_dtype = DType::kFloat32, v_dtype = DType::kFloat32;
+  if (absl::Status status = ReadStored(k, "k", shape, layout.dtype, &k_dtype); !status.ok()) return status;
+  if (absl::Status status = ReadStored(v, "v", shape, layout.dtype, &v_dtype); !status.ok()) return status;
+  if (k_dtype != v_dtype) {
+    return Bad("v.dtype", DTypeText(v_dtype), absl::StrCat("that of k, ", DTypeText(k_dtype)));
   }
-  *out = {.position = position, .count = count, .dtype = *k_dtype, .k = k.data.data(), .v = v.data.data()};
+  *out = {.position = position, .count = count, .dtype = k_dtype, .k = k.data.data(), .v = v.data.data()};
   return absl::OkStatus();
 }
 
@@ -110,19 +117,11 @@ bool KnownMethod(int wire_method, Method* method) {
 }  // namespace
 
 absl::StatusOr<DType> ToDType(int wire_dtype, const std::string& field) {
-  switch (wire_dtype) {
-    case v1::DATA_TYPE_FLOAT32:
-      return DType::kFloat32;
-    case v1::DATA_TYPE_BFLOAT16:
-      return DType::kBFloat16;
-    case v1::DATA_TYPE_FLOAT16:
-      return DType::kFloat16;
-    case v1::DATA_TYPE_UNSPECIFIED:
-      return Bad(field, "unspecified", "FLOAT32, BFLOAT16 or FLOAT16");
-    default:
-      return absl::UnimplementedError(
-          absl::StrCat(field, " is ", wire_dtype, "; this server knows FLOAT32, BFLOAT16 and FLOAT16"));
-  }
+  DType dtype = DType::kFloat32;
+  if (IsKnown(wire_dtype, &dtype)) return dtype;
+  if (wire_dtype == v1::DATA_TYPE_UNSPECIFIED) return Bad(field, "unspecified", "FLOAT32, BFLOAT16 or FLOAT16");
+  return absl::UnimplementedError(
+      absl::StrCat(field, " is ", wire_dtype, "; this server knows FLOAT32, BFLOAT16 and FLOAT16"));
 }
 
 absl::StatusOr<SequenceHandle> ToHandle(bool present, const v1::SequenceHandle& handle, const std::string& field) {
@@ -183,27 +182,25 @@ absl::Status ReadNamelessItem(const v1::AttendItem& item, const ItemTensors& ten
   if (absl::Status status = CheckPosition(item.position(), "position"); !status.ok()) return status;
   out->position = item.position();
 
-  if (!item.has_q()) return Bad("q", "absent", "a tensor");
-  if (item.q().shape_size() == 3 && item.q().shape(0) > 1) {
+  if (!tensors.q.present) return Bad("q", "absent", "a tensor");
+  if (tensors.q.num_extents == 3 && tensors.q.extents[0] > 1) {
     return absl::UnimplementedError(
-        absl::StrCat("q.shape is ", ShapeText(item.q().shape()), "; this server takes one query token an item"));
+        absl::StrCat("q.shape is ", ShapeText(tensors.q), "; this server takes one query token an item"));
   }
   const std::array<int64_t, 3> q_shape = {1, layout.num_query_heads, layout.head_dim};
-  const absl::StatusOr<DType> io_dtype = ReadTensor(item.q(), tensors.q, "q", q_shape);
-  if (!io_dtype.ok()) return io_dtype.status();
-  const char* const q = tensors.q.data();
+  if (absl::Status status = ReadTensor(tensors.q, "q", q_shape, &out->io_dtype); !status.ok()) return status;
+  const char* const q = tensors.q.data.data();
   if (!tensors.q_in_place) {
-    const int64_t bad = FindUnrepresentable(q, q_shape[1] * q_shape[2], *io_dtype, *io_dtype);
-    if (bad >= 0) return QueryIsNotFinite({.element = bad, .value = ElementAsFloat(q, bad, *io_dtype)});
+    const int64_t bad = FindUnrepresentable(q, q_shape[1] * q_shape[2], out->io_dtype, out->io_dtype);
+    if (bad >= 0) return QueryIsNotFinite({.element = bad, .value = ElementAsFloat(q, bad, out->io_dtype)});
   }
   out->maps_query = tensors.q_in_place || tensors.mapped;
-  out->io_dtype = *io_dtype;
   out->q = q;
 
-  if (item.has_k() != item.has_v()) return Bad(item.has_k() ? "v" : "k", "absent", "k and v, or neither");
-  if (item.has_k()) {
-    if (absl::Status status =
-            ReadNewTokens({item.k(), tensors.k}, {item.v(), tensors.v}, item.position(), 1, layout, &out->tokens);
+  const bool has_k = tensors.k.present;
+  if (has_k != tensors.v.present) return Bad(has_k ? "v" : "k", "absent", "k and v, or neither");
+  if (has_k) {
+    if (absl::Status status = ReadNewTokens(tensors.k, tensors.v, item.position(), 1, layout, &out->tokens);
         !status.ok()) {
       return status;
     }
@@ -234,19 +231,18 @@ absl::Status ReadAppendChunk(const v1::AppendKvRequest& chunk, const SequenceHan
   if (absl::Status status = CheckPosition(chunk.position(), "position"); !status.ok()) return status;
   if (!chunk.has_k()) return Bad("k", "absent", "a tensor");
   if (!chunk.has_v()) return Bad("v", "absent", "a tensor");
-  if (chunk.k().shape_size() != 3 || chunk.k().shape(0) < 1) {
-    return Bad("k.shape", ShapeText(chunk.k().shape()),
+  const TensorFields k = FieldsOf(true, chunk.k()), v = FieldsOf(true, chunk.v());
+  if (k.num_extents != 3 || k.extents[0] < 1) {
+    return Bad("k.shape", ShapeText(k),
                absl::StrCat("[tokens, ", layout.num_kv_heads, ", ", layout.head_dim, "] with 1 token or more"));
   }
   // The data that came bounds the tokens that can be meant, and so keeps the product of the extents from overflowing.
-  const int64_t count = chunk.k().shape(0);
-  const auto most = static_cast<int64_t>(std::max(chunk.k().data().size(), chunk.v().data().size()));
+  const int64_t count = k.extents[0];
+  const auto most = static_cast<int64_t>(std::max(k.data.size(), v.data.size()));
   if (count > most) {
-    return Bad("k.shape", ShapeText(chunk.k().shape()),
-               absl::StrCat("what fits the ", chunk.k().data().size(), " bytes of k.data"));
+    return Bad("k.shape", ShapeText(k), absl::StrCat("what fits the ", k.data.size(), " bytes of k.data"));
   }
-  return ReadNewTokens({chunk.k(), chunk.k().data()}, {chunk.v(), chunk.v().data()}, chunk.position(), count, layout,
-                       &out->tokens);
+  return ReadNewTokens(k, v, chunk.position(), count, layout, &out->tokens);
 }
 
 absl::Status CheckLayer(uint32_t layer, const KvLayout& layout) {
