@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   FindInclusions(task, shared, inclusion);
   __syncthreads();
   LoadOctaves(shared.octaves, task.arrays, task.splits, kv_head, group_size, nullptr);
-  CallListRows(task.splits, task.full_end, shared, inclusion, list, PlaceOnLine(task));
+  ListRows(task.splits, task.full_end, shared, inclusion, list, PlaceOnLine(task));
 
   const ValueSketchView<D> sketches(group, item, kv_head);
   QueryFragment<D> q[kBlocks];

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   ClearShared(task, shared);
   FindInclusions(task, shared, inclusion);
   __syncthreads();
-  CallListRows(task.splits, task.full_end, shared, inclusion, list, PlaceOnLine(task));
+  ListRows(task.splits, task.full_end, shared, inclusion, list, PlaceOnLine(task));
   SumRows<Kv, D, kBlocks>(task, shared, list, bytes);
   bool misses = false;
   // A microsecond counts in the shapes that most models have; in the others nvcc's time does.

@@ -24,7 +24,7 @@ __device__ inline bool MissesTarget(PilotAnswer* pilot, int head, float target, 
 // The answers of those of a group's `heads`, bit by bit, from the sums over all splits; nothing tells the error of the
 // `unread` ones. Whether what the thread answered misses the target of a pilot. All threads call it.
 template <int D, int kBlocks>
-__device__ __forceinline__ bool Answer(const BlockTask& task, const GatherShared<kBlocks>& shared, const float* vectors,
+__device__ __forceinline__ bool Answer(const BlockTask& task, const AnswerShared<kBlocks>& shared, const float* vectors,
                                        unsigned heads, unsigned unread) {
   const int lane = threadIdx.x % 32, group_size = task.group_size();
   const bool ratio = task.sketched(), wants_error = task.wants_error();
@@ -91,7 +91,7 @@ __device__ __forceinline__ bool Answer(const BlockTask& task, const GatherShared
 // Adds up the runs' partial results into shared memory, against the largest of their references, which go to
 // shared.reference[0]: vectors [num_vectors][G][D], numbers [G] each. 32 runs at a time.
 template <int D, int kBlocks>
-__device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size, GatherShared<kBlocks>& shared,
+__device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size, AnswerShared<kBlocks>& shared,
                           float* vectors, int num_vectors) {
   const int num_runs = arrays.num_runs(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int quads = group_size * D / 4;  // of a vector

@@ -1,5 +1,5 @@
-// What the kernels share that read a group's rows as they are (kernels/cuda/gather_group.cu, one_pass.cu): from the
-// list of a block's rows to its splits' partial results, and from all of these to the answer.
+// What the kernels share that read a group's rows (kernels/cuda/gather_group.cu, one_pass.cu): from the list of a
+// block's rows to its splits' partial results, and from all of these to the answer.
 #ifndef SANTA_KERNELS_CUDA_GROUP_GATHER_CUH_
 #define SANTA_KERNELS_CUDA_GROUP_GATHER_CUH_
 
@@ -11,7 +11,7 @@ namespace santa::cuda {
 
 // Fills shared.page, of what came from the host. All threads call it, and __syncthreads() afterwards.
 template <typename Kv, int D, int kBlocks>
-__device__ __forceinline__ void LoadPages(const GatherTask<Kv, D>& task, GatherShared<kBlocks>& shared) {
+__device__ __forceinline__ void LoadPages(const GatherTask<Kv, D>& task, AnswerShared<kBlocks>& shared) {
   const int first_page = task.splits.begin >> task.view.page_shift;
   const int num_pages = ((task.splits.end - 1) >> task.view.page_shift) - first_page + 1;
   for (int i = threadIdx.x; i < num_pages; i += kGatherThreads) shared.page[i] = task.item.page_table[first_page + i];
@@ -19,15 +19,15 @@ __device__ __forceinline__ void LoadPages(const GatherTask<Kv, D>& task, GatherS
 
 // Sums up the rows of the list split by split, and writes the splits' partial results. stages: of StageBytes. All
 // threads call it, with no copy of theirs under way.
-template <typename Kv, int D, int kBlocks, typename Shared>
-__device__ __forceinline__ void SumRows(const GatherTask<Kv, D>& task, Shared& shared, const uint32_t* list,
-                                        unsigned char* stages) {
+template <typename Kv, int D, int kBlocks>
+__device__ __forceinline__ void SumRows(const GatherTask<Kv, D>& task, CodedShared<kBlocks>& shared,
+                                        const uint32_t* list, unsigned char* stages) {
   constexpr int kKeys = 1;  // which of the two stages has them
   using S = Slab<Kv, D>;
   const DeviceItem& item = task.item;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group_size = task.group_size(), num_splits = task.splits.count;
-  const bool wants_error = task.wants_error(), sketched = !Shared::kHasCodes || task.sketched();
+  const bool wants_error = task.wants_error(), sketched = task.sketched();
   // What a split begins with, and COORDINATED stays with.
   float first_reference[kReferences] = {kNegativeInfinity, kNegativeInfinity};
   if (!sketched) {
@@ -48,10 +48,8 @@ __device__ __forceinline__ void SumRows(const GatherTask<Kv, D>& task, Shared& s
   const auto copy_stage = [&](int at, int end, size_t offset, int stage) {
     unsigned char* slab = stages + (stage * kGatherWarps + warp) * S::kBytes;
     if (at + warp_at < end) {
-      if constexpr (Shared::kHasCodes) {
-        if (!sketched) {
-          CopyCodes<Kv, D, kBlocks>(shared.codes[stage] + warp_at, task, list, end, at + warp_at, lane);
-        }
+      if (!sketched) {
+        CopyCodes<Kv, D, kBlocks>(shared.codes[stage] + warp_at, task, list, end, at + warp_at, lane);
       }
       CopyEntries<Kv, D>(SharedAddress(slab), offset, task, shared.page, list, end, at + warp_at, lane);
     } else if (at < end) {  // the other warps multiply by what is there
@@ -93,7 +91,7 @@ __device__ __forceinline__ void SumRows(const GatherTask<Kv, D>& task, Shared& s
       } else {
         copy_stage(next, next_end, value_offset, stage ^ 1);
         WaitCopies<1>();
-        if constexpr (Shared::kHasCodes) WeighByCodes<Kv, D, kBlocks>(task, shared, stage, list, end, at, lane);
+        WeighByCodes<Kv, D, kBlocks>(task, shared, stage, list, end, at, lane);
       }
       __syncthreads();
       const unsigned char* values = stages + (sketched ? 0 : stage) * kGatherWarps * S::kBytes;
@@ -113,7 +111,7 @@ __device__ __forceinline__ void SumRows(const GatherTask<Kv, D>& task, Shared& s
 // The group's answer from its splits' partial results. vectors: scratch, [kPartialVectors][G][D]. Returns as Answer.
 // All threads call it.
 template <int D, int kBlocks>
-__device__ __forceinline__ bool AnswerGroup(const BlockTask& task, GatherShared<kBlocks>& shared, float* vectors) {
+__device__ __forceinline__ bool AnswerGroup(const BlockTask& task, AnswerShared<kBlocks>& shared, float* vectors) {
   if (task.one_pass() && !task.sketched()) {  // the pilot's was about right
     for (int head = threadIdx.x / 32; head < task.group_size(); head += kGatherWarps) {
       const float lse = HeadLse(task.arrays, task.kv_head, head, task.group_size(), threadIdx.x % 32);
@@ -127,7 +125,7 @@ __device__ __forceinline__ bool AnswerGroup(const BlockTask& task, GatherShared<
 
 // Likewise, not inlined: one for all types of cache.
 template <int D, int kBlocks>
-__device__ __noinline__ bool CallAnswerGroup(const GroupLaunch& group, int kv_head, GatherShared<kBlocks>& shared,
+__device__ __noinline__ bool CallAnswerGroup(const GroupLaunch& group, int kv_head, AnswerShared<kBlocks>& shared,
                                              float* vectors) {
   const bool misses = AnswerGroup<D, kBlocks>(BlockTask(group, kv_head), shared, vectors);
   __syncwarp();  // what is called is left by all lanes together, for barriers count warps
@@ -138,7 +136,7 @@ __device__ __noinline__ bool CallAnswerGroup(const GroupLaunch& group, int kv_he
 // misses: of Answer. kCalled: by a function that is not inlined, for a source of many kernels; it takes a microsecond.
 // All threads call it, after SumRows.
 template <int D, int kBlocks, bool kCalled>
-__device__ __forceinline__ bool AnswerIfLast(const BlockTask& task, GatherShared<kBlocks>& shared,
+__device__ __forceinline__ bool AnswerIfLast(const BlockTask& task, AnswerShared<kBlocks>& shared,
                                              unsigned char* stages, bool& misses) {
   if (threadIdx.x == 0 && task.item.rows_read != nullptr) {
     atomicAdd(task.item.rows_read, static_cast<unsigned long long>(shared.list_at[task.splits.count]));

@@ -26,22 +26,28 @@ static_assert(kPlaceBits + sampling::kInclusionBits == 32);
 // Pages that a block's tokens lie in, the smallest being of 16 tokens.
 inline constexpr int kMostPages = kMaxBlockTokens / 16 + 1;
 
+// Of every block that gathers rows.
 template <int kBlocks>
-struct GatherShared {
+struct AnswerShared {
   static constexpr int kHeads = 8 * kBlocks;
-  static constexpr bool kHasCodes = false;
   int32_t page[kMostPages];          // of the block's tokens
   int list_at[kMaxBlockSplits + 1];  // where each split begins in the list, and the end
   float lse[kHeads];
-  float weight[kHeads][kWeightPitch];                 // log2 of w; -inf where there is no row
-  uint16_t packed[kPartialVectors][kHeads][kPitch];   // what the value rows are multiplied by, 16-bit
-  float warp_max[kReferences][kGatherWarps][kHeads];  // of a stage's log2 w
+  float warp_max[kReferences][kGatherWarps][kHeads];  // of log2 w
   float reference[2][kReferences][kHeads];            // log2, of this stage and of the one before
   float factor[kReferences][32][kHeads];              // of 32 splits' sums
   float number[kPartialSums][kHeads];
   float by_warp[kPartialSums][kGatherWarps][kHeads];
   unsigned long long warp_sum[kGatherWarps];
   bool last;
+};
+
+// Of one whose warps weigh a stage of rows together.
+template <int kBlocks>
+struct GatherShared : AnswerShared<kBlocks> {
+  static constexpr int kHeads = AnswerShared<kBlocks>::kHeads;
+  float weight[kHeads][kWeightPitch];                // log2 of w; -inf where there is no row
+  uint16_t packed[kPartialVectors][kHeads][kPitch];  // what the value rows are multiplied by, 16-bit
 };
 
 // Of a block whose inclusions come from codes.
@@ -53,7 +59,6 @@ struct OctaveShared : GatherShared<kBlocks> {
 // And whose weights may come from them.
 template <int kBlocks>
 struct CodedShared : OctaveShared<kBlocks> {
-  static constexpr bool kHasCodes = true;
   // Of two stages' rows, where weights are taken from codes.
   alignas(16) uint16_t codes[2][kStageRows][GatherShared<kBlocks>::kHeads];
 };
@@ -247,20 +252,11 @@ struct PlaceOnLine {
   }
 };
 
-// Likewise, of a line of its own.
-struct PlaceByItself {
-  unsigned long long begin;
-
-  __device__ unsigned long long operator()(unsigned long long, unsigned long long (&)[kGatherWarps]) const {
-    return begin;
-  }
-};
-
 // Fills the list and list_at. inclusion: [place], of places below full_end, to be seen by all threads; all tokens from
-// there on are listed. All threads call it.
-template <int kBlocks, typename Place>
-__device__ __forceinline__ void ListRows(const BlockSplits& splits, int full_end, GatherShared<kBlocks>& shared,
-                                         const uint32_t* inclusion, uint32_t* list, const Place& place) {
+// there on are listed. All threads call it. Not inlined: one for all kernels of a source.
+template <int kBlocks>
+__device__ __noinline__ void ListRows(BlockSplits splits, int full_end, GatherShared<kBlocks>& shared,
+                                      const uint32_t* inclusion, uint32_t* list, PlaceOnLine place) {
   const int end = max(0, full_end - splits.origin);
   const int runs = (end + kRunTokens - 1) / kRunTokens, each = (runs + kGatherThreads - 1) / kGatherThreads;
   const auto* run = reinterpret_cast<const uint4*>(inclusion);
@@ -307,13 +303,6 @@ __device__ __forceinline__ void ListRows(const BlockSplits& splits, int full_end
     shared.list_at[threadIdx.x] = low;
   }
   __syncthreads();
-}
-
-// Likewise, not inlined: one for all kernels of a source.
-template <int kBlocks>
-__device__ __noinline__ void CallListRows(BlockSplits splits, int full_end, GatherShared<kBlocks>& shared,
-                                          const uint32_t* inclusion, uint32_t* list, PlaceOnLine place) {
-  ListRows(splits, full_end, shared, inclusion, list, place);
 }
 
 }  // namespace santa::cuda

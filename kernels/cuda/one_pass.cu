@@ -3,11 +3,13 @@
 // takes the weights of its rows from their keys, which are read again: no score is kept.
 //
 // Grid: (key/value head, work). A block takes one split, with a draw of its own. Each warp scores every fourth block of
-// 64 tokens, which asynchronous copies bring into a ring of its own, and leaves inclusions; the rows are listed where
-// the ring was. The block that is its group's last adds the splits up.
+// 64 tokens, which asynchronous copies bring into a ring of its own, and leaves inclusions; then the rows are listed,
+// and summed up where the ring was. The block that is its group's last adds the splits up.
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/group_gather.cuh"
+#include "kernels/cuda/row_sums.cuh"
 #include "kernels/cuda/token_squares.cuh"
 #include "kernels/sampling/pilot.h"
 
@@ -18,15 +20,56 @@ namespace {
 // then the list.
 template <typename Blocks, typename Kv, int D>
 __host__ __device__ int RingBytes(const GroupLaunch& group) {
-  const int rings = kGatherWarps * Blocks::RingBytes(group), stages = StageBytes<Kv, D>(group);
-  return rings > stages ? rings : stages;
+  const int rings = kGatherWarps * Blocks::RingBytes(group), rows = RowBytes<Kv, D>();
+  const int list = group.longest_split * static_cast<int>(sizeof(uint32_t));
+  const int most = rings > rows ? rings : rows;
+  return most > list ? most : list;
+}
+
+// Lists the rows that are read of a run of run_tokens, and returns how many: what its line says, which begins at
+// `offset`, and all tokens without a sketch. inclusion: of the tokens from the split's origin on, 0 of invisible ones,
+// to be seen by all threads. list: to be seen by all after a barrier. All threads call it.
+__device__ __forceinline__ int ListRun(const BlockTask& task, int run_tokens, uint32_t offset,
+                                       const uint32_t* inclusion, uint32_t* list,
+                                       unsigned long long (&warp_sum)[kGatherWarps]) {
+  const int of_thread = run_tokens / kGatherThreads, from = of_thread * threadIdx.x;
+  const int sketched_end = task.full_end - task.splits.origin, end = task.splits.end - task.splits.origin;
+  const auto each = [&](const auto& visit) {
+#pragma unroll 1
+    for (int place = from; place < min(from + of_thread, sketched_end); place += kRunTokens) {
+      const uint4 four = *reinterpret_cast<const uint4*>(inclusion + place);
+      visit(place, four.x);
+      visit(place + 1, place + 1 < sketched_end ? four.y : 0);
+      visit(place + 2, place + 2 < sketched_end ? four.z : 0);
+      visit(place + 3, place + 3 < sketched_end ? four.w : 0);
+    }
+  };
+  unsigned mine = 0;  // of 32 tokens at most
+  each([&](int, uint32_t of_token) { mine += of_token; });
+  unsigned long long total;
+  const unsigned long long before = SumBefore(mine, warp_sum, &total) + offset;
+  constexpr uint32_t kPart = sampling::kCertain - 1;
+  uint32_t part = static_cast<uint32_t>(before) & kPart;
+  uint32_t* to = list + (before >> sampling::kInclusionBits);
+  each([&](int place, uint32_t of_token) {
+    part += of_token;
+    if (part <= kPart) return;
+    *to++ = Entry(place, of_token);
+    part &= kPart;
+  });
+  const int drawn = static_cast<int>((total + offset) >> sampling::kInclusionBits);
+  const int unsketched = max(task.splits.begin - task.splits.origin, sketched_end);
+  for (int place = unsketched + threadIdx.x; place < end; place += kGatherThreads) {
+    list[drawn + place - unsketched] = Entry(place, sampling::kCertain);
+  }
+  return drawn + max(0, end - unsketched);
 }
 
 template <typename Blocks, typename Kv, int D, int kBlocksAtOnce>
 __global__ void __launch_bounds__(kGatherThreads, kBlocksAtOnce)
     OnePassKernel(const __grid_constant__ GroupLaunch group) {
   extern __shared__ __align__(1024) unsigned char bytes[];
-  __shared__ GatherShared<1> shared;
+  __shared__ AnswerShared<1> shared;
   __shared__ typename Blocks::Queries queries;
   __shared__ float2 warp_sums[kQuad * kPilotQuads][kGatherWarps];
   auto* inclusion = reinterpret_cast<uint32_t*>(bytes + RingBytes<Blocks, Kv, D>(group));
@@ -39,11 +82,15 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocksAtOnce)
   int first = origin + warp * sampling::kCodeBlock;
   // Copies before the pilot's end: that began when what wrote the cache had ended.
   Blocks blocks(group, item, kv_head, begin, first, end, kStep, bytes + warp * Blocks::RingBytes(group), queries, lane);
+  blocks.Begin(lane);
   LoadPages(task, shared);
   const SketchScorer scorer(item, kv_head, blocks.LoadQueries(lane));
   WaitForEarlierKernel();
   LetLaterKernelStart();
-  ClearShared(task, shared);
+  if (threadIdx.x < shared.kHeads) {
+    shared.lse[threadIdx.x] = threadIdx.x < group_size ? task.arrays.lse(kv_head)[threadIdx.x] : 0.0f;
+  }
+  __syncthreads();
   const sampling::InclusionThreshold threshold = *task.arrays.threshold(kv_head);
   float twice_lse[kPilotQuads];
 #pragma unroll
@@ -52,26 +99,34 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocksAtOnce)
     twice_lse[quad] = head < group_size ? 2 * shared.lse[head] : INFINITY;
   }
   LaneSum sums[kPilotQuads];  // of COORDINATED, which divides by that of all tokens
+  const auto stream = [&](auto is_common) {
+    constexpr bool kCommon = decltype(is_common)::value;
 #pragma unroll 1
-  for (; first < end; first += kStep) {
-    QuadScores s[kPilotQuads] = {};
-    blocks.Next(s, first, lane);
-    TokenSquares squares = {};
+    for (; first < end; first += kStep) {
+      QuadScores s[kPilotQuads] = {};
+      blocks.template Next<kCommon>(s, first, lane);
+      TokenSquares squares = {};
 #pragma unroll
-    for (int quad = 0; quad < kPilotQuads; ++quad) {
-      if (kQuad * quad >= group_size) break;
-      const float scale = ScaleQuad(s[quad], scorer, begin, end, first, lane);
-      if constexpr (Blocks::kOfAllTokens) {
-        AddScores(sums[quad], s[quad], scale, [](int) { return 1.0f; });
+      for (int quad = 0; quad < (kCommon ? 1 : kPilotQuads); ++quad) {
+        if (quad > 0 && kQuad * quad >= group_size) break;
+        const float scale = ScaleQuad(s[quad], scorer, begin, end, first, lane);
+        if constexpr (Blocks::kOfAllTokens) {
+          AddScores(sums[quad], s[quad], scale, [](int) { return 1.0f; });
+        }
+        AddSquares(squares, s[quad], scale, twice_lse[quad]);
       }
-      AddSquares(squares, s[quad], scale, twice_lse[quad]);
-    }
-    const LaneSquares mine = SumOverHeads(squares, lane);
+      const LaneSquares mine = SumOverHeads(squares, lane);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int token = first + TokenOfSquare(i, lane);
-      inclusion[token - origin] = token >= begin && token < end ? sampling::Inclusion(threshold, mine.of[i]) : 0;
+      for (int i = 0; i < 2; ++i) {
+        const int token = first + TokenOfSquare(i, lane);
+        inclusion[token - origin] = token >= begin && token < end ? sampling::Inclusion(threshold, mine.of[i]) : 0;
+      }
     }
+  };
+  if (Blocks::kHasCommon && launch.page_shift >= 6 && group_size <= kQuad) {
+    stream(std::bool_constant<Blocks::kHasCommon>());
+  } else {
+    stream(std::false_type());
   }
   WaitCopies<0>();
   if constexpr (Blocks::kOfAllTokens) {
@@ -85,12 +140,19 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocksAtOnce)
       if (lane == 0) task.arrays.split_sums(kv_head)[task.first_split * group_size + head] = sum;
     }
   }
-  auto* list = reinterpret_cast<uint32_t*>(bytes);
-  const uint32_t run = begin / sampling::PilotRunTokens(item.end - item.begin);
-  ListRows(task.splits, task.full_end, shared, inclusion, list, PlaceByItself{sampling::RunOffset(task.stream(), run)});
-  for (int i = threadIdx.x; i < shared.list_at[1]; i += kGatherThreads) inclusion[i] = list[i];
+  QueryFragment<D> q[1];
+  const int head = kQuad * (warp % task.quads()) + lane / 4 % kQuad;
+  const auto* query = static_cast<const uint16_t*>(item.q) + (kv_head * group_size + head) * D;
+  LoadQuery<Kv, D>(q[0], head < group_size ? query : nullptr, lane);
+  auto* list = reinterpret_cast<uint32_t*>(bytes);  // for a while
+  const int run_tokens = sampling::PilotRunTokens(item.end - item.begin);
+  const uint32_t offset = sampling::RunOffset(task.stream(), begin / run_tokens);
+  const int count = ListRun(task, run_tokens, offset, inclusion, list, shared.warp_sum);
   __syncthreads();
-  SumRows<Kv, D, 1>(task, shared, inclusion, bytes);
+  for (int i = threadIdx.x; i < count; i += kGatherThreads) inclusion[i] = list[i];
+  if (threadIdx.x == 0) shared.list_at[task.splits.count] = count;
+  __syncthreads();
+  SumRowsByWarps<Kv, D>(task, shared, inclusion, count, q, bytes);
   bool misses = false;
   AnswerIfLast<D, 1, false>(task, shared, bytes, misses);
 }
@@ -109,7 +171,7 @@ struct Launcher {
   template <typename Blocks, typename Kv, int D, int kBlocksAtOnce>
   cudaError_t Start() const {
     static const DeviceLimits limits = DeviceLimits::Read();
-    constexpr int kStatic = static_cast<int>(sizeof(GatherShared<1>) + sizeof(typename Blocks::Queries));
+    constexpr int kStatic = static_cast<int>(sizeof(AnswerShared<1>) + sizeof(typename Blocks::Queries));
     const auto shared_bytes = [](const GroupLaunch& with) {
       return RingBytes<Blocks, Kv, D>(with) + with.longest_split * static_cast<int>(sizeof(uint32_t));
     };

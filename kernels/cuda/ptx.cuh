@@ -93,6 +93,15 @@ __device__ __forceinline__ void StreamAsync16(uint32_t to, const void* from, boo
                "r"(bytes), "l"(policy)
                : "memory");
 }
+// As StreamAsync16, kOffset bytes after either address.
+template <int kOffset>
+__device__ __forceinline__ void StreamAsync16At(uint32_t to, const void* from) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0+%3], [%1+%3], 16, %2;" ::"r"(to), "l"(from),
+               "l"(policy), "n"(kOffset)
+               : "memory");
+}
 // Closes the group of copies that this lane started since the last one.
 __device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until all but the last kPending groups have arrived, for the whole warp.

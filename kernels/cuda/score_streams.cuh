@@ -4,6 +4,7 @@
 #define SANTA_KERNELS_CUDA_SCORE_STREAMS_CUH_
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/cuda/sketch_scores.cuh"
 
@@ -123,18 +124,17 @@ class KeySlabs {
 };
 
 // The blocks of 64 tokens of [begin, end) that a warp takes, one after the other from `first` on, `step` tokens apart;
-// asynchronous copies are ahead of the products.
+// asynchronous copies are ahead of the products, once Begin has started the first.
 template <int D>
 class SketchBlocks {
  public:
   using Queries = SketchQueries<D, kPilotQuads>;
   static constexpr int kShortRing = 2, kLongRing = 4;  // blocks
-  static constexpr bool kOfAllTokens = false;
+  static constexpr bool kOfAllTokens = false, kHasCommon = true;
 
   static __host__ __device__ int RingBytes(const GroupLaunch& group) {
     return RingOf(group) * SketchGeometry<D, kKeyBits>(group.decode.page_shift).stage_bytes();
   }
-  // Starts the first copies.
   __device__ SketchBlocks(const GroupLaunch& group, const DeviceItem& item, int kv_head, int, int first, int end,
                           int step, const unsigned char* ring, Queries& queries, int lane)
       : launch_(group.decode),
@@ -147,9 +147,12 @@ class SketchBlocks {
         stages_(RingOf(group)),
         end_(end),
         step_(step),
-        ahead_(first) {
+        ahead_(first),
+        page_(PageOf(lane)) {}
+
+  __device__ __forceinline__ void Begin(int lane) {
 #pragma unroll 1
-    for (int i = 0; i < stages_ - 1; ++i) CopyAhead(lane);
+    for (int i = 0; i < stages_ - 1; ++i) CopyAhead<false>(lane);
   }
 
   // As of SketchSlabs.
@@ -157,32 +160,72 @@ class SketchBlocks {
     return LoadSketchQueries<kKeyBits>(queries_, launch_, item_, kv_head_, 0, Scorer(item_, kv_head_).scale);
   }
 
-  // The dot products of the next block, which begins with `first`: of as many quads as the group has.
+  // The dot products of the next block, which begins with `first`: of as many quads as the group has. kCommon: pages
+  // hold whole blocks, and the group is of one quad.
+  template <bool kCommon>
   __device__ __forceinline__ void Next(QuadScores (&s)[kPilotQuads], int first, int lane) {
-    CopyAhead(lane);
+    CopyAhead<kCommon>(lane);
     if (stages_ == kShortRing) {
       WaitCopies<kShortRing - 1>();
     } else {
       WaitCopies<kLongRing - 1>();
     }
-    __syncwarp();
+    if constexpr (kCommon) {
+      const unsigned char* stage = ring_ + at_ * kStageBytes;
+      const PageQueries<D> page(queries_, 0, stage + kBlockSlabs * Geometry::kSlabBytes, lane);
 #pragma unroll
-    for (int quad = 0; quad < kPilotQuads; ++quad) {
-      if (kQuad * quad >= launch_.group_size) break;
-      ScoreSketched<D, kKeyBits>(s[quad], queries_, geometry_, ring_ + at_ * geometry_.stage_bytes(), quad, first, end_,
-                                 lane);
+      for (int slab = 0; slab < kBlockSlabs; ++slab) {
+        ScoreSlab<D, kKeyBits>(s[0][slab], stage + slab * Geometry::kSlabBytes, page, lane);
+      }
+    } else {
+#pragma unroll
+      for (int quad = 0; quad < kPilotQuads; ++quad) {
+        if (kQuad * quad >= launch_.group_size) break;
+        ScoreSketched<D, kKeyBits>(s[quad], queries_, geometry_, ring_ + at_ * geometry_.stage_bytes(), quad, first,
+                                   end_, lane);
+      }
     }
     at_ = After(at_);
     __syncwarp();  // the stage has been read
   }
 
  private:
+  using Geometry = SketchGeometry<D, kKeyBits>;
+  static constexpr int kStageBytes = kBlockSlabs * Geometry::kSlabBytes + Geometry::kColumnBytes;  // if kCommon
+
   static __host__ __device__ int RingOf(const GroupLaunch& group) { return group.few_blocks ? kLongRing : kShortRing; }
   __device__ __forceinline__ int After(int stage) const { return stage + 1 == stages_ ? 0 : stage + 1; }
+  // The block at ahead_, part of that page; to: where the lane's part of it goes.
+  __device__ __forceinline__ void CopyWhole(uint32_t to, int32_t page, int lane) const {
+    const uint8_t* of_page = sketches_.sketch + page * sketches_.page_bytes + 16 * lane;
+    const int page_tokens = 1 << sketches_.page_shift;
+    const uint8_t* codes = of_page + (ahead_ & (page_tokens - 1)) * (Geometry::kSlabBytes / kSlabRows);
+    constexpr int kStep = 16 * 32, kCodeBytes = kBlockSlabs * Geometry::kSlabBytes;
+    [&]<int... kAt>(std::integer_sequence<int, kAt...>) { (StreamAsync16At<kStep * kAt>(to, codes), ...); }
+    (std::make_integer_sequence<int, kCodeBytes / kStep>());
+    static_assert(kCodeBytes % kStep == 0 && Geometry::kColumnBytes <= kStep);
+    if (16 * lane < Geometry::kColumnBytes) {
+      StreamAsync16At<0>(to + kCodeBytes, of_page + page_tokens * (Geometry::kSlabBytes / kSlabRows));
+    }
+  }
+  // Of the block that is so many after the next to be copied.
+  __device__ __forceinline__ int32_t PageOf(int block) const {
+    return sketches_.PageOf(geometry_, (ahead_ + block * step_) / sampling::kCodeBlock);
+  }
+  template <bool kCommon>
   __device__ __forceinline__ void CopyAhead(int lane) {
     if (ahead_ < end_) {
-      sketches_.CopyBlock(SharedAddress(ring_) + ahead_at_ * geometry_.stage_bytes(), geometry_,
-                          ahead_ / sampling::kCodeBlock, 0, lane);
+      if (num_copied_ == 32) {
+        page_ = PageOf(lane);
+        num_copied_ = 0;
+      }
+      const int32_t page = __shfl_sync(~0u, page_, num_copied_++);
+      if constexpr (kCommon) {
+        CopyWhole(SharedAddress(ring_) + ahead_at_ * kStageBytes + 16 * lane, page, lane);
+      } else {
+        sketches_.CopyBlock(SharedAddress(ring_) + ahead_at_ * geometry_.stage_bytes(), geometry_,
+                            ahead_ / sampling::kCodeBlock, page, 0, lane);
+      }
       ahead_ += step_;
     }
     ahead_at_ = After(ahead_at_);
@@ -198,6 +241,8 @@ class SketchBlocks {
   const unsigned char* ring_;
   const int stages_, end_, step_;
   int ahead_, ahead_at_ = 0, at_ = 0;
+  int32_t page_;        // of 32 blocks one after the other, one a lane, so that no copy waits for its page's number
+  int num_copied_ = 0;  // of these
 };
 
 template <typename Kv, int D>
@@ -206,22 +251,26 @@ class KeyBlocks {
   struct Queries {};
   static constexpr int kRing = std::min(12, 12288 / Slab<Kv, D>::kBytes);  // slabs
   static constexpr bool kOfAllTokens = true;                               // whether its softmax is the answer's
+  static constexpr bool kHasCommon = false;
 
   static __host__ __device__ int RingBytes(const GroupLaunch&) { return kRing * Slab<Kv, D>::kBytes; }
   __device__ KeyBlocks(const GroupLaunch& group, const DeviceItem& item, int kv_head, int begin, int first, int end,
-                       int step, const unsigned char* ring, Queries&, int lane)
+                       int step, const unsigned char* ring, Queries&, int)
       : group_size_(group.decode.group_size),
         slabs_(group.decode, item, kv_head, begin, end),
         ring_(ring),
         end_(end),
         step_(step),
-        ahead_(first) {
+        ahead_(first) {}
+
+  __device__ __forceinline__ void Begin(int lane) {
 #pragma unroll 1
     for (int i = 0; i < kRing; ++i) CopyAhead(lane);
   }
 
   __device__ float LoadQueries(int lane) { return slabs_.LoadQueries(lane); }
 
+  template <bool>
   __device__ __forceinline__ void Next(QuadScores (&s)[kPilotQuads], int first, int lane) {
 #pragma unroll
     for (int slab = 0; slab < kBlockSlabs; ++slab) {

@@ -63,7 +63,8 @@ __device__ float LoadSketchQueries(SketchQueries<D, kQuads>& queries, const Deco
       exponent == 0 ? 1.0f : __uint_as_float(static_cast<uint32_t>(max(1, 127 + 4 - (exponent - 127))) << 23);
   const float factor = scale < 0 ? -power : power;
   constexpr int kPairs = D / 32;
-  for (int i = threadIdx.x; i < kQuads * kPairs * 32; i += blockDim.x) {
+  const int quads = min(kQuads, (launch.group_size - kQuad * first_quad + kQuad - 1) / kQuad);
+  for (int i = threadIdx.x; i < quads * kPairs * 32; i += blockDim.x) {
     const int lane = i % 32, pair = i / 32 % kPairs, quad = i / 32 / kPairs;
     const int head = kQuad * (first_quad + quad) + lane / 8;
     uint32_t words[4];

@@ -80,6 +80,10 @@ inline void cp_async_cg_shared_global_L2_cache_hint_L2_128B(uint32_t to, const v
                                                             uint64_t /*policy*/, int bytes) {
   StartCopy(to, from, bytes, bytes_read);
 }
+inline void cp_async_cg_shared_global_L2_cache_hint_L2_128B(uint32_t to, const void* from, uint64_t /*policy*/,
+                                                            int offset, int bytes) {
+  StartCopy(to + offset, static_cast<const uint8_t*>(from) + offset, bytes, bytes);
+}
 inline void cp_async_commit_group() { CommitCopies(); }
 inline void cp_async_wait_group(int pending) { WaitForCopies(pending); }
 inline void cp_async_wait_all() { WaitForAllCopies(); }
