@@ -258,13 +258,13 @@ __host__ __device__ constexpr int RowBytes() {
   return slabs > results ? slabs : results;
 }
 
-// Sums up the rows of the list, `count` entries, and writes them as the partial result of the block's split. q: of the
-// warp's quad, its heads twice. slabs: RowBytes. All threads call it, after a barrier behind the list and with no copy
-// of theirs under way.
+// Sums up the rows of the list, `count` entries, and writes them as the partial result of the split. q: of the warp's
+// quad, its heads twice. slabs: RowBytes. All threads call it, after a barrier behind the list and with no copy of
+// theirs under way.
 template <typename Kv, int D>
 __device__ __forceinline__ void SumRowsByWarps(const GatherTask<Kv, D>& task, AnswerShared<1>& shared,
-                                               const uint32_t* list, int count, const QueryFragment<D> (&q)[1],
-                                               unsigned char* slabs) {
+                                               const uint32_t* list, int count, int split,
+                                               const QueryFragment<D> (&q)[1], unsigned char* slabs) {
   using S = Slab<Kv, D>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int quads = task.quads(), streams = kGatherWarps / quads;
@@ -311,7 +311,7 @@ __device__ __forceinline__ void SumRowsByWarps(const GatherTask<Kv, D>& task, An
   }
   WaitCopies<0>();
   __syncthreads();  // the slabs have been read
-  float* const partial = task.arrays.partial(task.kv_head, task.first_split);
+  float* const partial = task.arrays.partial(task.kv_head, task.first_split + split);
   sums.Write(shared, reinterpret_cast<float*>(slabs), partial, partial + task.arrays.partial_numbers(), quads,
              task.group_size(), wants_error);
 }
