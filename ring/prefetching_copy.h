@@ -7,7 +7,6 @@
 #define SANTA_RING_PREFETCHING_COPY_H_
 
 #include <cstddef>
-#include <cstdint>
 #include <cstring>
 
 namespace santa {
@@ -18,8 +17,7 @@ inline constexpr size_t kPrefetchAhead = 2048;  // bytes: where what follows is 
 inline void PrefetchingCopy(char* to, const char* from, size_t count, size_t ahead) {
   constexpr size_t kPiece = 256;
   constexpr size_t kLine = 64;
-  const uintptr_t next = reinterpret_cast<uintptr_t>(from) + ahead;
-  const auto prefetch = [next](size_t at) { __builtin_prefetch(reinterpret_cast<const char*>(next + at)); };
+  const auto prefetch = [from, ahead](size_t at) { __builtin_prefetch(from + ahead + at); };
   size_t at = 0;
   for (; at + kPiece <= count; at += kPiece) {
     for (size_t line = 0; line < kPiece; line += kLine) prefetch(at + line);
