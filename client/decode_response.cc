@@ -1,9 +1,7 @@
 // An AttendResponse out of shared memory. What another core or a device has just written takes its time to come: it is
 // asked for ahead of the copy. And `padding`, which is of no meaning, is left where it is.
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <string>
 
 #include "client/encode.h"
