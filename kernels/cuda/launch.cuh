@@ -42,11 +42,19 @@ inline int SpreadBlocks(int blocks, int shared_bytes) {
   return std::max(shared_bytes, most / 1024 * 1024);
 }
 
+// Allows a kernel's launches on the current device that much dynamic shared memory. The driver is asked only for more
+// than it was asked for before: that is a call less for each launch. Any thread may call it.
+cudaError_t AllowSharedBytes(const void* kernel, int bytes);
+template <typename... Arguments>
+cudaError_t AllowSharedBytes(void (*kernel)(Arguments...), int bytes) {
+  return AllowSharedBytes(reinterpret_cast<const void*>(kernel), bytes);
+}
+
 // Blocks of a kernel that the device runs at once.
 template <typename... Arguments>
 int ResidentBlocks(void (*kernel)(Arguments...), int threads, int shared_bytes) {
   int each = 0;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  AllowSharedBytes(kernel, shared_bytes);
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes);
   return each * DeviceLimits::Read().multiprocessors;
 }
@@ -57,9 +65,7 @@ int ResidentBlocks(void (*kernel)(Arguments...), int threads, int shared_bytes) 
 template <typename Launch>
 cudaError_t LaunchOverlapping(void (*kernel)(Launch), const Launch& launch, dim3 grid, int threads, int shared_bytes,
                               cudaStream_t stream, int cluster = 1) {
-  if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) {
-    return error;
-  }
+  if (const cudaError_t error = AllowSharedBytes(kernel, shared_bytes)) return error;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
