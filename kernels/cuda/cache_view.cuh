@@ -68,6 +68,7 @@ __device__ __forceinline__ void LoadQueries(QueryFragment<D> (&q)[kBlocks], cons
 struct Scorer {
   float scale, soft_cap;
 
+  Scorer() = default;
   __device__ Scorer(const DeviceItem& item, int kv_head)
       : scale(item.scale * kLog2E * (item.kv_scales ? item.kv_scales[kv_head] : 1.0f)),
         soft_cap(item.soft_cap * kLog2E) {}

@@ -32,7 +32,8 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   bool misses = false;
   // A microsecond counts in the shapes that most models have; in the others nvcc's time does.
   constexpr bool kCalled = kBlocks > 1 || (D != 64 && D != 128);
-  if (!AnswerIfLast<D, kBlocks, kCalled>(task, shared, bytes, misses) || !task.pilot()) return;
+  if (!AnswerIfLast<D, kBlocks, kCalled>(task, shared, shared.list_at[task.splits.count], bytes, misses)) return;
+  if (!task.pilot()) return;
   misses = __syncthreads_or(misses);
   if (threadIdx.x == 0) task.arrays.pilot(kv_head)->done = !misses;
 }

@@ -12,7 +12,8 @@
 // the splits' partial results.
 //
 //     PilotThreshold           scores of the pilot's tokens, and from them kappa
-//     OnePass                  a split's scores, which of its rows are read, their weighted sum, and the answer
+//     OnePass                  a split's scores, which of its rows are read, their weighted sum, and the answer; where
+//     WarpPass                 there are many, by a warp each
 //
 // SKETCHED with a value sketch has in their place
 //
@@ -47,7 +48,7 @@ struct GroupLaunch {
   int32_t longest_split = 0;      // tokens, a multiple of 256, at most 4096
   int32_t most_rows = 0;          // that a group may read of an item: sample_count, and a page beside it
   bool has_targets = false;       // any item
-  // [num_pilots]: the items, where the threshold of all of them is a pilot's; else null.
+  // [num_pilots]: the items in the order of their work, where the threshold of all of them is a pilot's; else null.
   const int32_t* pilots = nullptr;
   int32_t num_pilots = 0;
   // How many splits, one after the other, a block takes. Changes no answer. Set by LaunchGroupDraw.
@@ -75,6 +76,10 @@ cudaError_t LaunchScoreSketchValues(const GroupLaunch& launch, cudaStream_t stre
 cudaError_t LaunchGatherCorrections(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchPilotThreshold(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchOnePass(const GroupLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchWarpPass(const GroupLaunch& launch, cudaStream_t stream);
+
+// Whether there is a WarpPass for the launch's shape: its answers are those of OnePass bit for bit.
+bool SupportsWarpPass(const GroupLaunch& launch);
 
 }  // namespace santa::cuda
 

@@ -259,16 +259,18 @@ TEST_F(GroupDrawTest, TheSameBitsInEveryBatch) {
   }
 }
 
-// Alone several blocks share a group's pilot, in a large batch one has it.
-TEST_F(GroupDrawTest, TheSameBitsHoweverManyBlocksHaveAPilot) {
+// Alone several blocks share a group's pilot, and a block has a split; in a large batch one block has a pilot, and a
+// warp a split.
+TEST_F(GroupDrawTest, TheSameBitsHoweverManyItemsHaveAPilot) {
   for (const Method method : {Method::kSketched, Method::kCoordinated}) {
     Problem problem = MakeProblem({.num_kv_heads = 2}, 2200);
     problem.step.options = {.method = method, .sample_count = 300, .scale = 0.1f};
     const std::vector<Answer> alone = DecodeOnGpu({{&problem, 3}});
-    const std::vector<Answer> together = DecodeOnGpu(std::vector<Item>(100, {&problem, 3}));
+    const std::vector<Answer> together = DecodeOnGpu(std::vector<Item>(SeedCount(100), {&problem, 3}));
     for (const Answer& answer : together) {
       ASSERT_EQ(answer.o, alone[0].o);
       ASSERT_EQ(answer.lse, alone[0].lse);
+      ASSERT_EQ(answer.relative_standard_error, alone[0].relative_standard_error);
       ASSERT_EQ(answer.rows_read, alone[0].rows_read);
     }
   }

@@ -77,12 +77,15 @@ struct BlockTask {
 
   __device__ BlockTask(const GroupLaunch& group, int kv_head) : BlockTask(group, kv_head, group.splits_of_block) {}
   __device__ BlockTask(const GroupLaunch& group, int kv_head, int splits_of_block)
+      : BlockTask(group, kv_head, splits_of_block, blockIdx.y) {}
+  // first: the place of its first split in the launch's work.
+  __device__ BlockTask(const GroupLaunch& group, int kv_head, int splits_of_block, int first)
       : group(group),
-        item_index(group.decode.work[blockIdx.y].item),
+        item_index(group.decode.work[first].item),
         item(group.decode.items[item_index]),
         kv_head(kv_head),
         splits_of_block(splits_of_block),
-        splits(group, item, splits_of_block),
+        splits(group.decode.work + first, item, splits_of_block),
         first_split(splits.work->split),
         arrays(group.arrays[item_index]),
         full_end(sketched() ? min(splits.end, FullPagesEnd(item, group.decode.page_shift)) : splits.end) {}
@@ -112,7 +115,9 @@ struct GatherTask : BlockTask {
 
   __device__ GatherTask(const GroupLaunch& group, int kv_head) : GatherTask(group, kv_head, group.splits_of_block) {}
   __device__ GatherTask(const GroupLaunch& group, int kv_head, int splits_of_block)
-      : BlockTask(group, kv_head, splits_of_block),
+      : GatherTask(group, kv_head, splits_of_block, blockIdx.y) {}
+  __device__ GatherTask(const GroupLaunch& group, int kv_head, int splits_of_block, int first)
+      : BlockTask(group, kv_head, splits_of_block, first),
         view(group.decode, item, {.begin = splits.begin, .end = splits.end}, kv_head) {}
 };
 

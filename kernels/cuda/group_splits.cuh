@@ -27,7 +27,9 @@ struct BlockSplits {
   __device__ BlockSplits(const GroupLaunch& launch, const DeviceItem& item)
       : BlockSplits(launch, item, launch.splits_of_block) {}
   __device__ BlockSplits(const GroupLaunch& launch, const DeviceItem& item, int splits_of_block)
-      : work(launch.decode.work + blockIdx.y),
+      : BlockSplits(launch.decode.work + blockIdx.y, item, splits_of_block) {}
+  __device__ BlockSplits(const WorkUnit* first, const DeviceItem& item, int splits_of_block)
+      : work(first),
         count(min(splits_of_block, item.num_splits - work->split)),
         begin(work->begin),
         end(work[count - 1].end),

@@ -28,22 +28,33 @@ __host__ __device__ inline int StageBytes(const GroupLaunch& group) {
   return inclusions > stages ? (inclusions > vectors ? inclusions : vectors) : (stages > vectors ? stages : vectors);
 }
 
-// Starts copying the rows, `offset` bytes after those of K, of the 16 entries of the list from `at` on; zeros past its
-// end. pages: GatherShared::page.
+// Where the K row of a listed token lies. pages: AnswerShared::page.
 template <typename Kv, int D>
-__device__ __forceinline__ void CopyEntries(uint32_t slab, size_t offset, const GatherTask<Kv, D>& task,
-                                            const int32_t* pages, const uint32_t* list, int end, int at, int lane) {
+__device__ __forceinline__ uint64_t RowOf(const GatherTask<Kv, D>& task, const int32_t* pages, uint32_t entry) {
+  const int shift = task.view.page_shift, token = task.splits.origin + PlaceOf(entry);
+  return reinterpret_cast<uint64_t>(task.view.Row(pages[(token >> shift) - (task.splits.begin >> shift)], token));
+}
+
+// Starts copying the rows that lie `offset` bytes after those of K that lanes 0 to 15 name; zeros past the first
+// `count`.
+template <typename Kv, int D>
+__device__ __forceinline__ void CopyRowsOf(uint32_t slab, uint64_t row, size_t offset, int count, int lane) {
   using S = Slab<Kv, D>;
-  const int shift = task.view.page_shift;
-  const int token = task.splits.origin + PlaceOf(list[min(at + lane % kSlabRows, end - 1)]);
-  const auto row =
-      reinterpret_cast<uint64_t>(task.view.Row(pages[(token >> shift) - (task.splits.begin >> shift)], token) + offset);
 #pragma unroll
   for (int i = 0; i < S::kCopies; ++i) {
     const int index = 32 * i + lane, slab_row = index / S::kChunks, chunk = index % S::kChunks;
-    const auto* from = reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, row, slab_row)) + 16 * chunk;
-    StreamAsync16(slab + S::At(slab_row, chunk), from, at + slab_row < end);
+    const auto* from = reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, row, slab_row)) + offset + 16 * chunk;
+    StreamAsync16(slab + S::At(slab_row, chunk), from, slab_row < count);
   }
+}
+
+// Starts copying the rows, `offset` bytes after those of K, of the 16 entries of the list from `at` on; zeros past its
+// end.
+template <typename Kv, int D>
+__device__ __forceinline__ void CopyEntries(uint32_t slab, size_t offset, const GatherTask<Kv, D>& task,
+                                            const int32_t* pages, const uint32_t* list, int end, int at, int lane) {
+  const uint64_t row = RowOf(task, pages, list[min(at + lane % kSlabRows, end - 1)]);
+  CopyRowsOf<Kv, D>(slab, row, offset, end - at, lane);
 }
 
 // 1 / pi.

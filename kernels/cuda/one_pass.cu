@@ -1,11 +1,11 @@
 // COORDINATED and SKETCHED in one pass over K or its sketch, by a threshold that is there already
 // (kernels/cuda/pilot_threshold.cu): what a block scores it draws, gathers and sums up before it ends. COORDINATED too
-// takes the weights of its rows from their keys, which are read again: no score is kept.
+// takes the weights of its rows from their keys, which are read again: no score is kept. Where there are many splits,
+// kernels/cuda/warp_pass.cu has them.
 //
-// Grid: (key/value head, work). A block takes one split, which has a draw of its own, or where there are many, two: so
-// that its copies are under way for longer. Each warp scores every fourth block of 64 tokens, which asynchronous copies
-// bring into a ring of its own, and leaves inclusions; then split by split the rows are listed and summed up where the
-// ring was. The block that is its group's last adds the splits up.
+// Grid: (key/value head, work). A block takes one split, with a draw of its own. Each warp scores every fourth block of
+// 64 tokens, which asynchronous copies bring into a ring of its own, and leaves inclusions; then the rows are listed,
+// and summed up where the ring was. The block that is its group's last adds the splits up.
 #include <algorithm>
 #include <type_traits>
 
@@ -17,35 +17,32 @@
 namespace santa::cuda {
 namespace {
 
-// What is in shared memory: first the rings, then the list, then the two stages of rows; after that the inclusions,
-// then the list.
+// What is in shared memory: first the rings, then the list, then stages of rows; after that the inclusions, then the
+// list.
 template <typename Blocks, typename Kv, int D>
 __host__ __device__ int RingBytes(const GroupLaunch& group) {
-  const int rings = kGatherWarps * Blocks::RingBytes(group), rows = RowBytes<Kv, D>();
+  const int rings = kGatherWarps * Blocks::RingBytes(group), rows = RowBytes<Kv, D>(Blocks::RowStages(group));
   const int list = group.longest_split * static_cast<int>(sizeof(uint32_t));
   const int most = rings > rows ? rings : rows;
   return most > list ? most : list;
 }
 
-// A run's tokens by their places among the block's: those that have a chance, then those that are read always.
-struct RunPlaces {
-  int begin, full_end, end;  // begin: at a code block's first token
-};
-
-// Lists the rows of a run that are read, and returns how many: what its line says, which begins at `offset`, and all
-// tokens without a sketch. inclusion: [place], 0 of invisible tokens, to be seen by all threads. list: to be seen by
-// all after a barrier. All threads call it.
-__device__ __forceinline__ int ListRun(const RunPlaces& run, int run_tokens, uint32_t offset, const uint32_t* inclusion,
-                                       uint32_t* list, unsigned long long (&warp_sum)[kGatherWarps]) {
-  const int of_thread = run_tokens / kGatherThreads, from = run.begin + of_thread * threadIdx.x;
+// Lists the rows that are read of a run of run_tokens, and returns how many: what its line says, which begins at
+// `offset`, and all tokens without a sketch. inclusion: of the tokens from the split's origin on, 0 of invisible ones,
+// to be seen by all threads. list: to be seen by all after a barrier. All threads call it.
+__device__ __forceinline__ int ListRun(const BlockTask& task, int run_tokens, uint32_t offset,
+                                       const uint32_t* inclusion, uint32_t* list,
+                                       unsigned long long (&warp_sum)[kGatherWarps]) {
+  const int of_thread = run_tokens / kGatherThreads, from = of_thread * threadIdx.x;
+  const int sketched_end = task.full_end - task.splits.origin, end = task.splits.end - task.splits.origin;
   const auto each = [&](const auto& visit) {
 #pragma unroll 1
-    for (int place = from; place < min(from + of_thread, run.full_end); place += kRunTokens) {
+    for (int place = from; place < min(from + of_thread, sketched_end); place += kRunTokens) {
       const uint4 four = *reinterpret_cast<const uint4*>(inclusion + place);
       visit(place, four.x);
-      visit(place + 1, place + 1 < run.full_end ? four.y : 0);
-      visit(place + 2, place + 2 < run.full_end ? four.z : 0);
-      visit(place + 3, place + 3 < run.full_end ? four.w : 0);
+      visit(place + 1, place + 1 < sketched_end ? four.y : 0);
+      visit(place + 2, place + 2 < sketched_end ? four.z : 0);
+      visit(place + 3, place + 3 < sketched_end ? four.w : 0);
     }
   };
   unsigned mine = 0;  // of 32 tokens at most
@@ -62,16 +59,15 @@ __device__ __forceinline__ int ListRun(const RunPlaces& run, int run_tokens, uin
     part &= kPart;
   });
   const int drawn = static_cast<int>((total + offset) >> sampling::kInclusionBits);
-  const int unsketched = max(run.begin, run.full_end);
-  for (int place = unsketched + threadIdx.x; place < run.end; place += kGatherThreads) {
+  const int unsketched = max(task.splits.begin - task.splits.origin, sketched_end);
+  for (int place = unsketched + threadIdx.x; place < end; place += kGatherThreads) {
     list[drawn + place - unsketched] = Entry(place, sampling::kCertain);
   }
-  return drawn + max(0, run.end - unsketched);
+  return drawn + max(0, end - unsketched);
 }
 
-template <typename Blocks, typename Kv, int D, int kBlocksAtOnce>
-__global__ void __launch_bounds__(kGatherThreads, kBlocksAtOnce)
-    OnePassKernel(const __grid_constant__ GroupLaunch group) {
+template <typename Blocks, typename Kv, int D>
+__global__ void __launch_bounds__(kGatherThreads, 3) OnePassKernel(const __grid_constant__ GroupLaunch group) {
   extern __shared__ __align__(1024) unsigned char bytes[];
   __shared__ AnswerShared<1> shared;
   __shared__ typename Blocks::Queries queries;
@@ -79,7 +75,6 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocksAtOnce)
   auto* inclusion = reinterpret_cast<uint32_t*>(bytes + RingBytes<Blocks, Kv, D>(group));
   const DecodeLaunch& launch = group.decode;
   const int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, group_size = launch.group_size;
-  if (!BlockSplits::IsFirst(group)) return WaitForEarlierKernel();
   const GatherTask<Kv, D> task(group, kv_head);
   const DeviceItem& item = task.item;
   const int begin = task.splits.begin, origin = task.splits.origin, end = task.full_end;
@@ -145,31 +140,16 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocksAtOnce)
       if (lane == 0) task.arrays.split_sums(kv_head)[task.first_split * group_size + head] = sum;
     }
   }
-  QueryFragment<D> q[1];
-  const int head = kQuad * (warp % task.quads()) + lane / 4 % kQuad;
-  const auto* query = static_cast<const uint16_t*>(item.q) + (kv_head * group_size + head) * D;
-  LoadQuery<Kv, D>(q[0], head < group_size ? query : nullptr, lane);
   auto* list = reinterpret_cast<uint32_t*>(bytes);  // for a while
   const int run_tokens = sampling::PilotRunTokens(item.end - item.begin);
-  int rows = 0;
-#pragma unroll 1
-  for (int split = 0; split < task.splits.count; ++split) {
-    const WorkUnit& work = task.splits.work[split];
-    const RunPlaces run = {.begin = work.begin / sampling::kCodeBlock * sampling::kCodeBlock - origin,
-                           .full_end = min(work.end, end) - origin,
-                           .end = work.end - origin};
-    const uint32_t offset = sampling::RunOffset(task.stream(), work.begin / run_tokens);
-    const int count = ListRun(run, run_tokens, offset, inclusion, list, shared.warp_sum);
-    __syncthreads();
-    uint32_t* const kept = inclusion + run.begin;  // of which there is no need any more
-    for (int i = threadIdx.x; i < count; i += kGatherThreads) kept[i] = list[i];
-    __syncthreads();
-    SumRowsByWarps<Kv, D>(task, shared, kept, count, split, q, bytes);
-    rows += count;
-  }
-  if (threadIdx.x == 0) shared.list_at[task.splits.count] = rows;
+  const uint32_t offset = sampling::RunOffset(task.stream(), begin / run_tokens);
+  const int count = ListRun(task, run_tokens, offset, inclusion, list, shared.warp_sum);
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += kGatherThreads) inclusion[i] = list[i];
+  __syncthreads();
+  SumRowsOfSplit<Kv, D>(task, shared, inclusion, count, bytes, Blocks::RowStages(group));
   bool misses = false;
-  AnswerIfLast<D, 1, false>(task, shared, bytes, misses);
+  AnswerIfLast<D, 1, false>(task, shared, count, bytes, misses);
 }
 
 struct Launcher {
@@ -178,29 +158,24 @@ struct Launcher {
 
   template <typename Kv, int D>
   cudaError_t Run() const {
-    if (launch.method == Method::kCoordinated) return Start<KeyBlocks<Kv, D>, Kv, D, 3>();
-    return Start<SketchBlocks<D>, Kv, D, 4>();
+    if (launch.method == Method::kCoordinated) return Start<KeyBlocks<Kv, D>, Kv, D>();
+    return Start<SketchBlocks<D>, Kv, D>();
   }
 
  private:
-  template <typename Blocks, typename Kv, int D, int kBlocksAtOnce>
+  template <typename Blocks, typename Kv, int D>
   cudaError_t Start() const {
     static const DeviceLimits limits = DeviceLimits::Read();
     constexpr int kStatic = static_cast<int>(sizeof(AnswerShared<1>) + sizeof(typename Blocks::Queries));
     const auto shared_bytes = [](const GroupLaunch& with) {
-      const int tokens = with.longest_split * with.splits_of_block;
-      return RingBytes<Blocks, Kv, D>(with) + tokens * static_cast<int>(sizeof(uint32_t));
+      return RingBytes<Blocks, Kv, D>(with) + with.longest_split * static_cast<int>(sizeof(uint32_t));
     };
     GroupLaunch mine = launch;
-    const int blocks = launch.decode.num_kv_heads * launch.decode.num_work;
-    // Not of COORDINATED, whose warps' sums are of one split.
-    const bool pairs = !Blocks::kOfAllTokens && launch.longest_split <= kLongestPaired &&
-                       blocks >= 3 * kBlocksAtOnce * limits.multiprocessors;
-    mine.splits_of_block = pairs ? 2 : 1;
     mine.few_blocks = true;
     const int most_bytes = limits.shared_bytes / 2 - limits.reserved_bytes - kStatic - 1024;  // of one of two
-    mine.few_blocks = blocks <= 2 * limits.multiprocessors && shared_bytes(mine) <= most_bytes;
-    return LaunchGroup(OnePassKernel<Blocks, Kv, D, kBlocksAtOnce>, mine, kGatherThreads, shared_bytes(mine), stream);
+    mine.few_blocks = launch.decode.num_kv_heads * launch.decode.num_work <= 2 * limits.multiprocessors &&
+                      shared_bytes(mine) <= most_bytes;
+    return LaunchGroup(OnePassKernel<Blocks, Kv, D>, mine, kGatherThreads, shared_bytes(mine), stream);
   }
 };
 

@@ -1,5 +1,6 @@
-// The weighted sums of the rows that a block reads where its warps go their own ways: each has rows of its own, 16 (a
-// slab) at a time, from their keys to the sums of their values, for one quad of the group's heads.
+// The weighted sums of the rows that are read of a split in one pass: 16 rows (a slab) at a time in the order of the
+// list, from their keys to the sums of their values, for one quad of the group's heads. A warp may have all dimensions
+// of the values or a part of them; either way it weighs every slab, so that the sums are the same bit for bit.
 #ifndef SANTA_KERNELS_CUDA_ROW_SUMS_CUH_
 #define SANTA_KERNELS_CUDA_ROW_SUMS_CUH_
 
@@ -8,18 +9,79 @@
 
 namespace santa::cuda {
 
-// What a warp adds up of its rows for a quad of heads, 16 rows (a slab) at a time. The products' eight columns are
-// the quad's heads twice: once for w, once for t w; those of a second product are for t w^2. Lane (r, c) weighs rows r
-// and r + 8 for columns 2c and 2c + 1, and nothing but the packed weights moves between lanes.
-template <typename Kv, int D>
-struct RowSums {
-  using T = Compute<Kv>;
-  using S = Slab<Kv, D>;
-  static constexpr int kVectors = kPartialVectors * kQuad, kPitch = D + 4;  // lanes write to different banks
-  float out[D / 16][2][4] = {};
+// A lane's rows r and r + 8 of a slab.
+struct LaneRows {
+  uint32_t inclusion[2];
+  bool listed[2];
+
+  // entry(row): that of a row of the slab, of which there are `count`, at least one.
+  template <typename Entries>
+  __device__ __forceinline__ LaneRows(const Entries& entry, int count, int lane) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = lane / 4 + 8 * half;
+      listed[half] = row < count;
+      inclusion[half] = InclusionOf(entry(min(row, count - 1)));
+    }
+  }
+};
+
+// Which of the values' dimensions a warp has: all, or those of every `sharers`-th pair of chunks.
+template <bool kShared>
+struct Share {
+  int share = 0, sharers = 1;
+
+  __device__ __forceinline__ bool IsFirst() const { return !kShared || share == 0; }
+  __device__ __forceinline__ bool Has(int pair) const { return !kShared || pair % sharers == share; }
+};
+
+// What is of no dimension.
+struct RowTotals {
   float max[kReferences][2] = {{kNegativeInfinity, kNegativeInfinity}, {kNegativeInfinity, kNegativeInfinity}};
   float sum[2] = {}, sum_tw2[2] = {}, sum_tw2v2[2] = {};  // of w or t w; a lane's share
   float t = 0, t_squared = 0;
+
+  // As part of a split's partial result.
+  __device__ __forceinline__ void Write(float* numbers, int quad, int group_size, int lane) const {
+    const int c = lane % 4;
+    const bool first_half = c < 2;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float of_column = sum[h], tw2 = sum_tw2[h], tw2v2 = sum_tw2v2[h], all_t = t, all_tt = t_squared;
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) {
+        of_column += __shfl_xor_sync(~0u, of_column, step);
+        tw2 += __shfl_xor_sync(~0u, tw2, step);
+        tw2v2 += __shfl_xor_sync(~0u, tw2v2, step);
+        all_t += __shfl_xor_sync(~0u, all_t, step);
+        all_tt += __shfl_xor_sync(~0u, all_tt, step);
+      }
+      const int head = kQuad * quad + 2 * (c % 2) + h;
+      if (lane / 4 != 0 || head >= group_size) continue;
+      numbers[(first_half ? kSumW : kSumTW) * group_size + head] = of_column;
+      if (!first_half) continue;
+      numbers[kSumTW2 * group_size + head] = tw2;
+      numbers[kSumTW2V2 * group_size + head] = tw2v2;
+      numbers[kSumT * group_size + head] = all_t;
+      numbers[kSumTT * group_size + head] = all_tt;
+#pragma unroll
+      for (int reference = 0; reference < kReferences; ++reference) {
+        numbers[(kPartialSums + reference) * group_size + head] = max[reference][h];
+      }
+    }
+  }
+};
+
+// What a warp adds up of the rows for a quad of heads. The products' eight columns are the quad's heads twice: once for
+// w, once for t w; those of a second product are for t w^2. Lane (r, c) weighs rows r and r + 8 for columns 2c and
+// 2c + 1, and nothing but the packed weights moves between lanes.
+// The first of those that share the dimensions has the sums that are of none, too.
+template <typename Kv, int D>
+struct RowSums : RowTotals {
+  using T = Compute<Kv>;
+  using S = Slab<Kv, D>;
+  static constexpr int kPairs = S::kChunks / 2, kTiles = ValueTiles<Kv>::kTiles;
+  float out[D / 16][2][4] = {};
 
   // |v|^2 of rows r and r + 8: the diagonal of V V^T.
   static __device__ __forceinline__ void Norms(float (&norms)[2], uint32_t values, int lane) {
@@ -65,24 +127,22 @@ struct RowSums {
     }
   }
 
-  // What a slab of keys says of its rows: scores become packed weights.
+  // What a slab of keys says of its rows: scores become packed weights. q: of the quad's heads, twice.
   struct Weights {
     uint32_t w[2], tw2[2];  // columns 2c and 2c + 1 of rows r, r + 8
     float of_tw2[2][2];     // as they were, [row][column]
   };
   __device__ __forceinline__ Weights Weigh(uint32_t keys, const QueryFragment<D> (&q)[1], const Scorer& scorer,
-                                           const uint32_t* list, int count, int at, bool wants_error, int lane) {
-    const int r = lane / 4, c = lane % 4;
-    const bool first_half = c < 2;  // columns of w
+                                           const LaneRows& rows, bool wants_error, int lane) {
+    const bool first_half = lane % 4 < 2;  // columns of w
     float s[1][4];
     Scores<Kv, D, 1>(s, keys, q, lane);
     float weight[2][2], left[2];  // [row][column]: log2 w; t
     float raised[kReferences][2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = at + r + 8 * half;
-      const bool listed = row < count;
-      const uint32_t inclusion = InclusionOf(list[listed ? row : count - 1]);
+      const bool listed = rows.listed[half];
+      const uint32_t inclusion = rows.inclusion[half];
       const float inverse = __log2f(InverseOf(inclusion));
       left[half] = listed ? 1 - static_cast<float>(inclusion) / static_cast<float>(sampling::kCertain) : 0.0f;
       t += left[half];
@@ -134,8 +194,10 @@ struct RowSums {
   }
 
   // Adds a slab of values.
-  __device__ __forceinline__ void Add(uint32_t values, const Weights& weights, bool wants_error, int lane) {
-    if (wants_error) {
+  template <bool kShared>
+  __device__ __forceinline__ void Add(uint32_t values, const Weights& weights, Share<kShared> share, bool wants_error,
+                                      int lane) {
+    if (wants_error && share.IsFirst()) {
       float norms[2];
       Norms(norms, values, lane);
 #pragma unroll
@@ -146,9 +208,9 @@ struct RowSums {
         }
       }
     }
-    constexpr int kTiles = ValueTiles<Kv>::kTiles;
 #pragma unroll
-    for (int pair = 0; pair < S::kChunks / 2; ++pair) {
+    for (int pair = 0; pair < kPairs; ++pair) {
+      if (!share.Has(pair)) continue;
       const ValueTiles<Kv> v = LoadValues<Kv, D>(values, pair, lane);
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
@@ -161,159 +223,103 @@ struct RowSums {
     }
   }
 
-  // Brings the warps of one quad to the same references, and adds them up into `partial`. results:
-  // [kGatherWarps][kVectors][kPitch]. All threads call it.
-  __device__ __forceinline__ void Write(AnswerShared<1>& shared, float* results, float* partial, float* numbers,
-                                        int quads, int group_size, bool wants_error) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4, in_quad = 2 * (c % 2);
+  // Writes the share's sums as part of a split's partial result (kernels/cuda/group_layout.h).
+  template <bool kShared>
+  __device__ __forceinline__ void Write(float* partial, int quad, Share<kShared> share, int group_size,
+                                        bool wants_error, int lane) const {
+    const int c = lane % 4, first_head = kQuad * quad + 2 * (c % 2);
     const bool first_half = c < 2;
-    if (r == 0 && first_half) {
-#pragma unroll
-      for (int reference = 0; reference < kReferences; ++reference) {
-        shared.warp_max[reference][warp][in_quad] = max[reference][0];
-        shared.warp_max[reference][warp][in_quad + 1] = max[reference][1];
-      }
-    }
-    __syncthreads();
-    float scale[2], scale_tw2[2];
+    const int of_vector = group_size * D;
+    float* const once = partial + (first_half ? 0 : of_vector);
+    float* const squared = partial + 2 * of_vector;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const auto scale_of = [&](int reference) {
-        float merged = kNegativeInfinity;
-        for (int w = warp % quads; w < kGatherWarps; w += quads) {
-          merged = fmaxf(merged, shared.warp_max[reference][w][in_quad + h]);
-        }
-        return Rescale(max[reference][h], merged);
-      };
-      const float of_all = scale_of(kOfAll), of_chance = scale_of(kOfChance);
-      scale[h] = first_half ? of_all : of_chance;
-      scale_tw2[h] = of_chance * of_chance;
-    }
-    float* const mine = results + warp * kVectors * kPitch;
+      const int head = first_head + h;
+      if (head >= group_size || (!first_half && !wants_error)) continue;
 #pragma unroll
-    for (int tile = 0; tile < D / 16; ++tile) {
+      for (int pair = 0; pair < kPairs; ++pair) {
+        if (!share.Has(pair)) continue;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int head = in_quad + k % 2, dim = OutputDim<Kv>(tile, lane, k / 2);
-        mine[((first_half ? 0 : kQuad) + head) * kPitch + dim] = out[tile][0][k] * scale[k % 2];
-        if (first_half && wants_error) mine[(2 * kQuad + head) * kPitch + dim] = out[tile][1][k] * scale_tw2[k % 2];
-      }
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float of_column = sum[h] * scale[h], tw2 = sum_tw2[h] * scale_tw2[h], tw2v2 = sum_tw2v2[h] * scale_tw2[h];
-      float all_t = t, all_tt = t_squared;
-#pragma unroll
-      for (int step = 4; step < 32; step *= 2) {
-        of_column += __shfl_xor_sync(~0u, of_column, step);
-        tw2 += __shfl_xor_sync(~0u, tw2, step);
-        tw2v2 += __shfl_xor_sync(~0u, tw2v2, step);
-        all_t += __shfl_xor_sync(~0u, all_t, step);
-        all_tt += __shfl_xor_sync(~0u, all_tt, step);
-      }
-      if (r != 0) continue;
-      const int head = in_quad + h;
-      shared.by_warp[first_half ? kSumW : kSumTW][warp][head] = of_column;
-      if (!first_half) continue;
-      shared.by_warp[kSumTW2][warp][head] = tw2;
-      shared.by_warp[kSumTW2V2][warp][head] = tw2v2;
-      shared.by_warp[kSumT][warp][head] = all_t;
-      shared.by_warp[kSumTT][warp][head] = all_tt;
-    }
-    __syncthreads();
-    const int vectors = wants_error ? kPartialVectors : 1;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < vectors * group_size * (D / 4); i += kGatherThreads) {
-      const int d = i % (D / 4), row = i / (D / 4), vector = row / group_size, head = row % group_size;
-      const float* from = results + (vector * kQuad + head % kQuad) * kPitch + 4 * d;
-      float4 all = {};
-      for (int w = head / kQuad; w < kGatherWarps; w += quads) {
-        all += *reinterpret_cast<const float4*>(from + w * kVectors * kPitch);
-      }
-      reinterpret_cast<float4*>(partial)[i] = all;
-    }
-    if (threadIdx.x < kPartialNumbers * group_size) {
-      const int number = threadIdx.x / group_size, head = threadIdx.x % group_size;
-      const bool is_sum = number < kPartialSums;
-      float all = is_sum ? 0.0f : kNegativeInfinity;
-      for (int w = head / kQuad; w < kGatherWarps; w += quads) {
-        if (is_sum) {
-          all += shared.by_warp[number][w][head % kQuad];
-        } else {
-          all = fmaxf(all, shared.warp_max[number - kPartialSums][w][head % kQuad]);
+        for (int i = 0; i < 2 * kTiles; ++i) {
+          const int tile = kTiles * pair + i / 2, at = head * D + OutputDim<Kv>(tile, lane, i % 2);
+          once[at] = out[tile][0][2 * (i % 2) + h];
+          if (first_half && wants_error) squared[at] = out[tile][1][2 * (i % 2) + h];
         }
       }
-      numbers[threadIdx.x] = all;
     }
-    __syncthreads();
   }
 };
 
-// What is needed of shared memory: two slabs a warp, later its sums.
+// The query of a lane's column: of the quad's heads, twice.
 template <typename Kv, int D>
-__host__ __device__ constexpr int RowBytes() {
-  const int slabs = 2 * kGatherWarps * Slab<Kv, D>::kBytes;
-  const int results =
-      kGatherWarps * RowSums<Kv, D>::kVectors * RowSums<Kv, D>::kPitch * static_cast<int>(sizeof(float));
-  return slabs > results ? slabs : results;
+__device__ __forceinline__ void LoadRowQueries(QueryFragment<D> (&q)[1], const BlockTask& task, int quad, int lane) {
+  const int head = kQuad * quad + lane / 4 % kQuad;
+  const auto* query = static_cast<const uint16_t*>(task.item.q) + (task.kv_head * task.group_size() + head) * D;
+  LoadQuery<Kv, D>(q[0], head < task.group_size() ? query : nullptr, lane);
 }
 
-// Sums up the rows of the list, `count` entries, and writes them as the partial result of the split. q: of the warp's
-// quad, its heads twice. slabs: RowBytes. All threads call it, after a barrier behind the list and with no copy of
-// theirs under way.
+// What SumRowsOfSplit needs of shared memory: so many stages, each of four slabs of keys and four of values.
 template <typename Kv, int D>
-__device__ __forceinline__ void SumRowsByWarps(const GatherTask<Kv, D>& task, AnswerShared<1>& shared,
-                                               const uint32_t* list, int count, int split,
-                                               const QueryFragment<D> (&q)[1], unsigned char* slabs) {
+__host__ __device__ constexpr int RowBytes(int stages) {
+  return stages * 2 * kGatherWarps * Slab<Kv, D>::kBytes;
+}
+
+// Sums up the rows of the list, `count` entries, and writes them as the partial result of the block's split. Each warp
+// copies a slab of a stage; its quad's share the dimensions. bytes: RowBytes(stages); with two stages the next one's
+// rows are on their way while those of one are added. All threads call it, after a barrier behind the list and with no
+// copy of theirs under way.
+template <typename Kv, int D>
+__device__ __forceinline__ void SumRowsOfSplit(const GatherTask<Kv, D>& task, const AnswerShared<1>& shared,
+                                               const uint32_t* list, int count, unsigned char* bytes, int stages) {
   using S = Slab<Kv, D>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int quads = task.quads(), streams = kGatherWarps / quads;
-  const int shift = task.view.page_shift, first_page = task.splits.begin >> shift;
+  const int quads = task.quads(), quad = warp % quads;
+  const Share<true> share{warp / quads, kGatherWarps / quads};
   const Scorer scorer(task.item, task.kv_head);
   const bool wants_error = task.wants_error();
+  QueryFragment<D> q[1];
+  LoadRowQueries<Kv, D>(q, task, quad, lane);
   RowSums<Kv, D> sums;
-  unsigned char* const keys = slabs + 2 * warp * S::kBytes;
-  unsigned char* const values = keys + S::kBytes;
-  uint64_t row = 0;  // that the lane copies from
-  const auto find_rows = [&](int at) {
-    const int token = task.splits.origin + PlaceOf(list[min(at + lane % kSlabRows, count - 1)]);
-    row = reinterpret_cast<uint64_t>(task.view.Row(shared.page[(token >> shift) - first_page], token));
+  const auto keys_of = [&](int stage, int slab) {
+    return SharedAddress(bytes) + (stage * kGatherWarps + slab) * 2 * S::kBytes;
   };
-  const auto copy = [&](unsigned char* slab, size_t offset, int at) {
+  const auto copy = [&](int stage, int stage_at) {
+    const int at = stage_at + warp * kSlabRows;
     if (at < count) {
-#pragma unroll
-      for (int i = 0; i < S::kCopies; ++i) {
-        const int index = 32 * i + lane, slab_row = index / S::kChunks, chunk = index % S::kChunks;
-        const auto* from = reinterpret_cast<const uint8_t*>(__shfl_sync(~0u, row, slab_row)) + offset + 16 * chunk;
-        StreamAsync16(SharedAddress(slab) + S::At(slab_row, chunk), from, at + slab_row < count);
-      }
+      const uint64_t row = RowOf(task, shared.page, list[min(at + lane % kSlabRows, count - 1)]);
+      CopyRowsOf<Kv, D>(keys_of(stage, warp), row, 0, count - at, lane);
+      CopyRowsOf<Kv, D>(keys_of(stage, warp) + S::kBytes, row, task.view.value_offset, count - at, lane);
     }
     CommitCopies();
   };
-  // The next slab's keys are on their way from when these have been multiplied with, its values from when these have
-  // been added.
-  int at = warp / quads * kSlabRows;
-  if (at < count) find_rows(at);
-  copy(keys, 0, at);
-  copy(values, task.view.value_offset, at);
+  copy(0, 0);
+  int stage = 0;
 #pragma unroll 1
-  for (; at < count; at += streams * kSlabRows) {
-    const int next = at + streams * kSlabRows;
-    WaitCopies<1>();
-    const auto weights = sums.Weigh(SharedAddress(keys), q, scorer, list, count, at, wants_error, lane);
-    __syncwarp();
-    if (next < count) find_rows(next);
-    copy(keys, 0, next);
-    WaitCopies<1>();
-    sums.Add(SharedAddress(values), weights, wants_error, lane);
-    __syncwarp();
-    copy(values, task.view.value_offset, next);
+  for (int at = 0; at < count; at += kStageRows) {
+    const int next = at + kStageRows;
+    WaitCopies<0>();
+    __syncthreads();
+    if (stages == 2) copy(stage ^ 1, next);
+#pragma unroll 1
+    for (int slab = 0; slab < kGatherWarps && at + slab * kSlabRows < count; ++slab) {
+      const int first = at + slab * kSlabRows;
+      const LaneRows rows([&](int row) { return list[first + row]; }, count - first, lane);
+      const uint32_t keys = keys_of(stage, slab);
+      const auto weights = sums.Weigh(keys, q, scorer, rows, wants_error, lane);
+      sums.Add(keys + S::kBytes, weights, share, wants_error, lane);
+    }
+    if (stages == 2) {
+      stage ^= 1;
+    } else if (next < count) {
+      __syncthreads();  // the stage has been read
+      copy(0, next);
+    }
   }
   WaitCopies<0>();
-  __syncthreads();  // the slabs have been read
-  float* const partial = task.arrays.partial(task.kv_head, task.first_split + split);
-  sums.Write(shared, reinterpret_cast<float*>(slabs), partial, partial + task.arrays.partial_numbers(), quads,
-             task.group_size(), wants_error);
+  float* const partial = task.arrays.partial(task.kv_head, task.first_split);
+  sums.Write(partial, quad, share, task.group_size(), wants_error, lane);
+  if (share.IsFirst()) sums.RowTotals::Write(partial + task.arrays.partial_numbers(), quad, task.group_size(), lane);
+  __syncthreads();
 }
 
 }  // namespace santa::cuda

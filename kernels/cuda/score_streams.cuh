@@ -123,6 +123,40 @@ class KeySlabs {
   QueryFragment<D> q_[kPilotQuads][1];
 };
 
+// Where pages hold whole blocks of 64 tokens: a block's codes, and the columns of its page.
+template <int D>
+struct WholeBlock {
+  using Geometry = SketchGeometry<D, kKeyBits>;
+  static constexpr int kCodeBytes = kBlockSlabs * Geometry::kSlabBytes, kBytes = kCodeBytes + Geometry::kColumnBytes;
+
+  // Starts copying the one that begins with `token`, part of that page.
+  static __device__ __forceinline__ void Copy(uint32_t to, const SketchView<D, kKeyBits>& sketches, int32_t page,
+                                              int token, int lane) {
+    const uint8_t* of_page = sketches.sketch + page * sketches.page_bytes + 16 * lane;
+    const int page_tokens = 1 << sketches.page_shift;
+    const uint8_t* codes = of_page + (token & (page_tokens - 1)) * (Geometry::kSlabBytes / kSlabRows);
+    constexpr int kStep = 16 * 32;
+    to += 16 * lane;
+    [&]<int... kAt>(std::integer_sequence<int, kAt...>) { (StreamAsync16At<kStep * kAt>(to, codes), ...); }
+    (std::make_integer_sequence<int, kCodeBytes / kStep>());
+    static_assert(kCodeBytes % kStep == 0 && Geometry::kColumnBytes <= kStep);
+    if (16 * lane < Geometry::kColumnBytes) {
+      StreamAsync16At<0>(to + kCodeBytes, of_page + page_tokens * (Geometry::kSlabBytes / kSlabRows));
+    }
+  }
+
+  // The dot products of the group's first quad.
+  template <int kQuads>
+  static __device__ __forceinline__ void Score(QuadScores& s, const SketchQueries<D, kQuads>& queries,
+                                               const unsigned char* block, int lane) {
+    const PageQueries<D> page(queries, 0, block + kCodeBytes, lane);
+#pragma unroll
+    for (int slab = 0; slab < kBlockSlabs; ++slab) {
+      ScoreSlab<D, kKeyBits>(s[slab], block + slab * Geometry::kSlabBytes, page, lane);
+    }
+  }
+};
+
 // The blocks of 64 tokens of [begin, end) that a warp takes, one after the other from `first` on, `step` tokens apart;
 // asynchronous copies are ahead of the products, once Begin has started the first.
 template <int D>
@@ -132,6 +166,8 @@ class SketchBlocks {
   static constexpr int kShortRing = 2, kLongRing = 4;  // blocks
   static constexpr bool kOfAllTokens = false, kHasCommon = true;
 
+  // Stages of rows (kernels/cuda/row_sums.cuh) that there is room for where the rings were.
+  static __host__ __device__ int RowStages(const GroupLaunch& group) { return group.few_blocks ? 2 : 1; }
   static __host__ __device__ int RingBytes(const GroupLaunch& group) {
     return RingOf(group) * SketchGeometry<D, kKeyBits>(group.decode.page_shift).stage_bytes();
   }
@@ -171,12 +207,7 @@ class SketchBlocks {
       WaitCopies<kLongRing - 1>();
     }
     if constexpr (kCommon) {
-      const unsigned char* stage = ring_ + at_ * kStageBytes;
-      const PageQueries<D> page(queries_, 0, stage + kBlockSlabs * Geometry::kSlabBytes, lane);
-#pragma unroll
-      for (int slab = 0; slab < kBlockSlabs; ++slab) {
-        ScoreSlab<D, kKeyBits>(s[0][slab], stage + slab * Geometry::kSlabBytes, page, lane);
-      }
+      WholeBlock<D>::Score(s[0], queries_, ring_ + at_ * WholeBlock<D>::kBytes, lane);
     } else {
 #pragma unroll
       for (int quad = 0; quad < kPilotQuads; ++quad) {
@@ -190,24 +221,8 @@ class SketchBlocks {
   }
 
  private:
-  using Geometry = SketchGeometry<D, kKeyBits>;
-  static constexpr int kStageBytes = kBlockSlabs * Geometry::kSlabBytes + Geometry::kColumnBytes;  // if kCommon
-
   static __host__ __device__ int RingOf(const GroupLaunch& group) { return group.few_blocks ? kLongRing : kShortRing; }
   __device__ __forceinline__ int After(int stage) const { return stage + 1 == stages_ ? 0 : stage + 1; }
-  // The block at ahead_, part of that page; to: where the lane's part of it goes.
-  __device__ __forceinline__ void CopyWhole(uint32_t to, int32_t page, int lane) const {
-    const uint8_t* of_page = sketches_.sketch + page * sketches_.page_bytes + 16 * lane;
-    const int page_tokens = 1 << sketches_.page_shift;
-    const uint8_t* codes = of_page + (ahead_ & (page_tokens - 1)) * (Geometry::kSlabBytes / kSlabRows);
-    constexpr int kStep = 16 * 32, kCodeBytes = kBlockSlabs * Geometry::kSlabBytes;
-    [&]<int... kAt>(std::integer_sequence<int, kAt...>) { (StreamAsync16At<kStep * kAt>(to, codes), ...); }
-    (std::make_integer_sequence<int, kCodeBytes / kStep>());
-    static_assert(kCodeBytes % kStep == 0 && Geometry::kColumnBytes <= kStep);
-    if (16 * lane < Geometry::kColumnBytes) {
-      StreamAsync16At<0>(to + kCodeBytes, of_page + page_tokens * (Geometry::kSlabBytes / kSlabRows));
-    }
-  }
   // Of the block that is so many after the next to be copied.
   __device__ __forceinline__ int32_t PageOf(int block) const {
     return sketches_.PageOf(geometry_, (ahead_ + block * step_) / sampling::kCodeBlock);
@@ -221,7 +236,7 @@ class SketchBlocks {
       }
       const int32_t page = __shfl_sync(~0u, page_, num_copied_++);
       if constexpr (kCommon) {
-        CopyWhole(SharedAddress(ring_) + ahead_at_ * kStageBytes + 16 * lane, page, lane);
+        WholeBlock<D>::Copy(SharedAddress(ring_) + ahead_at_ * WholeBlock<D>::kBytes, sketches_, page, ahead_, lane);
       } else {
         sketches_.CopyBlock(SharedAddress(ring_) + ahead_at_ * geometry_.stage_bytes(), geometry_,
                             ahead_ / sampling::kCodeBlock, page, 0, lane);
@@ -253,6 +268,7 @@ class KeyBlocks {
   static constexpr bool kOfAllTokens = true;                               // whether its softmax is the answer's
   static constexpr bool kHasCommon = false;
 
+  static __host__ __device__ int RowStages(const GroupLaunch&) { return 2; }
   static __host__ __device__ int RingBytes(const GroupLaunch&) { return kRing * Slab<Kv, D>::kBytes; }
   __device__ KeyBlocks(const GroupLaunch& group, const DeviceItem& item, int kv_head, int begin, int first, int end,
                        int step, const unsigned char* ring, Queries&, int)

@@ -192,6 +192,7 @@ struct LaneSum {
 struct SketchScorer {
   float scale, soft_cap;
 
+  SketchScorer() = default;
   // factor: that of the queries.
   __device__ SketchScorer(const DeviceItem& item, int kv_head, float factor)
       : scale(fminf(Scorer(item, kv_head).scale / factor, 0x1p90f)), soft_cap(item.soft_cap * kLog2E) {}

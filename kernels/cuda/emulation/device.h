@@ -67,6 +67,15 @@ T ShuffleFrom(uint32_t mask, T value, int source) {
   return mine.value;
 }
 
+inline void BallotOf(void* const* of_lane, uint32_t mask) {
+  uint32_t ballot = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    if (mask >> lane & 1) ballot |= *static_cast<uint32_t*>(of_lane[lane]) << lane;
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    if (mask >> lane & 1) *static_cast<uint32_t*>(of_lane[lane]) = ballot;
+  }
+}
 inline void AnyOf(void* const* of_lane, uint32_t mask) {
   bool any = false;
   for (int lane = 0; lane < 32; ++lane) any = any || ((mask >> lane & 1) && *static_cast<const bool*>(of_lane[lane]));
@@ -98,6 +107,11 @@ template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
   const int lane = ::santa::emulation::current->lane, source = lane ^ bits;
   return ::santa::emulation::ShuffleFrom(mask, value, source >= (lane & -width) + width ? lane : source);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  uint32_t ballot = predicate != 0;
+  ::santa::emulation::MeetWarp(mask, &ballot, ::santa::emulation::BallotOf);
+  return ballot;
 }
 inline int __any_sync(unsigned mask, int predicate) {
   bool any = predicate != 0;
