@@ -34,9 +34,8 @@ struct PilotShape {
     return warps * SlicesAhead(slab_bytes) * slab_bytes;
   }
 };
-// has_clusters: a device that has them has more shared memory than the 99 KiB of a block on an Ada GPU, too.
-SANTA_HOST_DEVICE constexpr PilotShape ShapeOf(bool clusters, bool has_clusters) {
-  return clusters ? PilotShape{4, 8, 16384} : PilotShape{1, 16, has_clusters ? 8192 : 4096};
+SANTA_HOST_DEVICE constexpr PilotShape ShapeOf(bool clusters) {
+  return clusters ? PilotShape{4, 8, 16384} : PilotShape{1, 16, 4096};
 }
 
 using PilotCounts = uint32_t[sampling::kCodeBlock];  // of a block
@@ -139,7 +138,7 @@ __device__ __forceinline__ void FindLse(PilotShared& shared, int group_size) {
 
 template <typename Slabs, bool kClusters>
 __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
-  constexpr PilotShape kShape = ShapeOf(kClusters, kHasClusters);
+  constexpr PilotShape kShape = ShapeOf(kClusters);
   constexpr int kThreads = kShape.threads(), kSlabBytes = Slabs::SlabBytes(), kAhead = kShape.SlicesAhead(kSlabBytes);
   extern __shared__ __align__(1024) unsigned char bytes[];
   __shared__ typename Slabs::Queries queries;
@@ -180,8 +179,8 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
     }
     CommitCopies();
   };
-  const SketchScorer scorer(item, kv_head, slabs.LoadQueries(lane));  // which would wait behind the copies
   copy(0);
+  const SketchScorer scorer(item, kv_head, slabs.LoadQueries(lane));
   __syncthreads();
 
   QuadScores s[kShape.of_warp()][kPilotQuads] = {};
@@ -256,7 +255,7 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
 }
 
 template <typename Slabs, bool kClusters>
-__global__ void __launch_bounds__(ShapeOf(kClusters, kHasClusters).threads())
+__global__ void __launch_bounds__(ShapeOf(kClusters).threads())
     PilotThresholdKernel(const __grid_constant__ GroupLaunch group) {
   if constexpr (kHasClusters || !kClusters) FindThreshold<Slabs, kClusters>(group);
 }
@@ -275,9 +274,9 @@ struct Launcher {
   template <typename Slabs>
   cudaError_t Start() const {
     static const DeviceLimits limits = DeviceLimits::Read();
-    const int blocks = ShapeOf(true, true).blocks * launch.decode.num_kv_heads * launch.num_pilots;
+    const int blocks = ShapeOf(true).blocks * launch.decode.num_kv_heads * launch.num_pilots;
     const bool clusters = limits.has_clusters && blocks <= 2 * limits.multiprocessors;  // which run at once
-    const PilotShape shape = ShapeOf(clusters, limits.has_clusters);
+    const PilotShape shape = ShapeOf(clusters);
     const int shared_bytes = shape.RingBytes(Slabs::SlabBytes()) + kPilotBlocks * static_cast<int>(sizeof(PilotCounts));
     const dim3 grid(shape.blocks * launch.decode.num_kv_heads, launch.num_pilots);
     const auto kernel = clusters ? PilotThresholdKernel<Slabs, true> : PilotThresholdKernel<Slabs, false>;
