@@ -105,6 +105,10 @@ ItemPlan PlanItem(const DecodeItem& item, const KvLayout& layout, std::optional<
   return plan;
 }
 
+int32_t ItemPlan::num_units() const {
+  return HasPilot(kernel) ? (splits.count + kUnitsOfBlock - 1) / kUnitsOfBlock * kUnitsOfBlock : splits.count;
+}
+
 void OrderWork(std::span<const ItemPlan> plans, std::vector<int32_t>& order, WorkUnit* work,
                std::span<WorkRange, kNumKernels> ranges) {
   order.resize(plans.size());
@@ -121,8 +125,11 @@ void OrderWork(std::span<const ItemPlan> plans, std::vector<int32_t>& order, Wor
     const Splits& splits = plans[item].splits;
     WorkRange& range = ranges[static_cast<size_t>(plans[item].kernel)];
     if (range.count == 0) range.first = count;
-    range.count += splits.count;
-    for (int32_t i = 0; i < splits.count; ++i) work[count++] = {item, i, splits.BeginOf(i), splits.EndOf(i)};
+    range.count += plans[item].num_units();
+    for (int32_t i = 0; i < plans[item].num_units(); ++i) {
+      const bool is_empty = i >= splits.count;
+      work[count++] = {item, i, is_empty ? splits.end : splits.BeginOf(i), is_empty ? splits.end : splits.EndOf(i)};
+    }
   }
 }
 

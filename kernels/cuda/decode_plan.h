@@ -76,6 +76,7 @@ struct ItemPlan {
   float target_relative_error = 0;
 
   bool has_target() const { return target_relative_error > 0; }
+  int32_t num_units() const;  // of work: its splits, and empty ones
   int32_t visible() const { return end - begin; }
 };
 
@@ -93,7 +94,7 @@ struct WorkRange {
   int32_t count = 0;
 };
 
-// Writes every split of every item to `work`, which has room for them: the kernels one after another, and for each the
+// Writes every unit of every item to `work`, which has room for them: the kernels one after another, and for each the
 // longest splits, then the longest items, first, so that no long split starts when the others have ended. Reuses
 // `order`. ranges: [kNumKernels].
 void OrderWork(std::span<const ItemPlan> plans, std::vector<int32_t>& order, WorkUnit* work,

@@ -130,6 +130,33 @@ TEST(DecodePlanTest, APilotIsOfManyTokensOfUsualShapes) {
   EXPECT_EQ(kernel(unusual, 50000, sketched), Kernel::kSketched);
 }
 
+TEST(DecodePlanTest, UnitsOfAPilotComeInFours) {
+  KvLayout layout = kLayout;
+  layout.sketch = Sketch::kK4;
+  std::vector<ItemPlan> plans;
+  int32_t units = 0;
+  for (const int64_t tokens : {16384, 20000, 33000}) {  // 16, 20 and 17 splits
+    plans.push_back(
+        PlanItem({.num_tokens = tokens, .options = {.method = Method::kSketched, .sample_count = 64}}, layout));
+    ASSERT_EQ(plans.back().kernel, Kernel::kSketchedOnePass);
+    units += plans.back().num_units();
+  }
+  EXPECT_EQ(units, 16 + 20 + 20);
+  std::vector<WorkUnit> work(units);
+  std::vector<int32_t> order;
+  std::array<WorkRange, kNumKernels> ranges;
+  OrderWork(plans, order, work.data(), ranges);
+  EXPECT_EQ(ranges[static_cast<int>(Kernel::kSketchedOnePass)].count, units);
+  std::array<int32_t, 3> tokens = {};
+  for (int32_t i = 0; i < units; ++i) {
+    EXPECT_EQ(work[i].item, work[i / kUnitsOfBlock * kUnitsOfBlock].item);
+    EXPECT_EQ(work[i].split % kUnitsOfBlock, i % kUnitsOfBlock);
+    EXPECT_EQ(work[i].begin == work[i].end, work[i].split >= plans[work[i].item].splits.count);
+    tokens[work[i].item] += work[i].end - work[i].begin;
+  }
+  EXPECT_EQ(tokens, (std::array<int32_t, 3>{16384, 20000, 33000}));
+}
+
 TEST(DecodePlanTest, WorkHasEverySplitOnceLongItemsFirst) {
   const AttentionOptions flash = {.method = Method::kS2antaFlash, .sample_count = 2048};
   std::vector<ItemPlan> plans;

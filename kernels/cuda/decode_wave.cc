@@ -187,16 +187,16 @@ absl::StatusOr<DecodeWave> DecodeWave::Allocate(const KvLayout& layout, const Wa
 
 size_t DecodeWave::PlanItems(std::span<const DecodeItem> items) {
   plans_.clear();
-  int64_t splits = 0;
+  int64_t units = 0;
   int64_t entries = 0;
   int64_t stored = 0;
   for (const DecodeItem& item : items) {
     if (plans_.size() == static_cast<size_t>(limits_.items)) break;
     const ItemPlan plan = PlanItem(item, layout_);
-    splits += plan.splits.count;
+    units += plan.num_units();
     entries += SliceOf(plan, layout_.page_size).count;
     stored += StoredBytes(plan, item, layout_);
-    if (splits > limits_.splits || entries > limits_.table_entries || stored > limits_.stored_bytes) break;
+    if (units > limits_.splits || entries > limits_.table_entries || stored > limits_.stored_bytes) break;
     plans_.push_back(plan);
   }
   return plans_.size();
@@ -204,7 +204,7 @@ size_t DecodeWave::PlanItems(std::span<const DecodeItem> items) {
 
 // Decides where each region lies, and each item's answer.
 void DecodeWave::Place(std::span<const DecodeItem> items) {
-  size_t splits = 0;
+  size_t units = 0;
   size_t entries = 0;
   size_t query_total = 0, fetched_total = 0, faults_total = 0, o_total = 0;
   outputs_.clear();
@@ -212,7 +212,7 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
   num_fetches_ = most_fetched_bytes_ = 0;
   for (size_t i = 0; i < items.size(); ++i) {
     const DecodeItem& item = items[i];
-    splits += plans_[i].splits.count;
+    units += plans_[i].num_units();
     entries += (SliceOf(plans_[i], layout_.page_size).count + 3) / 4 * 4;
     const size_t bytes = query_bytes(item.io_dtype);
     converts_queries_ |= item.io_dtype != QueryType(layout_.dtype);
@@ -243,7 +243,7 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
   stored_at_ = regions.Add(sizeof(StoredItem) * items.size());
   arrays_at_ = regions.Add(sizeof(GroupArrays) * items.size());
   numbers_at_ = regions.Add(sizeof(int32_t) * items.size());
-  work_at_ = regions.Add(sizeof(WorkUnit) * splits);
+  work_at_ = regions.Add(sizeof(WorkUnit) * units);
   tables_at_ = regions.Add(sizeof(int32_t) * entries);
   sinks_at_ = regions.Add(sizeof(float) * layout_.num_query_heads * items.size());
   queries_at_ = regions.Add(query_total);

@@ -38,7 +38,7 @@ namespace santa::cuda {
 
 // Pointers name memory that the host has filled before the launch.
 struct GroupLaunch {
-  DecodeLaunch decode;  // of which `work` names items of one method only, a whole split a unit
+  DecodeLaunch decode;  // of which `work` names items of one method only, a whole split a unit; of a pilot's in fours
   // [as many as decode.items]: at the same place as the item, over GroupArrays::bytes() of device memory, aligned to
   // 256 bytes; others are not read. What that holds beforehand does not matter; nothing else may use it until the
   // launch has ended.
@@ -48,14 +48,16 @@ struct GroupLaunch {
   int32_t longest_split = 0;      // tokens, a multiple of 256, at most 4096
   int32_t most_rows = 0;          // that a group may read of an item: sample_count, and a page beside it
   bool has_targets = false;       // any item
-  // [num_pilots]: the items in the order of their work, where the threshold of all of them is a pilot's; else null.
+  // [num_pilots]: the items, where the threshold of all of them is a pilot's; else null.
   const int32_t* pilots = nullptr;
   int32_t num_pilots = 0;
   // How many splits, one after the other, a block takes. Changes no answer. Set by LaunchGroupDraw.
   int32_t splits_of_block = 1;
   bool second_draw = false;  // after AimAtTarget. Likewise.
   bool alone = false;        // GatherCorrections once more. Likewise.
-  bool few_blocks = false;   // of OnePass: two a multiprocessor at most, so that each may have a long ring. Likewise.
+  // Of OnePass: two a multiprocessor at most, so that each may have a long ring. Of WarpPass: they all run at once.
+  // Likewise.
+  bool few_blocks = false;
 
   SANTA_HOST_DEVICE bool corrects() const { return Corrects(method, sketch); }
 };

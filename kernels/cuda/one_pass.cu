@@ -3,9 +3,10 @@
 // takes the weights of its rows from their keys, which are read again: no score is kept. Where there are many splits,
 // kernels/cuda/warp_pass.cu has them.
 //
-// Grid: (key/value head, work). A block takes one split, with a draw of its own. Each warp scores every fourth block of
-// 64 tokens, which asynchronous copies bring into a ring of its own, and leaves inclusions; then the rows are listed,
-// and summed up where the ring was. The block that is its group's last adds the splits up.
+// Grid: (key/value head, work, of which some may be empty). A block takes one split, with a draw of its own. Each warp
+// scores every fourth block of 64 tokens, which asynchronous copies bring into a ring of its own, and leaves
+// inclusions; then the rows are listed, and summed up where the ring was. The block that is its group's last adds the
+// splits up.
 #include <algorithm>
 #include <type_traits>
 
@@ -75,16 +76,18 @@ __global__ void __launch_bounds__(kGatherThreads, 3) OnePassKernel(const __grid_
   auto* inclusion = reinterpret_cast<uint32_t*>(bytes + RingBytes<Blocks, Kv, D>(group));
   const DecodeLaunch& launch = group.decode;
   const int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, group_size = launch.group_size;
+  if (launch.work[blockIdx.y].begin == launch.work[blockIdx.y].end) return WaitForEarlierKernel();
   const GatherTask<Kv, D> task(group, kv_head);
   const DeviceItem& item = task.item;
   const int begin = task.splits.begin, origin = task.splits.origin, end = task.full_end;
   constexpr int kStep = kGatherWarps * sampling::kCodeBlock;
   int first = origin + warp * sampling::kCodeBlock;
+  const Scorer scorer_of_keys(item, kv_head);  // before the copies, behind which loads would wait
   // Copies before the pilot's end: that began when what wrote the cache had ended.
   Blocks blocks(group, item, kv_head, begin, first, end, kStep, bytes + warp * Blocks::RingBytes(group), queries, lane);
   blocks.Begin(lane);
   LoadPages(task, shared);
-  const SketchScorer scorer(item, kv_head, blocks.LoadQueries(lane));
+  const SketchScorer scorer(scorer_of_keys, blocks.LoadQueries(scorer_of_keys.scale, lane));
   WaitForEarlierKernel();
   LetLaterKernelStart();
   if (threadIdx.x < shared.kHeads) {
@@ -119,7 +122,8 @@ __global__ void __launch_bounds__(kGatherThreads, 3) OnePassKernel(const __grid_
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int token = first + TokenOfSquare(i, lane);
-        inclusion[token - origin] = token >= begin && token < end ? sampling::Inclusion(threshold, mine.of[i]) : 0;
+        const uint32_t has_chance = token >= begin && token < end ? ~0u : 0;  // a mask, not a branch
+        inclusion[token - origin] = sampling::Inclusion(threshold, mine.of[i]) & has_chance;
       }
     }
   };

@@ -20,23 +20,48 @@ static_assert(sampling::kSliceTokens == kSlabRows && kPilotBlocks == 32);
 
 // How a group's pilot is shared out.
 struct PilotShape {
-  int blocks, warps;       // of a cluster; of each of its blocks
-  int most_bytes_of_warp;  // of slices that are on their way
+  static constexpr int kStages = 2;  // of a warp's ring
+
+  int blocks, warps;     // of a cluster; of each of its blocks
+  int most_stage_bytes;  // of a stage, which has two slices or one
 
   SANTA_HOST_DEVICE constexpr int threads() const { return 32 * warps; }
   // Whole blocks of four slices.
   SANTA_HOST_DEVICE constexpr int of_warp() const { return kPilotBlocks / (blocks * warps); }
-  // Slices that a warp has on their way at once.
-  SANTA_HOST_DEVICE constexpr int SlicesAhead(int slab_bytes) const {
-    return slab_bytes * kBlockSlabs <= most_bytes_of_warp ? kBlockSlabs : slab_bytes * 2 <= most_bytes_of_warp ? 2 : 1;
+  SANTA_HOST_DEVICE constexpr int SlicesOfStage(int slab_bytes) const {
+    return 2 * slab_bytes <= most_stage_bytes ? 2 : 1;
   }
-  SANTA_HOST_DEVICE constexpr int RingBytes(int slab_bytes) const {
-    return warps * SlicesAhead(slab_bytes) * slab_bytes;
+  SANTA_HOST_DEVICE constexpr int StageBytes(int slab_bytes) const { return SlicesOfStage(slab_bytes) * slab_bytes; }
+  SANTA_HOST_DEVICE constexpr int RingBytes(int slab_bytes) const { return warps * kStages * StageBytes(slab_bytes); }
+  SANTA_HOST_DEVICE constexpr int ScoreBytes(int quads) const {
+    return warps * of_warp() * quads * 32 * static_cast<int>(sizeof(QuadScores));
   }
 };
 SANTA_HOST_DEVICE constexpr PilotShape ShapeOf(bool clusters) {
-  return clusters ? PilotShape{4, 8, 16384} : PilotShape{1, 16, 4096};
+  return clusters ? PilotShape{4, 8, 8192} : PilotShape{1, 16, 4096};
 }
+
+// A lane's own scores of its warp's slices, in shared memory, [slice][quad][lane]: in registers they would have to be
+// found by loops unrolled, whose code takes longer to come than to run.
+struct LaneScores {
+  float2* const mine;
+  const int quads;
+
+  __device__ __forceinline__ float2& Of(int slice, int quad) const { return mine[(slice * quads + quad) * 32]; }
+  // Of a block of slices.
+  __device__ __forceinline__ void Load(QuadScores& s, int block, int quad) const {
+#pragma unroll
+    for (int i = 0; i < kBlockSlabs; ++i) {
+      const float2 two = Of(block * kBlockSlabs + i, quad);
+      s[i][0] = two.x;
+      s[i][1] = two.y;
+    }
+  }
+  __device__ __forceinline__ void Store(const QuadScores& s, int block, int quad) const {
+#pragma unroll
+    for (int i = 0; i < kBlockSlabs; ++i) Of(block * kBlockSlabs + i, quad) = make_float2(s[i][0], s[i][1]);
+  }
+};
 
 using PilotCounts = uint32_t[sampling::kCodeBlock];  // of a block
 constexpr int kBinBits = 10;                         // of a count, the lowest
@@ -139,7 +164,9 @@ __device__ __forceinline__ void FindLse(PilotShared& shared, int group_size) {
 template <typename Slabs, bool kClusters>
 __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   constexpr PilotShape kShape = ShapeOf(kClusters);
-  constexpr int kThreads = kShape.threads(), kSlabBytes = Slabs::SlabBytes(), kAhead = kShape.SlicesAhead(kSlabBytes);
+  constexpr int kThreads = kShape.threads(), kSlabBytes = Slabs::SlabBytes();
+  constexpr int kAtOnce = kShape.SlicesOfStage(kSlabBytes), kStageBytes = kShape.StageBytes(kSlabBytes);
+  constexpr int kSlices = kShape.of_warp() * kBlockSlabs;  // of a warp
   extern __shared__ __align__(1024) unsigned char bytes[];
   __shared__ typename Slabs::Queries queries;
   __shared__ PilotShared shared;
@@ -148,11 +175,16 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   const DecodeLaunch& launch = group.decode;
   const int kv_head = blockIdx.x / kShape.blocks, rank = blockIdx.x % kShape.blocks;
   const int item_index = group.pilots[blockIdx.y], group_size = launch.group_size;
-  const DeviceItem& item = launch.items[item_index];
+  const DeviceItem& item_there = launch.items[item_index];
+  const DeviceItem item = item_there;  // now: behind copies every load would take microseconds
+  const Scorer scorer_of_keys(item, kv_head);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const GroupArrays arrays = group.arrays[item_index];
-  Slabs slabs(launch, item, kv_head, queries);
-  const unsigned char* ring = bytes + warp * kAhead * kSlabBytes;
+  Slabs slabs(launch, item_there, kv_head, queries);
+  unsigned char* const ring = bytes + warp * PilotShape::kStages * kStageBytes;
+  const int quads = CodesOfToken(group_size) / kQuad;
+  const LaneScores scores{
+      reinterpret_cast<float2*>(bytes + kShape.RingBytes(kSlabBytes)) + warp * kSlices * quads * 32 + lane, quads};
   const int first_slice = item.begin / kSlabRows, num_slices = (item.end - 1) / kSlabRows - first_slice + 1;
   for (int i = threadIdx.x; i < sampling::kPilotSlices; i += kThreads) {
     shared.slices[i / kBlockSlabs][i % kBlockSlabs] =
@@ -164,7 +196,7 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   __syncthreads();
   // A lane knows one of its warp's slices and the page of that, so that no copy waits for the one before it.
   const int first_block = (rank * kShape.warps + warp) * kShape.of_warp();
-  static_assert(kShape.of_warp() * kBlockSlabs <= 32);
+  static_assert(kSlices <= 32);
   const int my_token =
       shared.slices[first_block + lane / kBlockSlabs % kShape.of_warp()][lane % kBlockSlabs].slice * kSlabRows;
   const int32_t my_page = slabs.PageOf(my_token);
@@ -172,43 +204,61 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   // Not sooner: the kernel that follows reads the cache before it waits for this one, and relies on what came before.
   LetLaterKernelStart();
   const auto copy = [&](int first) {
+    if (first < kSlices) {
+      const uint32_t to = SharedAddress(ring) + first / kAtOnce % PilotShape::kStages * kStageBytes;
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int token = __shfl_sync(~0u, my_token, first + i), page = __shfl_sync(~0u, my_page, first + i);
-      slabs.Copy(SharedAddress(ring) + i * kSlabBytes, page, token, lane);
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int token = __shfl_sync(~0u, my_token, first + i), page = __shfl_sync(~0u, my_page, first + i);
+        slabs.Copy(to + i * kSlabBytes, page, token, lane);
+      }
     }
     CommitCopies();
   };
-  copy(0);
-  const SketchScorer scorer(item, kv_head, slabs.LoadQueries(lane));
+  slabs.AskForQueries(lane);
+#pragma unroll 1
+  for (int i = 0; i < PilotShape::kStages; ++i) copy(i * kAtOnce);
+  const SketchScorer scorer(scorer_of_keys, slabs.TakeQueries(scorer_of_keys.scale));
   __syncthreads();
 
-  QuadScores s[kShape.of_warp()][kPilotQuads] = {};
+#pragma unroll 1
+  for (int first = 0; first < kSlices; first += kAtOnce) {
+    int tokens[kAtOnce];
 #pragma unroll
-  for (int first = 0; first < kShape.of_warp() * kBlockSlabs; first += kAhead) {
-    int tokens[kAhead];
+    for (int i = 0; i < kAtOnce; ++i) tokens[i] = __shfl_sync(~0u, my_token, first + i);
+    WaitCopies<PilotShape::kStages - 1>();
+    const unsigned char* stage = ring + first / kAtOnce % PilotShape::kStages * kStageBytes;
+    const auto score = [&](int quad) {
+      float s[kAtOnce][2] = {};
+      slabs.template Score<kAtOnce>(s, stage, quad, tokens, lane);
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) tokens[i] = __shfl_sync(~0u, my_token, first + i);
-    WaitCopies<0>();
+      for (int i = 0; i < kAtOnce; ++i) scores.Of(first + i, quad) = make_float2(s[i][0], s[i][1]);
+    };
+    if constexpr (Slabs::kQueriesInRegisters) {
 #pragma unroll
-    for (int quad = 0; quad < kPilotQuads; ++quad) {
-      if (kQuad * quad >= group_size) break;
-      slabs.template Score<kAhead>(s[first / kBlockSlabs][quad] + first % kBlockSlabs, ring, quad, tokens, lane);
+      for (int quad = 0; quad < kPilotQuads; ++quad) {
+        if (quad < quads) score(quad);
+      }
+    } else {
+#pragma unroll 1
+      for (int quad = 0; quad < quads; ++quad) score(quad);
     }
     __syncwarp();  // the slabs have been read
-    if (first + kAhead < kShape.of_warp() * kBlockSlabs) copy(first + kAhead);
+    copy(first + PilotShape::kStages * kAtOnce);
   }
+  WaitCopies<0>();
   float scale = 1;             // the same for all
   Cluster<kClusters>::Wait();  // all blocks have begun
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < kShape.of_warp(); ++i) {
     int tokens[kBlockSlabs];
 #pragma unroll
     for (int j = 0; j < kBlockSlabs; ++j) tokens[j] = __shfl_sync(~0u, my_token, i * kBlockSlabs + j);
-#pragma unroll
-    for (int quad = 0; quad < kPilotQuads; ++quad) {
-      if (kQuad * quad >= group_size) break;
-      scale = TellSums<kClusters>(shared, s[i][quad], scorer, item, tokens, first_block + i, quad, kShape.blocks, lane);
+#pragma unroll 1
+    for (int quad = 0; quad < quads; ++quad) {
+      QuadScores s;
+      scores.Load(s, i, quad);
+      scale = TellSums<kClusters>(shared, s, scorer, item, tokens, first_block + i, quad, kShape.blocks, lane);
+      scores.Store(s, i, quad);
     }
   }
   Cluster<kClusters>::Arrive();
@@ -218,14 +268,16 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   const bool sketched = group.method == Method::kSketched;
   const int end = sketched ? FullPagesEnd(item, launch.page_shift) : item.end;
   // Of every token of the pilot: its bin, and how often it counts; in the first block.
-  auto* counts = Cluster<kClusters>::SharedOf(0, reinterpret_cast<PilotCounts*>(bytes + kShape.RingBytes(kSlabBytes)));
-#pragma unroll
+  auto* counts = Cluster<kClusters>::SharedOf(
+      0, reinterpret_cast<PilotCounts*>(bytes + kShape.RingBytes(kSlabBytes) + kShape.ScoreBytes(quads)));
+#pragma unroll 1
   for (int i = 0; i < kShape.of_warp(); ++i) {
     TokenSquares squares = {};
-#pragma unroll
-    for (int quad = 0; quad < kPilotQuads; ++quad) {
-      if (kQuad * quad >= group_size) break;
-      AddSquares(squares, s[i][quad], scale, 2 * shared.lse[kQuad * quad + lane % 4]);
+#pragma unroll 1
+    for (int quad = 0; quad < quads; ++quad) {
+      QuadScores s;
+      scores.Load(s, i, quad);
+      AddSquares(squares, s, scale, 2 * shared.lse[kQuad * quad + lane % 4]);
     }
     const LaneSquares sums = SumOverHeads(squares, lane);
 #pragma unroll
@@ -277,7 +329,9 @@ struct Launcher {
     const int blocks = ShapeOf(true).blocks * launch.decode.num_kv_heads * launch.num_pilots;
     const bool clusters = limits.has_clusters && blocks <= 2 * limits.multiprocessors;  // which run at once
     const PilotShape shape = ShapeOf(clusters);
-    const int shared_bytes = shape.RingBytes(Slabs::SlabBytes()) + kPilotBlocks * static_cast<int>(sizeof(PilotCounts));
+    const int quads = CodesOfToken(launch.decode.group_size) / kQuad;
+    const int shared_bytes = shape.RingBytes(Slabs::SlabBytes()) + shape.ScoreBytes(quads) +
+                             kPilotBlocks * static_cast<int>(sizeof(PilotCounts));
     const dim3 grid(shape.blocks * launch.decode.num_kv_heads, launch.num_pilots);
     const auto kernel = clusters ? PilotThresholdKernel<Slabs, true> : PilotThresholdKernel<Slabs, false>;
     return LaunchOverlapping(kernel, launch, grid, shape.threads(), shared_bytes, stream, shape.blocks);

@@ -89,11 +89,12 @@ __global__ void __launch_bounds__(32 * kWarps<D>, D <= 128 ? 2 : 1)
     ahead_at = next(ahead_at);
     CommitCopies();
   };
+  const Scorer scorer_of_keys(item, kv_head);
   WaitForEarlierKernel();
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) copy_ahead();
-  const float factor = LoadSketchQueries<kBits>(queries, launch, item, kv_head, 0, Scorer(item, kv_head).scale);
-  const SketchScorer scorer(item, kv_head, factor);
+  const float factor = LoadSketchQueries<kBits>(queries, launch, item, kv_head, 0, scorer_of_keys.scale);
+  const SketchScorer scorer(scorer_of_keys, factor);
   __syncthreads();
   LaneSum sums[kQuads];
   int split = 0;  // that the sums are of

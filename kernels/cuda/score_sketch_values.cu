@@ -108,12 +108,13 @@ __global__ void __launch_bounds__(32 * kWarps<D, kBits>, kBlocksAtOnce<D, kBits,
   __syncthreads();
   BlockCursor<kWarps<D, kBits>> cursor(splits, warp);
   Loader<D, kBits> loader{sketches, geometry, splits, cursor, SharedAddress(ring), stage_bytes, warp, lane, pages};
+  const Scorer scorer_of_keys(item, kv_head);
   WaitForEarlierKernel();
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) loader.Next();
   const float factor =
-      LoadSketchQueries<kBits>(queries, launch, item, kv_head, first_head / kQuad, Scorer(item, kv_head).scale);
-  const SketchScorer scorer(item, kv_head, factor);
+      LoadSketchQueries<kBits>(queries, launch, item, kv_head, first_head / kQuad, scorer_of_keys.scale);
+  const SketchScorer scorer(scorer_of_keys, factor);
   __syncthreads();
   ValueTotals<D, kQuads> totals;
   int at = 0;

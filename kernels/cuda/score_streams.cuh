@@ -16,18 +16,21 @@ inline constexpr int kPilotQuads = 2;  // of the largest group that has a pilot
 // Dot products of single slabs from the sketch, and of tokens without one from K.
 template <int D>
 class SketchSlabs {
+  using Geometry = SketchGeometry<D, kKeyBits>;
+
  public:
+  static constexpr bool kQueriesInRegisters = false;
   using Queries = SketchQueries<D, kPilotQuads>;  // in shared memory
 
   __device__ SketchSlabs(const DecodeLaunch& launch, const DeviceItem& item, int kv_head, Queries& queries)
       : launch_(launch), item_(item), kv_head_(kv_head), queries_(queries), sketches_(launch, item, kv_head, 0) {}
 
-  static __host__ __device__ constexpr int SlabBytes() {
-    return SketchGeometry<D, kKeyBits>::kSlabBytes + SketchGeometry<D, kKeyBits>::kColumnBytes;
-  }
-  // The factor that dot products come in. All threads call it, and __syncthreads() afterwards.
-  __device__ float LoadQueries(int) {
-    return factor_ = LoadSketchQueries<kKeyBits>(queries_, launch_, item_, kv_head_, 0, Scorer(item_, kv_head_).scale);
+  static __host__ __device__ constexpr int SlabBytes() { return Geometry::kSlabBytes + Geometry::kColumnBytes; }
+  // Asks for the queries.
+  __device__ __forceinline__ void AskForQueries(int) { early_.Ask(launch_, item_, kv_head_); }
+  // The factor that dot products come in. scale: the item's. All threads call it, and __syncthreads() afterwards.
+  __device__ __forceinline__ float TakeQueries(float scale) {
+    return factor_ = early_.template Fill<kKeyBits>(queries_, launch_, scale);
   }
   // The page of a slab's tokens, for Copy.
   __device__ __forceinline__ int32_t PageOf(int token) const {
@@ -47,15 +50,15 @@ class SketchSlabs {
   }
   // Of kSlabs slabs one after the other, of the tokens from tokens[i] on; what has no sketch is scored from K.
   template <int kSlabs>
-  __device__ __forceinline__ void Score(float (*s)[2], const unsigned char* slabs, int quad,
+  __device__ __forceinline__ void Score(float (&s)[kSlabs][2], const unsigned char* slabs, int quad,
                                         const int (&tokens)[kSlabs], int lane) const {
-    // First all as if they had one: so that their products are under way at once.
-#pragma unroll
-    for (int i = 0; i < kSlabs; ++i) {
-      const unsigned char* slab = slabs + i * SlabBytes();
-      const PageQueries<D> page(queries_, quad, slab + Geometry::kSlabBytes, lane);
-      ScoreSlab<D, kKeyBits>(s[i], slab, page, lane);
+    // First all as if they had one.
+    [&]<int... kI>(std::integer_sequence<int, kI...>) {
+      const PageQueries<D, kKeyBits> pages[] = {
+          {queries_, quad, slabs + kI * SlabBytes() + Geometry::kSlabBytes, lane}...};
+      ScoreSlabs<D, kKeyBits>(s, slabs, SlabBytes(), pages, lane);
     }
+    (std::make_integer_sequence<int, kSlabs>());
 #pragma unroll
     for (int i = 0; i < kSlabs; ++i) {
       if (tokens[i] < sketches_.end) continue;
@@ -66,13 +69,12 @@ class SketchSlabs {
   }
 
  private:
-  using Geometry = SketchGeometry<D, kKeyBits>;
-
   const DecodeLaunch& launch_;
   const DeviceItem& item_;
   const int kv_head_;
   Queries& queries_;
   const SketchView<D, kKeyBits> sketches_;
+  EarlyQueries<D, kPilotQuads> early_;
   float factor_ = 1;
 };
 
@@ -80,6 +82,7 @@ class SketchSlabs {
 template <typename Kv, int D>
 class KeySlabs {
  public:
+  static constexpr bool kQueriesInRegisters = true;
   struct Queries {};
 
   __device__ KeySlabs(const DecodeLaunch& launch, const DeviceItem& item, int kv_head, int begin, int end)
@@ -88,23 +91,23 @@ class KeySlabs {
       : KeySlabs(launch, item, kv_head, item.begin, item.end) {}
 
   static __host__ __device__ constexpr int SlabBytes() { return Slab<Kv, D>::kBytes; }
-  __device__ float LoadQueries(int lane) {
+  __device__ __forceinline__ void AskForQueries(int lane) {
 #pragma unroll
     for (int quad = 0; quad < kPilotQuads; ++quad) {
       const int head = kQuad * quad + lane / 8;  // in the even columns
       const auto* row = static_cast<const uint16_t*>(item_.q) + (kv_head_ * launch_.group_size + head) * D;
       LoadQuery<Kv, D>(q_[quad][0], lane / 4 % 2 == 0 && head < launch_.group_size ? row : nullptr, lane);
     }
-    return 1;
   }
+  __device__ __forceinline__ float TakeQueries(float) { return 1; }
   __device__ __forceinline__ int32_t PageOf(int token) const { return view_.PageOf(token); }
   __device__ __forceinline__ void Copy(uint32_t to, int32_t page, int token, int lane) const {
     CopySlab(to, view_, view_.Row(page, token), token, lane);
   }
   __device__ __forceinline__ void Copy(uint32_t to, int token, int lane) const { Copy(to, PageOf(token), token, lane); }
   template <int kSlabs>
-  __device__ __forceinline__ void Score(float (*s)[2], const unsigned char* slabs, int quad, const int (&)[kSlabs],
-                                        int lane) const {
+  __device__ __forceinline__ void Score(float (&s)[kSlabs][2], const unsigned char* slabs, int quad,
+                                        const int (&)[kSlabs], int lane) const {
 #pragma unroll
     for (int i = 0; i < kSlabs; ++i) Score(s[i], slabs + i * SlabBytes(), quad, lane);
   }
@@ -149,11 +152,8 @@ struct WholeBlock {
   template <int kQuads>
   static __device__ __forceinline__ void Score(QuadScores& s, const SketchQueries<D, kQuads>& queries,
                                                const unsigned char* block, int lane) {
-    const PageQueries<D> page(queries, 0, block + kCodeBytes, lane);
-#pragma unroll
-    for (int slab = 0; slab < kBlockSlabs; ++slab) {
-      ScoreSlab<D, kKeyBits>(s[slab], block + slab * Geometry::kSlabBytes, page, lane);
-    }
+    const PageQueries<D, kKeyBits> page[] = {{queries, 0, block + kCodeBytes, lane}};
+    ScoreSlabs<D, kKeyBits>(s, block, Geometry::kSlabBytes, page, lane);
   }
 };
 
@@ -192,8 +192,8 @@ class SketchBlocks {
   }
 
   // As of SketchSlabs.
-  __device__ float LoadQueries(int) {
-    return LoadSketchQueries<kKeyBits>(queries_, launch_, item_, kv_head_, 0, Scorer(item_, kv_head_).scale);
+  __device__ float LoadQueries(float scale, int) {
+    return LoadSketchQueries<kKeyBits>(queries_, launch_, item_, kv_head_, 0, scale);
   }
 
   // The dot products of the next block, which begins with `first`: of as many quads as the group has. kCommon: pages
@@ -284,7 +284,10 @@ class KeyBlocks {
     for (int i = 0; i < kRing; ++i) CopyAhead(lane);
   }
 
-  __device__ float LoadQueries(int lane) { return slabs_.LoadQueries(lane); }
+  __device__ __forceinline__ float LoadQueries(float scale, int lane) {
+    slabs_.AskForQueries(lane);
+    return slabs_.TakeQueries(scale);
+  }
 
   template <bool>
   __device__ __forceinline__ void Next(QuadScores (&s)[kPilotQuads], int first, int lane) {

@@ -113,24 +113,22 @@ __device__ __forceinline__ void ScoreSketched(QuadScores& s, const SketchQueries
   using Geometry = SketchGeometry<D, kBits>;
   if (geometry.parts == 1) {
     if (first_token >= sketched_end) return;
-    const PageQueries<D> page(queries, quad, stage + kBlockSlabs * Geometry::kSlabBytes, lane);
-#pragma unroll
-    for (int slab = 0; slab < kBlockSlabs; ++slab) {
-      ScoreSlab<D, kBits>(s[slab], stage + slab * Geometry::kSlabBytes, page, lane);
-    }
-    return;
+    const PageQueries<D, kBits> page[] = {{queries, quad, stage + kBlockSlabs * Geometry::kSlabBytes, lane}};
+    return ScoreSlabs<D, kBits>(s, stage, Geometry::kSlabBytes, page, lane);
   }
 #pragma unroll
   for (int slab = 0; slab < kBlockSlabs; ++slab) {
     if (first_token + slab * kSlabRows >= sketched_end) return;
     const int part = slab * kSlabRows / geometry.part_tokens, in_part = slab - part * geometry.part_tokens / kSlabRows;
     const unsigned char* codes = stage + part * geometry.part_bytes();
-    const PageQueries<D> page(queries, quad, codes + geometry.part_tokens / 16 * Geometry::kSlabBytes, lane);
-    ScoreSlab<D, kBits>(s[slab], codes + in_part * Geometry::kSlabBytes, page, lane);
+    const PageQueries<D, kBits> page[] = {
+        {queries, quad, codes + geometry.part_tokens / 16 * Geometry::kSlabBytes, lane}};
+    float(&of_slab)[1][2] = *reinterpret_cast<float(*)[1][2]>(&s[slab]);
+    ScoreSlabs<D, kBits>(of_slab, codes + in_part * Geometry::kSlabBytes, Geometry::kSlabBytes, page, lane);
   }
 }
 
-// Exact dot products of a slab whose tokens have no sketch, as ScoreSlab gives them. Tokens [begin, end) are visible.
+// Exact dot products of a slab whose tokens have no sketch, as ScoreSlabs gives them. Tokens [begin, end) are visible.
 template <typename Kv, int D>
 __device__ __noinline__ float2 ScoreExactly(const DecodeLaunch& launch, const DeviceItem& item, int begin, int end,
                                             int kv_head, int quad, int token, int lane) {
@@ -194,8 +192,8 @@ struct SketchScorer {
 
   SketchScorer() = default;
   // factor: that of the queries.
-  __device__ SketchScorer(const DeviceItem& item, int kv_head, float factor)
-      : scale(fminf(Scorer(item, kv_head).scale / factor, 0x1p90f)), soft_cap(item.soft_cap * kLog2E) {}
+  __device__ SketchScorer(const Scorer& scorer, float factor)
+      : scale(fminf(scorer.scale / factor, 0x1p90f)), soft_cap(scorer.soft_cap) {}
 
   // Brings dot products to scores but for a factor, which it returns.
   __device__ __forceinline__ float Cap(QuadScores& s) const {

@@ -90,8 +90,8 @@ Batch Cut(const std::vector<Item>& items) {
                                    item.problem->shape.layout(),
                                    sampling::kMostWithoutPilot + 1));  // so that short sequences are enough for a test
     batch.splits += batch.plans.back().splits.count;
+    batch.work.resize(batch.work.size() + batch.plans.back().num_units());
   }
-  batch.work.resize(batch.splits);
   std::vector<int32_t> order;
   OrderWork(batch.plans, order, batch.work.data(), batch.ranges);
   return batch;

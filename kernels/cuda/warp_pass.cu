@@ -5,7 +5,7 @@
 // them, as soon as a slab of 16 rows is drawn, its keys and its values. When they come to be weighed and added they are
 // there, and the stream has not stopped.
 //
-// Grid: (key/value head, fours of an item's splits). The block that is its group's last adds the splits up.
+// Grid: (key/value head, fours of units). The block that is its group's last adds the splits up.
 #include "kernels/cuda/group_gather.cuh"
 #include "kernels/cuda/row_sums.cuh"
 #include "kernels/cuda/token_squares.cuh"
@@ -14,6 +14,7 @@
 namespace santa::cuda {
 namespace {
 
+inline constexpr int kBlocksAtOnce = 3;                                     // of a multiprocessor
 inline constexpr int kStages = 3;                                           // of a warp's ring
 inline constexpr int kListed = 256;                                         // rows listed and not added yet, at most:
 static_assert((kStages + 1) * sampling::kCodeBlock <= kListed);             // of blocks on their way, and a slab
@@ -34,7 +35,6 @@ struct GroupQueries {
   SketchScorer sketch_scorer;
   Scorer row_scorer;
   bool wants_error;
-  float lse[kQuad];
   sampling::InclusionThreshold threshold;
 };
 
@@ -79,9 +79,9 @@ class WarpSplit {
     for (int i = 0; i < kStages; ++i) CopyNext(lane);
   }
 
-  // Leaves the split's partial result, and returns how many rows were read.
-  __device__ __forceinline__ int Run(const GroupQueries<D>& queries, float* partial, int lane) {
-    const float twice_lse = lane % 4 < task_.group_size() ? 2 * queries.lse[lane % 4] : INFINITY;
+  // Leaves the split's partial result, and returns how many rows were read. lse: of the group's heads, by the pilot.
+  __device__ __forceinline__ int Run(const GroupQueries<D>& queries, const float* lse, float* partial, int lane) {
+    const float twice_lse = lane % 4 < task_.group_size() ? 2 * lse[lane % 4] : INFINITY;
     constexpr Share<false> kAll;
     RowSums<Kv, D> sums;
     int added = 0;
@@ -177,8 +177,8 @@ class WarpSplit {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int at = TokenOfSquare(i, lane), token = scored_ + at;
-      const bool has_chance = token >= begin_ && token < sketched_end_;
-      shared_.inclusion[at] = has_chance ? sampling::Inclusion(threshold, mine.of[i]) : 0;
+      const uint32_t has_chance = token >= begin_ && token < sketched_end_ ? ~0u : 0;  // a mask, not a branch
+      shared_.inclusion[at] = sampling::Inclusion(threshold, mine.of[i]) & has_chance;
     }
     __syncwarp();
     const uint2 two = reinterpret_cast<const uint2*>(shared_.inclusion)[lane];
@@ -188,7 +188,7 @@ class WarpSplit {
       const uint32_t other = __shfl_up_sync(~0u, sum, step);
       if (lane >= step) sum += other;
     }
-    const uint32_t before = line_ + sum - two.x - two.y, between = before + two.x, after = line_ + sum;
+    const uint32_t after = line_ + sum, between = after - two.y, before = between - two.x;
     const auto list = [&](uint32_t from, uint32_t to, int place, uint32_t inclusion) {
       const uint32_t index = from >> sampling::kInclusionBits;
       if (index == to >> sampling::kInclusionBits) return;
@@ -216,75 +216,50 @@ class WarpSplit {
   int at_ = 0;          // the stage in front
 };
 
-// The place in the launch's work of the first split that block y of the grid takes, or -1 where there are fewer blocks:
-// each takes up to kGatherWarps of one item.
-__device__ __forceinline__ int FirstWorkOf(const GroupLaunch& group, int block) {
-  const int lane = threadIdx.x % 32;
-  int work = 0;
-  for (int first = 0; first < group.num_pilots; first += 32) {
-    const int index = first + lane;
-    const int splits = index < group.num_pilots ? group.decode.items[group.pilots[index]].num_splits : 0;
-    const int blocks = (splits + kGatherWarps - 1) / kGatherWarps;
-    int split_end = splits, block_end = blocks;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int other_splits = __shfl_up_sync(~0u, split_end, step);
-      const int other_blocks = __shfl_up_sync(~0u, block_end, step);
-      if (lane >= step) split_end += other_splits, block_end += other_blocks;
-    }
-    const unsigned later = __ballot_sync(~0u, block_end > block);
-    if (later != 0) {
-      const int its = __ffs(later) - 1, before = __shfl_sync(~0u, block_end - blocks, its);
-      return work + __shfl_sync(~0u, split_end - splits, its) + kGatherWarps * (block - before);
-    }
-    work += __shfl_sync(~0u, split_end, 31);
-    block -= __shfl_sync(~0u, block_end, 31);
-  }
-  return -1;
-}
-
 template <typename Kv, int D>
-__global__ void __launch_bounds__(kGatherThreads, 3) WarpPassKernel(const __grid_constant__ GroupLaunch group) {
+__global__ void __launch_bounds__(kGatherThreads, kBlocksAtOnce)
+    WarpPassKernel(const __grid_constant__ GroupLaunch group) {
   extern __shared__ __align__(1024) unsigned char bytes[];
   __shared__ AnswerShared<1> shared;
   __shared__ GroupQueries<D> queries;
   __shared__ WarpShared of_warp[kGatherWarps];
   __shared__ int rows_read;
-  const int work = FirstWorkOf(group, blockIdx.y);
-  if (work < 0) return WaitForEarlierKernel();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_head = blockIdx.x;
-  const GatherTask<Kv, D> task(group, kv_head, kGatherWarps, work);
+  const GatherTask<Kv, D> task(group, kv_head, kUnitsOfBlock, kUnitsOfBlock * blockIdx.y);
   const int count = task.splits.count;
   WarpSplit<Kv, D> split(task, task.splits.work[min(warp, count - 1)], bytes + warp * WarpSplit<Kv, D>::kRingBytes,
                          of_warp[warp], lane);
+  // Before the copies, behind which loads would wait; and before the pilot's end, as that began when what wrote queries
+  // and cache had ended.
+  EarlyQueries<D, 1> early;
+  early.Ask(group.decode, task.item, kv_head);
+  QueryFragment<D> of_rows[1];
+  if (warp == 0) LoadRowQueries<Kv, D>(of_rows, task, 0, lane);
   const Scorer scorer(task.item, kv_head);
-  const float factor =
-      LoadSketchQueries<kKeyBits>(queries.of_sketch, group.decode, task.item, kv_head, 0, scorer.scale);
+  const bool wants_error = task.wants_error();
+  // Copies too, where blocks begin before the pilot's end; else the threshold does not wait behind them.
+  if (group.few_blocks) split.Begin(lane);
+  WaitForEarlierKernel();
+  LetLaterKernelStart();
+  const sampling::InclusionThreshold threshold = *task.arrays.threshold(kv_head);
+  const float lse = lane < task.group_size() ? task.arrays.lse(kv_head)[lane] : 0.0f;
+  if (!group.few_blocks) split.Begin(lane);
+  const float factor = early.template Fill<kKeyBits>(queries.of_sketch, group.decode, scorer.scale);
   if (threadIdx.x == 0) {
-    queries.sketch_scorer = SketchScorer(task.item, kv_head, factor);
+    queries.sketch_scorer = SketchScorer(scorer, factor);
     queries.row_scorer = scorer;
-    queries.wants_error = task.wants_error();
+    queries.wants_error = wants_error;
+    queries.threshold = threshold;
     rows_read = 0;
   }
   if (warp == 0) {
-    QueryFragment<D> q[1];
-    LoadRowQueries<Kv, D>(q, task, 0, lane);
 #pragma unroll
-    for (int step = 0; step < D / 16; ++step) queries.of_rows[step][lane] = q[0].step[step];
+    for (int step = 0; step < D / 16; ++step) queries.of_rows[step][lane] = of_rows[0].step[step];
   }
-  // Copies before the pilot's end: that began when what wrote the cache had ended.
-  split.Begin(lane);
-  WaitForEarlierKernel();
-  LetLaterKernelStart();
-  if (threadIdx.x == 0) queries.threshold = *task.arrays.threshold(kv_head);
-  if (threadIdx.x < shared.kHeads) {
-    const float lse = threadIdx.x < task.group_size() ? task.arrays.lse(kv_head)[threadIdx.x] : 0.0f;
-    shared.lse[threadIdx.x] = lse;
-    if (threadIdx.x < kQuad) queries.lse[threadIdx.x] = lse;
-  }
+  if (threadIdx.x < shared.kHeads) shared.lse[threadIdx.x] = lse;
   __syncthreads();
   if (warp < count) {
-    const int rows = split.Run(queries, task.arrays.partial(kv_head, task.first_split + warp), lane);
+    const int rows = split.Run(queries, shared.lse, task.arrays.partial(kv_head, task.first_split + warp), lane);
     if (lane == 0) atomicAdd(&rows_read, rows);
   }
   WaitCopies<0>();
@@ -299,12 +274,14 @@ struct Launcher {
 
   template <typename Kv, int D>
   cudaError_t Run() const {
+    static const DeviceLimits limits = DeviceLimits::Read();
+    static_assert(kUnitsOfBlock == kGatherWarps);
     constexpr int kRings = kGatherWarps * WarpSplit<Kv, D>::kRingBytes;
     static_assert(kRings >= kPartialVectors * kQuad * D * static_cast<int>(sizeof(float)));  // for the answer
+    const dim3 grid(launch.decode.num_kv_heads, launch.decode.num_work / kUnitsOfBlock);
     GroupLaunch mine = launch;
-    mine.splits_of_block = kGatherWarps;
-    const int most_blocks = (launch.decode.num_work + (kGatherWarps - 1) * launch.num_pilots) / kGatherWarps;
-    const dim3 grid(launch.decode.num_kv_heads, most_blocks);
+    mine.splits_of_block = kUnitsOfBlock;
+    mine.few_blocks = static_cast<int>(grid.x * grid.y) <= kBlocksAtOnce * limits.multiprocessors;
     return LaunchOverlapping(WarpPassKernel<Kv, D>, mine, grid, kGatherThreads, kRings, stream);
   }
 };

@@ -5,6 +5,10 @@
 
 namespace santa::cuda {
 
+// Where a pilot gives the threshold (kernels/cuda/decode_plan.h) an item's units come in fours, which a block of
+// kernels/cuda/warp_pass.cu takes: the last ones may be empty.
+inline constexpr int kUnitsOfBlock = 4;
+
 // One split of one item: tokens [begin, end), some of the visible ones. A kernel that takes tiles wants them whole:
 // begin and end are multiples of 256 but for the item's own ends.
 struct WorkUnit {

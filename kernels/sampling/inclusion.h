@@ -142,14 +142,15 @@ SANTA_HOST_DEVICE uint32_t Inclusion(const InclusionThreshold& threshold, float 
   const float a = sqrtf(a_squared);
 #endif
   const float pi = fmaf(threshold.kappa, a, threshold.floor);
+#ifdef __CUDA_ARCH__
+  const uint32_t units = __float2uint_rn(fminf(pi, 1.0f) * static_cast<float>(kCertain));  // without a branch
+  return pi > 0 ? (units > 1 ? units : 1) : 0;
+#else
   if (!(pi > 0)) return 0;
   if (pi >= 1) return kCertain;
-#ifdef __CUDA_ARCH__
-  const uint32_t units = __float2uint_rn(pi * static_cast<float>(kCertain));
-#else
   const auto units = static_cast<uint32_t>(std::lrintf(pi * static_cast<float>(kCertain)));
-#endif
   return units == 0 ? 1 : units;
+#endif
 }
 
 // Where the group's draw begins, [0, kCertain); draw 1 is the pilot of a target (target_error.h). stream:
