@@ -18,12 +18,16 @@ constexpr int kPilotHeads = kQuad * kPilotQuads;
 constexpr int kPilotBlocks = sampling::kPilotSlices / kBlockSlabs;  // of four slices
 static_assert(sampling::kSliceTokens == kSlabRows && kPilotBlocks == 32);
 
+// Who has a group's pilot: a cluster of blocks, or one, on devices that have as much shared memory as it takes for all
+// scores (Hopper) or less.
+enum class PilotKind { kCluster, kBlock, kSmallBlock };
+
 // How a group's pilot is shared out.
 struct PilotShape {
-  static constexpr int kStages = 2;  // of a warp's ring
-
-  int blocks, warps;     // of a cluster; of each of its blocks
-  int most_stage_bytes;  // of a stage, which has two slices or one
+  int blocks, warps;          // of a cluster; of each of its blocks
+  int stages;                 // of a warp's ring
+  int most_stage_bytes;       // of a stage, which has two slices or one
+  bool has_scores_in_shared;  // memory
 
   SANTA_HOST_DEVICE constexpr int threads() const { return 32 * warps; }
   // Whole blocks of four slices.
@@ -32,22 +36,24 @@ struct PilotShape {
     return 2 * slab_bytes <= most_stage_bytes ? 2 : 1;
   }
   SANTA_HOST_DEVICE constexpr int StageBytes(int slab_bytes) const { return SlicesOfStage(slab_bytes) * slab_bytes; }
-  SANTA_HOST_DEVICE constexpr int RingBytes(int slab_bytes) const { return warps * kStages * StageBytes(slab_bytes); }
+  SANTA_HOST_DEVICE constexpr int RingBytes(int slab_bytes) const { return warps * stages * StageBytes(slab_bytes); }
   SANTA_HOST_DEVICE constexpr int ScoreBytes(int quads) const {
-    return warps * of_warp() * quads * 32 * static_cast<int>(sizeof(QuadScores));
+    return has_scores_in_shared ? warps * of_warp() * quads * 32 * static_cast<int>(sizeof(QuadScores)) : 0;
   }
 };
-SANTA_HOST_DEVICE constexpr PilotShape ShapeOf(bool clusters) {
-  return clusters ? PilotShape{4, 8, 8192} : PilotShape{1, 16, 4096};
+SANTA_HOST_DEVICE constexpr PilotShape ShapeOf(PilotKind kind) {
+  return kind == PilotKind::kCluster ? PilotShape{4, 8, 2, 8192, true}
+         : kind == PilotKind::kBlock ? PilotShape{1, 16, 2, 4096, true}
+                                     : PilotShape{1, 16, 1, 4096, false};
 }
 
-// A lane's own scores of its warp's slices, in shared memory, [slice][quad][lane]: in registers they would have to be
-// found by loops unrolled, whose code takes longer to come than to run.
+// A lane's own scores of its warp's slices, [slice][quad], `step` apart: in shared memory, or else in the lane's own.
+// In registers they would have to be found by loops unrolled, whose code takes longer to come than to run.
 struct LaneScores {
   float2* const mine;
-  const int quads;
+  const int quads, step;
 
-  __device__ __forceinline__ float2& Of(int slice, int quad) const { return mine[(slice * quads + quad) * 32]; }
+  __device__ __forceinline__ float2& Of(int slice, int quad) const { return mine[(slice * quads + quad) * step]; }
   // Of a block of slices.
   __device__ __forceinline__ void Load(QuadScores& s, int block, int quad) const {
 #pragma unroll
@@ -161,9 +167,10 @@ __device__ __forceinline__ void FindLse(PilotShared& shared, int group_size) {
   __syncthreads();
 }
 
-template <typename Slabs, bool kClusters>
+template <typename Slabs, PilotKind kKind>
 __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
-  constexpr PilotShape kShape = ShapeOf(kClusters);
+  constexpr bool kClusters = kKind == PilotKind::kCluster;
+  constexpr PilotShape kShape = ShapeOf(kKind);
   constexpr int kThreads = kShape.threads(), kSlabBytes = Slabs::SlabBytes();
   constexpr int kAtOnce = kShape.SlicesOfStage(kSlabBytes), kStageBytes = kShape.StageBytes(kSlabBytes);
   constexpr int kSlices = kShape.of_warp() * kBlockSlabs;  // of a warp
@@ -181,10 +188,12 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const GroupArrays arrays = group.arrays[item_index];
   Slabs slabs(launch, item_there, kv_head, queries);
-  unsigned char* const ring = bytes + warp * PilotShape::kStages * kStageBytes;
+  unsigned char* const ring = bytes + warp * kShape.stages * kStageBytes;
   const int quads = CodesOfToken(group_size) / kQuad;
-  const LaneScores scores{
-      reinterpret_cast<float2*>(bytes + kShape.RingBytes(kSlabBytes)) + warp * kSlices * quads * 32 + lane, quads};
+  float2 own[kShape.has_scores_in_shared ? 1 : kSlices * kPilotQuads];
+  auto* const in_shared =
+      reinterpret_cast<float2*>(bytes + kShape.RingBytes(kSlabBytes)) + warp * kSlices * quads * 32 + lane;
+  const LaneScores scores = kShape.has_scores_in_shared ? LaneScores{in_shared, quads, 32} : LaneScores{own, quads, 1};
   const int first_slice = item.begin / kSlabRows, num_slices = (item.end - 1) / kSlabRows - first_slice + 1;
   for (int i = threadIdx.x; i < sampling::kPilotSlices; i += kThreads) {
     shared.slices[i / kBlockSlabs][i % kBlockSlabs] =
@@ -205,7 +214,7 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   LetLaterKernelStart();
   const auto copy = [&](int first) {
     if (first < kSlices) {
-      const uint32_t to = SharedAddress(ring) + first / kAtOnce % PilotShape::kStages * kStageBytes;
+      const uint32_t to = SharedAddress(ring) + first / kAtOnce % kShape.stages * kStageBytes;
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int token = __shfl_sync(~0u, my_token, first + i), page = __shfl_sync(~0u, my_page, first + i);
@@ -216,7 +225,7 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   };
   slabs.AskForQueries(lane);
 #pragma unroll 1
-  for (int i = 0; i < PilotShape::kStages; ++i) copy(i * kAtOnce);
+  for (int i = 0; i < kShape.stages; ++i) copy(i * kAtOnce);
   const SketchScorer scorer(scorer_of_keys, slabs.TakeQueries(scorer_of_keys.scale));
   __syncthreads();
 
@@ -225,8 +234,8 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
     int tokens[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) tokens[i] = __shfl_sync(~0u, my_token, first + i);
-    WaitCopies<PilotShape::kStages - 1>();
-    const unsigned char* stage = ring + first / kAtOnce % PilotShape::kStages * kStageBytes;
+    WaitCopies<kShape.stages - 1>();
+    const unsigned char* stage = ring + first / kAtOnce % kShape.stages * kStageBytes;
     const auto score = [&](int quad) {
       float s[kAtOnce][2] = {};
       slabs.template Score<kAtOnce>(s, stage, quad, tokens, lane);
@@ -243,7 +252,7 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
       for (int quad = 0; quad < quads; ++quad) score(quad);
     }
     __syncwarp();  // the slabs have been read
-    copy(first + PilotShape::kStages * kAtOnce);
+    copy(first + kShape.stages * kAtOnce);
   }
   WaitCopies<0>();
   float scale = 1;             // the same for all
@@ -306,10 +315,10 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   if (threadIdx.x == 0) *arrays.threshold(kv_head) = threshold;
 }
 
-template <typename Slabs, bool kClusters>
-__global__ void __launch_bounds__(ShapeOf(kClusters).threads())
+template <typename Slabs, PilotKind kKind>
+__global__ void __launch_bounds__(ShapeOf(kKind).threads())
     PilotThresholdKernel(const __grid_constant__ GroupLaunch group) {
-  if constexpr (kHasClusters || !kClusters) FindThreshold<Slabs, kClusters>(group);
+  if constexpr (kHasClusters || kKind != PilotKind::kCluster) FindThreshold<Slabs, kKind>(group);
 }
 
 struct Launcher {
@@ -326,15 +335,29 @@ struct Launcher {
   template <typename Slabs>
   cudaError_t Start() const {
     static const DeviceLimits limits = DeviceLimits::Read();
-    const int blocks = ShapeOf(true).blocks * launch.decode.num_kv_heads * launch.num_pilots;
-    const bool clusters = limits.has_clusters && blocks <= 2 * limits.multiprocessors;  // which run at once
-    const PilotShape shape = ShapeOf(clusters);
+    const int blocks = ShapeOf(PilotKind::kCluster).blocks * launch.decode.num_kv_heads * launch.num_pilots;
+    if (limits.has_clusters && blocks <= 2 * limits.multiprocessors) {  // which run at once
+      return StartAs<Slabs, PilotKind::kCluster>();
+    }
+    constexpr int kThreads = ShapeOf(PilotKind::kBlock).threads();
+    constexpr int kStatic = sizeof(typename Slabs::Queries) + sizeof(PilotShared) + sizeof(SolveShared<kThreads>);
+    const int most_bytes = limits.shared_bytes - limits.reserved_bytes - kStatic - 1024;
+    return SharedBytes<Slabs>(PilotKind::kBlock) <= most_bytes ? StartAs<Slabs, PilotKind::kBlock>()
+                                                               : StartAs<Slabs, PilotKind::kSmallBlock>();
+  }
+
+  template <typename Slabs>
+  int SharedBytes(PilotKind kind) const {
     const int quads = CodesOfToken(launch.decode.group_size) / kQuad;
-    const int shared_bytes = shape.RingBytes(Slabs::SlabBytes()) + shape.ScoreBytes(quads) +
-                             kPilotBlocks * static_cast<int>(sizeof(PilotCounts));
+    return ShapeOf(kind).RingBytes(Slabs::SlabBytes()) + ShapeOf(kind).ScoreBytes(quads) +
+           kPilotBlocks * static_cast<int>(sizeof(PilotCounts));
+  }
+  template <typename Slabs, PilotKind kKind>
+  cudaError_t StartAs() const {
+    constexpr PilotShape shape = ShapeOf(kKind);
     const dim3 grid(shape.blocks * launch.decode.num_kv_heads, launch.num_pilots);
-    const auto kernel = clusters ? PilotThresholdKernel<Slabs, true> : PilotThresholdKernel<Slabs, false>;
-    return LaunchOverlapping(kernel, launch, grid, shape.threads(), shared_bytes, stream, shape.blocks);
+    return LaunchOverlapping(PilotThresholdKernel<Slabs, kKind>, launch, grid, shape.threads(),
+                             SharedBytes<Slabs>(kKind), stream, shape.blocks);
   }
 };
 

@@ -116,7 +116,7 @@ __device__ float LoadSketchQueries(SketchQueries<D, kQuads>& queries, const Deco
 }
 
 // The words of a group of up to kQuads quads that a thread needs for that, asked for at once: to be on their way before
-// copies are, behind which they would wait. Of blocks with a thread for each word of four, kQuads * D.
+// copies are, behind which they would wait. A block has kQuads * D threads or more.
 template <int D, int kQuads>
 class EarlyQueries {
  public:
