@@ -126,9 +126,8 @@ void OrderWork(std::span<const ItemPlan> plans, std::vector<int32_t>& order, Wor
     WorkRange& range = ranges[static_cast<size_t>(plans[item].kernel)];
     if (range.count == 0) range.first = count;
     range.count += plans[item].num_units();
-    for (int32_t i = 0; i < plans[item].num_units(); ++i) {
-      const bool is_empty = i >= splits.count;
-      work[count++] = {item, i, is_empty ? splits.end : splits.BeginOf(i), is_empty ? splits.end : splits.EndOf(i)};
+    for (int32_t i = 0; i < plans[item].num_units(); ++i) {  // behind the last split, empty ones
+      work[count++] = {item, i, std::min(splits.BeginOf(i), splits.end), splits.EndOf(i)};
     }
   }
 }
