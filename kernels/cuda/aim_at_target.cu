@@ -134,7 +134,8 @@ __global__ void __launch_bounds__(kThreads) AimAtTargetKernel(const __grid_const
     if (counted[i] != 0) atomicAdd(sums + i, static_cast<unsigned long long>(counted[i]));
   }
   __syncthreads();
-  if (!IsLastOfGroup(launch, item_index, kv_head, BlockSplits::BlocksOf(group, item), shared.last)) return;
+  if (!IsLastOfGroup(launch, item_index, kv_head, BlockSplits::BlocksOf(item, group.splits_of_block), shared.last))
+    return;
   auto* spreads = reinterpret_cast<float*>(counted);
   for (int i = threadIdx.x; i < num_spreads; i += kThreads) {
     spreads[i] = static_cast<float>(__ldcg(sums + i)) / kSpreadUnits * UpperEdge(i % kBins);

@@ -48,15 +48,15 @@ int32_t TokensOf(Kernel kernel, const KvLayout& layout, int32_t visible) {
   return length->tokens;
 }
 
-// Whether a pilot gives the threshold of a draw for a group: not where an item's own says more (a target's), or where a
-// value sketch needs every score in any case. nvcc takes a while for each shape that has it, so that these are the
-// usual ones.
+// Whether a pilot gives the threshold of a draw for a group: not where an item's own says more (a target's). nvcc takes
+// a while for each shape that has it, so that these are the usual ones.
 bool HasPilot(const DecodeItem& item, const KvLayout& layout, int64_t visible, int64_t least_one_pass) {
   const AttentionOptions& options = item.options;
   const bool usual = (layout.head_dim == 64 || layout.head_dim == 128) && layout.group_size() <= 8 &&
                      layout.key_order == KeyOrder::kTokenMajor;
-  const bool corrects = options.method == Method::kSketched && ValueBits(layout.sketch) > 0;
-  return usual && !corrects && options.target_relative_error == 0 &&
+  const bool of_values = options.method == Method::kSketched && ValueBits(layout.sketch) > 0;
+  const bool has_value_pass = layout.group_size() <= 4 && layout.page_size >= 64;
+  return usual && (!of_values || has_value_pass) && options.target_relative_error == 0 &&
          options.sample_count >= sampling::kLeastPilotSamples && visible >= least_one_pass;
 }
 

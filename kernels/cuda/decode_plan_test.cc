@@ -118,6 +118,13 @@ TEST(DecodePlanTest, APilotIsOfManyTokensOfUsualShapes) {
   EXPECT_EQ(kernel(layout, 50000, other), Kernel::kSketched);
   KvLayout unusual = layout;
   unusual.sketch = Sketch::kK4V4;
+  EXPECT_EQ(kernel(unusual, 50000, sketched), Kernel::kSketchedOnePass);
+  unusual.page_size = 32;
+  EXPECT_EQ(kernel(unusual, 50000, sketched), Kernel::kSketched);
+  unusual = layout;
+  unusual.sketch = Sketch::kK8V8;
+  EXPECT_EQ(kernel(unusual, 50000, sketched), Kernel::kSketchedOnePass);
+  unusual.num_query_heads = 5 * layout.num_kv_heads;
   EXPECT_EQ(kernel(unusual, 50000, sketched), Kernel::kSketched);
   other = sketched;
   other.method = Method::kCoordinated;

@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(kThreads) FindThresholdKernel(const __grid_con
     if (shared.histogram[i] != 0) atomicAdd(arrays.histogram(kv_head) + i, shared.histogram[i]);
   }
   __syncthreads();
-  if (!IsLastOfGroup(launch, item_index, kv_head, BlockSplits::BlocksOf(group, item), shared.last)) return;
+  if (!IsLastOfGroup(launch, item_index, kv_head, BlockSplits::BlocksOf(item, group.splits_of_block), shared.last))
+    return;
   // Candidates that have a chance: with a floor every one.
   const int first = item.begin, last = sketched ? FullPagesEnd(item, launch.page_shift) : item.end;
   const double budget = sampling::InclusionBudget(item.sample_count, max(last - first, 0));

@@ -141,11 +141,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
     __syncthreads();
   }
   WaitCopies<0>();
-  if (threadIdx.x == 0 && item.rows_read != nullptr && !group.alone) {
-    atomicAdd(item.rows_read, static_cast<unsigned long long>(shared.list_at[num_splits]));
-  }
-  const int blocks = (item.num_splits + splits_of_block - 1) / splits_of_block;
-  if (!IsLastOfGroup(group.decode, task.item_index, kv_head, blocks, shared.last)) return;
+  if (!CountIn(task, shared, shared.list_at[num_splits])) return;
   AnswerCorrected(task, shared, reinterpret_cast<float*>(bytes));
 }
 

@@ -29,10 +29,16 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks == 1 && D <= 128 ? 4 :
   __syncthreads();
   ListRows(task.splits, task.full_end, shared, inclusion, list, PlaceOnLine(task));
   SumRows<Kv, D, kBlocks>(task, shared, list, bytes);
-  bool misses = false;
+  if (!CountIn(task, shared, shared.list_at[task.splits.count])) return;
+  auto* const vectors = reinterpret_cast<float*>(bytes);
+  bool misses;
   // A microsecond counts in the shapes that most models have; in the others nvcc's time does.
   constexpr bool kCalled = kBlocks > 1 || (D != 64 && D != 128);
-  if (!AnswerIfLast<D, kBlocks, kCalled>(task, shared, shared.list_at[task.splits.count], bytes, misses)) return;
+  if constexpr (kCalled) {
+    misses = CallAnswerGroup<D, kBlocks>(group, kv_head, shared, vectors);
+  } else {
+    misses = AnswerGroup<D, kBlocks>(task, shared, vectors);
+  }
   if (!task.pilot()) return;
   misses = __syncthreads_or(misses);
   if (threadIdx.x == 0) task.arrays.pilot(kv_head)->done = !misses;

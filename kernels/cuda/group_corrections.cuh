@@ -135,15 +135,6 @@ __device__ __forceinline__ void LeaveNoWeight(CorrectionShared<kBlocks>& shared,
   }
 }
 
-template <typename T>
-__device__ __forceinline__ float2 Unpack(uint32_t two) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&two));
-  } else {
-    return __half22float2(*reinterpret_cast<const __half2*>(&two));
-  }
-}
-
 // v less what a sketch says of it, in units of T, so that it is finite where v is.
 template <typename T>
 __device__ __forceinline__ float DifferenceOf(float v, float step, float low, float largest) {

@@ -30,6 +30,7 @@ cudaError_t LaunchGroupDraw(const GroupLaunch& whole, cudaStream_t stream) {
   const int num_splits = whole.decode.num_kv_heads * whole.decode.num_work;
   if (whole.pilots != nullptr) {
     if (const cudaError_t error = LaunchPilotThreshold(whole, stream)) return error;
+    if (whole.corrects()) return LaunchValuePass(whole, stream);
     const bool many = num_splits > kSplitsOfOnePass * limits.multiprocessors;
     return many && SupportsWarpPass(whole) ? LaunchWarpPass(whole, stream) : LaunchOnePass(whole, stream);
   }

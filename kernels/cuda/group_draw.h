@@ -21,6 +21,11 @@
 //     GatherCorrections        which rows are read, by how much they differ from what the sketches say, and the answer
 //     GatherCorrections        once more for the heads whose sketch is no help: their rows stand alone
 //
+// and by a pilot
+//
+//     ValuePass                a split's scores, what the sketches say of its values, which of its rows are read, by
+//                              how much these differ from that, and the answer; then WarpPass for the other heads
+//
 // An item with a target error (kernels/sampling/target_error.h) has had its pilot draw then, and goes on:
 //
 //     AimAtTarget              kappa for the target, from what the pilot said of its error
@@ -54,7 +59,7 @@ struct GroupLaunch {
   // How many splits, one after the other, a block takes. Changes no answer. Set by LaunchGroupDraw.
   int32_t splits_of_block = 1;
   bool second_draw = false;  // after AimAtTarget. Likewise.
-  bool alone = false;        // GatherCorrections once more. Likewise.
+  bool alone = false;        // For heads whose sketch is no help. Likewise.
   // Of OnePass: two a multiprocessor at most, so that each may have a long ring. Of WarpPass: they all run at once.
   // Likewise.
   bool few_blocks = false;
@@ -79,6 +84,7 @@ cudaError_t LaunchGatherCorrections(const GroupLaunch& launch, cudaStream_t stre
 cudaError_t LaunchPilotThreshold(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchOnePass(const GroupLaunch& launch, cudaStream_t stream);
 cudaError_t LaunchWarpPass(const GroupLaunch& launch, cudaStream_t stream);
+cudaError_t LaunchValuePass(const GroupLaunch& launch, cudaStream_t stream);
 
 // Whether there is a WarpPass for the launch's shape: its answers are those of OnePass bit for bit.
 bool SupportsWarpPass(const GroupLaunch& launch);

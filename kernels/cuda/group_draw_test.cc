@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -70,13 +71,16 @@ TEST_F(GroupDrawTest, HaveTheEstimatorsMeanAndVariance) {
 // By a pilot's threshold, run by run: three runs, of which the last has tokens without a sketch. A |z| of 6.5 as above;
 // the rows of a run are its chances' sum, rounded down or up, and what 16 bits of a query may move that by.
 TEST_F(GroupDrawTest, HaveTheEstimatorsMeanAndVarianceByAPilot) {
-  for (const auto& [group_size, method] : {std::pair{1, Method::kSketched},
-                                           {4, Method::kSketched},
-                                           {7, Method::kSketched},
-                                           {1, Method::kCoordinated},
-                                           {4, Method::kCoordinated},
-                                           {7, Method::kCoordinated}}) {
-    Problem problem = MakeProblem({.group_size = group_size}, 2300);
+  for (const auto& [group_size, method, sketch] : {std::tuple{1, Method::kSketched, Sketch::kK4},
+                                                   {4, Method::kSketched, Sketch::kK4},
+                                                   {7, Method::kSketched, Sketch::kK4},
+                                                   {1, Method::kSketched, Sketch::kK4V4},
+                                                   {4, Method::kSketched, Sketch::kK4V4},
+                                                   {3, Method::kSketched, Sketch::kK8V8},
+                                                   {1, Method::kCoordinated, Sketch::kK4},
+                                                   {4, Method::kCoordinated, Sketch::kK4},
+                                                   {7, Method::kCoordinated, Sketch::kK4}}) {
+    Problem problem = MakeProblem({.group_size = group_size, .sketch = sketch}, 2300);
     problem.step.options = {.method = method, .sample_count = 150, .scale = 0.1f, .window = 2200};
     problem.step.pilot = true;
     SCOPED_TRACE("G " + std::to_string(group_size) + ", " + Describe(problem));
@@ -186,22 +190,33 @@ TEST_F(GroupDrawTest, AnswerEveryShapeByAPilot) {
                              .head_dim = head_dim,
                              .page_size = kPageSizes[(index + index / 5) % 5],
                              .scaled = dtype == DType::kFloat8E4M3 && index % 2 == 0};
-        Problem problem = MakeProblem(shape, tokens);
-        problem.step.options = {.method = index % 4 < 2 ? Method::kSketched : Method::kCoordinated,
-                                .sample_count = 700,
-                                .scale = 0.15f,
-                                .window = tokens > 3000 && index % 2 == 1 ? 2100u : 0u,
-                                .soft_cap = index % 3 == 0 ? 8.0f : 0.0f};
-        problem.step.sink_logits.assign(index % 2 == 0 ? problem.step.num_query_heads : 0, 0.5);
+        const auto expect_near = [index, tokens](const Shape& of, Method method) {
+          Problem problem = MakeProblem(of, tokens);
+          problem.step.options = {.method = method,
+                                  .sample_count = 700,
+                                  .scale = 0.15f,
+                                  .window = tokens > 3000 && index % 2 == 1 ? 2100u : 0u,
+                                  .soft_cap = index % 3 == 0 ? 8.0f : 0.0f};
+          problem.step.sink_logits.assign(index % 2 == 0 ? problem.step.num_query_heads : 0, 0.5);
+          SCOPED_TRACE(santa::cuda::Describe(of) + ", n " + std::to_string(tokens) + ", " + Describe(problem));
+          ExpectNear(problem);
+        };
+        expect_near(shape, index % 4 < 2 ? Method::kSketched : Method::kCoordinated);
+        if (SizeOf(dtype) > 1) {
+          Shape of_values = shape;
+          of_values.sketch = index % 3 == 0 ? Sketch::kK8V8 : Sketch::kK4V4;
+          of_values.group_size = 1 + index % 4;
+          of_values.page_size = kPageSizes[2 + index % 3];
+          expect_near(of_values, Method::kSketched);
+        }
         ++index;
-        SCOPED_TRACE(santa::cuda::Describe(shape) + ", n " + std::to_string(tokens));
-        ExpectNear(problem);
       }
     }
   }
-  for (const auto& [tokens, method] :
-       {std::pair{int64_t{33000}, Method::kCoordinated}, {int64_t{66000}, Method::kSketched}}) {
-    Problem problem = MakeProblem({.num_kv_heads = 1, .head_dim = 64}, tokens);
+  for (const auto& [tokens, method, sketch] : {std::tuple{int64_t{33000}, Method::kCoordinated, Sketch::kK4},
+                                               {int64_t{66000}, Method::kSketched, Sketch::kK4},
+                                               {int64_t{66000}, Method::kSketched, Sketch::kK4V4}}) {
+    Problem problem = MakeProblem({.num_kv_heads = 1, .head_dim = 64, .sketch = sketch}, tokens);
     problem.step.options = {.method = method, .sample_count = 1000, .scale = 0.1f};
     SCOPED_TRACE(tokens);
     ExpectNear(problem);
@@ -210,9 +225,13 @@ TEST_F(GroupDrawTest, AnswerEveryShapeByAPilot) {
 
 // A head that is not a number has no say in what its group reads, and harms no other.
 TEST_F(GroupDrawTest, AHeadOfNaNsHarmsNoOther) {
-  for (const auto& [tokens, method] :
-       {std::pair{1000, Method::kSketched}, {3000, Method::kSketched}, {3000, Method::kCoordinated}}) {
-    Problem problem = MakeProblem({.num_kv_heads = 1}, tokens);
+  for (const auto& [tokens, method, sketch] : {std::tuple{1000, Method::kSketched, Sketch::kK4},
+                                               {3000, Method::kSketched, Sketch::kK4},
+                                               {1000, Method::kSketched, Sketch::kK4V4},
+                                               {3000, Method::kSketched, Sketch::kK4V4},
+                                               {3000, Method::kSketched, Sketch::kK8V8},
+                                               {3000, Method::kCoordinated, Sketch::kK4}}) {
+    Problem problem = MakeProblem({.num_kv_heads = 1, .sketch = sketch}, tokens);
     problem.step.options = {.method = method, .sample_count = 300, .scale = 0.1f};
     const reference::Output exact = reference::Exact(problem.step);
     const int32_t dim = problem.step.head_dim;
@@ -227,6 +246,27 @@ TEST_F(GroupDrawTest, AHeadOfNaNsHarmsNoOther) {
         EXPECT_LT(error, 6 * answer.relative_standard_error[head]) << "head " << head << ", n " << tokens;
       }
     }
+  }
+}
+
+// A value sketch is no help to a head whose keys' sketch finds most tokens 64 times as likely as they are: its rows
+// stand alone. The other heads do not see what misleads it.
+TEST_F(GroupDrawTest, AHeadWhoseSketchIsNoHelpGoesByItsRows) {
+  for (const int64_t tokens : {1000, 3000}) {
+    Problem problem = MakeProblem({.num_kv_heads = 1, .sketch = Sketch::kK4V4}, tokens);
+    problem.step.options = {.method = Method::kSketched, .sample_count = 300, .scale = 0.1f};
+    const int32_t dim = problem.step.head_dim, misleading = 4;
+    for (int64_t token = 0; token < tokens; ++token) {
+      const int64_t in_page = token % problem.shape.page_size;
+      // Of steps of 1 from -15 on, the nearest to -0.49 is 0.
+      const double feature = reference::Round(problem.shape.dtype, in_page == 0 ? -15 : in_page == 1 ? 0 : -0.49);
+      std::fill_n(problem.step.k.begin() + token * dim, misleading, feature);
+    }
+    for (int32_t head = 0; head < problem.step.num_query_heads; ++head) {
+      std::fill_n(problem.step.q.begin() + head * dim, misleading, head == 0 ? 21.0 : 0.0);
+    }
+    SCOPED_TRACE(tokens);
+    ExpectNear(problem);
   }
 }
 
@@ -260,10 +300,10 @@ TEST_F(GroupDrawTest, TheSameBitsInEveryBatch) {
 }
 
 // Alone several blocks share a group's pilot, and a block has a split; in a large batch one block has a pilot, and a
-// warp a split.
+// warp a split, as it always has with a value sketch.
 TEST_F(GroupDrawTest, TheSameBitsHoweverManyItemsHaveAPilot) {
-  for (const Method method : {Method::kSketched, Method::kCoordinated}) {
-    Problem problem = MakeProblem({.num_kv_heads = 2}, 2200);
+  for (const auto& [method, sketch] : kEstimators) {
+    Problem problem = MakeProblem({.num_kv_heads = 2, .sketch = sketch}, 2200);
     problem.step.options = {.method = method, .sample_count = 300, .scale = 0.1f};
     const std::vector<Answer> alone = DecodeOnGpu({{&problem, 3}});
     const std::vector<Answer> together = DecodeOnGpu(std::vector<Item>(SeedCount(100), {&problem, 3}));

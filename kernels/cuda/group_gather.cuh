@@ -132,24 +132,15 @@ __device__ __noinline__ bool CallAnswerGroup(const GroupLaunch& group, int kv_he
   return misses;
 }
 
-// Counts the block's rows, and if it is its group's last answers from the splits' partial results; whether it is.
-// misses: of Answer. kCalled: by a function that is not inlined, for a source of many kernels; it takes a microsecond.
-// All threads call it, after a barrier behind the block's partial results.
-template <int D, int kBlocks, bool kCalled>
-__device__ __forceinline__ bool AnswerIfLast(const BlockTask& task, AnswerShared<kBlocks>& shared, int rows_read,
-                                             unsigned char* stages, bool& misses) {
-  if (threadIdx.x == 0 && task.item.rows_read != nullptr) {
+// Counts the block's rows; whether it is its group's last, which answers from the splits' partial results. All threads
+// call it, after a barrier behind the block's.
+template <int kBlocks>
+__device__ __forceinline__ bool CountIn(const BlockTask& task, AnswerShared<kBlocks>& shared, int rows_read) {
+  if (threadIdx.x == 0 && task.item.rows_read != nullptr && !task.group.alone) {
     atomicAdd(task.item.rows_read, static_cast<unsigned long long>(rows_read));
   }
-  const int blocks = BlockSplits::BlocksOf(task.group, task.item);
-  if (!IsLastOfGroup(task.group.decode, task.item_index, task.kv_head, blocks, shared.last)) return false;
-  auto* vectors = reinterpret_cast<float*>(stages);
-  if constexpr (kCalled) {
-    misses = CallAnswerGroup<D, kBlocks>(task.group, task.kv_head, shared, vectors);
-  } else {
-    misses = AnswerGroup<D, kBlocks>(task, shared, vectors);
-  }
-  return true;
+  const int blocks = BlockSplits::BlocksOf(task.item, task.splits_of_block);
+  return IsLastOfGroup(task.group.decode, task.item_index, task.kv_head, blocks, shared.last);
 }
 
 }  // namespace santa::cuda

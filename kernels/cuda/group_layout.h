@@ -43,7 +43,8 @@ SANTA_HOST_DEVICE int CodesOfToken(int32_t group_size) { return (group_size + kQ
 //
 // With a value sketch a split adds what the sketches say of its tokens, sum e~ v~ and sum e~, with e~ what a token's
 // code (SketchWeight of kernels/cuda/group_inclusion.cuh) stands for; and what its rows correct: w v - w~ v~ in place
-// of w v and w - w~ in place of w, w~ = e~ / pi. The references are of w and w~ both.
+// of w v and w - w~ in place of w, w~ = e~ / pi. The references are of w and w~ both. In one pass all of that is in the
+// run's sum of w v and in that of w, and of a split's sketches there is the sum of e~ alone.
 inline constexpr int kPartialVectors = 3;
 enum Reference { kOfAll, kOfChance, kReferences };
 enum PartialNumber { kSumW, kSumT, kSumTT, kSumTW, kSumTW2, kSumTW2V2, kPartialSums };
@@ -68,7 +69,7 @@ class GroupArrays {
       : first_block_(begin / sampling::kCodeBlock),
         num_blocks_((end - 1) / sampling::kCodeBlock - begin / sampling::kCodeBlock + 1),
         num_splits_(num_splits),
-        splits_of_run_(Corrects(method, sketch) && split_tokens <= kLongestPaired &&
+        splits_of_run_(Corrects(method, sketch) && !one_pass && split_tokens <= kLongestPaired &&
                                sample_count <= static_cast<uint32_t>(num_splits) * kMostRowsPaired
                            ? 2
                            : 1),
@@ -98,7 +99,7 @@ class GroupArrays {
         take(num_kv_heads * static_cast<int64_t>(sizeof(sampling::InclusionThreshold))));
     partials_ = reinterpret_cast<float*>(take(int64_t{num_kv_heads} * num_runs_ * partial_size() * 4));
     if (Corrects(method, sketch)) {
-      sketch_sums_ = reinterpret_cast<float*>(take(splits * group_size * head_dim * 4));
+      if (!one_pass) sketch_sums_ = reinterpret_cast<float*>(take(splits * group_size * head_dim * 4));
       sketch_masses_ = reinterpret_cast<float2*>(take(splits * group_size * 8));
       alone_ = reinterpret_cast<unsigned*>(take(int64_t{num_kv_heads} * 4));
     }

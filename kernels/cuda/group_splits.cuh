@@ -36,8 +36,8 @@ struct BlockSplits {
         origin(begin / sampling::kCodeBlock * sampling::kCodeBlock) {}
 
   // Blocks that take splits of the item.
-  __device__ static int BlocksOf(const GroupLaunch& launch, const DeviceItem& item) {
-    return (item.num_splits + launch.splits_of_block - 1) / launch.splits_of_block;
+  __device__ static int BlocksOf(const DeviceItem& item, int splits_of_block) {
+    return (item.num_splits + splits_of_block - 1) / splits_of_block;
   }
 };
 

@@ -152,8 +152,7 @@ __global__ void __launch_bounds__(kGatherThreads, 3) OnePassKernel(const __grid_
   for (int i = threadIdx.x; i < count; i += kGatherThreads) inclusion[i] = list[i];
   __syncthreads();
   SumRowsOfSplit<Kv, D>(task, shared, inclusion, count, bytes, Blocks::RowStages(group));
-  bool misses = false;
-  AnswerIfLast<D, 1, false>(task, shared, count, bytes, misses);
+  if (CountIn(task, shared, count)) AnswerGroup<D, 1>(task, shared, reinterpret_cast<float*>(bytes));
 }
 
 struct Launcher {

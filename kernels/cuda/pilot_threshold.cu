@@ -43,7 +43,7 @@ struct PilotShape {
 };
 SANTA_HOST_DEVICE constexpr PilotShape ShapeOf(PilotKind kind) {
   return kind == PilotKind::kCluster ? PilotShape{4, 8, 2, 8192, true}
-         : kind == PilotKind::kBlock ? PilotShape{1, 16, 2, 4096, true}
+         : kind == PilotKind::kBlock ? PilotShape{1, 16, 2, 5120, true}
                                      : PilotShape{1, 16, 1, 4096, false};
 }
 
@@ -187,7 +187,7 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   const Scorer scorer_of_keys(item, kv_head);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const GroupArrays arrays = group.arrays[item_index];
-  Slabs slabs(launch, item_there, kv_head, queries);
+  Slabs slabs(group, item_there, kv_head, queries);
   unsigned char* const ring = bytes + warp * kShape.stages * kStageBytes;
   const int quads = CodesOfToken(group_size) / kQuad;
   float2 own[kShape.has_scores_in_shared ? 1 : kSlices * kPilotQuads];
@@ -328,7 +328,8 @@ struct Launcher {
   template <typename Kv, int D>
   cudaError_t Run() const {
     if (launch.method == Method::kCoordinated) return Start<KeySlabs<Kv, D>>();
-    return Start<SketchSlabs<D>>();  // one kernel for all types of cache
+    // One kernel for all types of cache.
+    return launch.sketch == Sketch::kK8V8 ? Start<SketchSlabs<D, 8>>() : Start<SketchSlabs<D, kKeyBits>>();
   }
 
  private:

@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace santa::cuda {
 
@@ -30,12 +31,23 @@ __device__ __forceinline__ void Mma<__half>(float (&d)[4], uint32_t a0, uint32_t
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// As Mma, of bytes without sign and with whole sums: D[16 x 8] += A[16 x 32] B[32 x 8]. Lane (r, c) holds of A rows r
-// (a0, a2) and r + 8 (a1, a3) at columns 4c to 4c + 3 (a0, a1) and 16 more (a2, a3); of B column r at rows 4c to 4c + 3
-// (b0) and 16 more (b1); of D rows r (d0, d1) and r + 8 (d2, d3) at columns 2c, 2c + 1.
+// As Mma, of bytes, the left operand's without sign, and with whole sums: D[16 x 8] += A[16 x 32] B[32 x 8]. Lane (r,
+// c) holds of A rows r (a0, a2) and r + 8 (a1, a3) at columns 4c to 4c + 3 (a0, a1) and 16 more (a2, a3); of B column r
+// at rows 4c to 4c + 3 (b0) and 16 more (b1); of D rows r (d0, d1) and r + 8 (d2, d3) at columns 2c, 2c + 1.
+template <typename Right>
 __device__ __forceinline__ void MmaBytes(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                         uint32_t b0, uint32_t b1) {
+                                         uint32_t b0, uint32_t b1);
+template <>
+__device__ __forceinline__ void MmaBytes<uint8_t>(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                  uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+template <>
+__device__ __forceinline__ void MmaBytes<int8_t>(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                 uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
@@ -51,6 +63,15 @@ template <>
 __device__ __forceinline__ uint32_t Pack<__half>(float low, float high) {
   __half2 pair = __floats2half2_rn(low, high);
   return *reinterpret_cast<uint32_t*>(&pair);
+}
+
+template <typename T>
+__device__ __forceinline__ float2 Unpack(uint32_t two) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&two));
+  } else {
+    return __half22float2(*reinterpret_cast<const __half2*>(&two));
+  }
 }
 
 // Four 8 x 8 matrices of 16-bit values; lane l gives the address of row l % 8 of matrix l / 8. Lane (r, c) gets columns

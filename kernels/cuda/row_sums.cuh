@@ -127,35 +127,19 @@ struct RowSums : RowTotals {
     }
   }
 
-  // What a slab of keys says of its rows: scores become packed weights. q: of the quad's heads, twice.
-  struct Weights {
-    uint32_t w[2], tw2[2];  // columns 2c and 2c + 1 of rows r, r + 8
-    float of_tw2[2][2];     // as they were, [row][column]
-  };
-  __device__ __forceinline__ Weights Weigh(uint32_t keys, const QueryFragment<D> (&q)[1], const Scorer& scorer,
-                                           const LaneRows& rows, bool wants_error, int lane) {
-    const bool first_half = lane % 4 < 2;  // columns of w
-    float s[1][4];
-    Scores<Kv, D, 1>(s, keys, q, lane);
-    float weight[2][2], left[2];  // [row][column]: log2 w; t
-    float raised[kReferences][2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const bool listed = rows.listed[half];
-      const uint32_t inclusion = rows.inclusion[half];
-      const float inverse = __log2f(InverseOf(inclusion));
-      left[half] = listed ? 1 - static_cast<float>(inclusion) / static_cast<float>(sampling::kCertain) : 0.0f;
-      t += left[half];
-      t_squared = fmaf(left[half], left[half], t_squared);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float mine = listed ? scorer(s[0][2 * half + h]) + inverse : kNegativeInfinity;
-        const float of_chance = left[half] > 0 ? mine : kNegativeInfinity;
-        weight[half][h] = mine;
-        raised[kOfAll][h] = fmaxf(half == 0 ? max[kOfAll][h] : raised[kOfAll][h], mine);
-        raised[kOfChance][h] = fmaxf(half == 0 ? max[kOfChance][h] : raised[kOfChance][h], of_chance);
-      }
-    }
+  // What a row leaves to chance, 1 - pi, which is counted; 0 of one that is not listed.
+  __device__ __forceinline__ float CountRow(const LaneRows& rows, int half) {
+    const float of_row = rows.listed[half]
+                             ? 1 - static_cast<float>(rows.inclusion[half]) / static_cast<float>(sampling::kCertain)
+                             : 0.0f;
+    t += of_row;
+    t_squared = fmaf(of_row, of_row, t_squared);
+    return of_row;
+  }
+
+  // Brings the references to the largest of what the lanes of a column ask for, and the sums with them. first_half:
+  // whether the lane's columns are of w.
+  __device__ __forceinline__ void RaiseTo(float (&raised)[kReferences][2], bool first_half) {
     float keep[2], keep_tw2[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -173,6 +157,35 @@ struct RowSums : RowTotals {
       max[kOfChance][h] = raised[kOfChance][h];
     }
     Raise(keep, keep_tw2);
+  }
+
+  // What a slab of keys says of its rows: scores become packed weights. q: of the quad's heads, twice.
+  struct Weights {
+    uint32_t w[2], tw2[2];  // columns 2c and 2c + 1 of rows r, r + 8
+    float of_tw2[2][2];     // as they were, [row][column]
+  };
+  __device__ __forceinline__ Weights Weigh(uint32_t keys, const QueryFragment<D> (&q)[1], const Scorer& scorer,
+                                           const LaneRows& rows, bool wants_error, int lane) {
+    const bool first_half = lane % 4 < 2;  // columns of w
+    float s[1][4];
+    Scores<Kv, D, 1>(s, keys, q, lane);
+    float weight[2][2], left[2];  // [row][column]: log2 w; t
+    float raised[kReferences][2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool listed = rows.listed[half];
+      const float inverse = __log2f(InverseOf(rows.inclusion[half]));
+      left[half] = CountRow(rows, half);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float mine = listed ? scorer(s[0][2 * half + h]) + inverse : kNegativeInfinity;
+        const float of_chance = left[half] > 0 ? mine : kNegativeInfinity;
+        weight[half][h] = mine;
+        raised[kOfAll][h] = fmaxf(half == 0 ? max[kOfAll][h] : raised[kOfAll][h], mine);
+        raised[kOfChance][h] = fmaxf(half == 0 ? max[kOfChance][h] : raised[kOfChance][h], of_chance);
+      }
+    }
+    RaiseTo(raised, first_half);
     Weights weights;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

@@ -13,24 +13,29 @@ namespace santa::cuda {
 inline constexpr int kKeyBits = 4;     // of a key's code, where values have no sketch
 inline constexpr int kPilotQuads = 2;  // of the largest group that has a pilot
 
-// Dot products of single slabs from the sketch, and of tokens without one from K.
-template <int D>
+// Dot products of single slabs from the sketch, and of tokens without one from K. kBits: of a key's code, and of a
+// value's if values have a sketch.
+template <int D, int kBits>
 class SketchSlabs {
-  using Geometry = SketchGeometry<D, kKeyBits>;
+  using Geometry = SketchGeometry<D, kBits>;
 
  public:
   static constexpr bool kQueriesInRegisters = false;
   using Queries = SketchQueries<D, kPilotQuads>;  // in shared memory
 
-  __device__ SketchSlabs(const DecodeLaunch& launch, const DeviceItem& item, int kv_head, Queries& queries)
-      : launch_(launch), item_(item), kv_head_(kv_head), queries_(queries), sketches_(launch, item, kv_head, 0) {}
+  __device__ SketchSlabs(const GroupLaunch& group, const DeviceItem& item, int kv_head, Queries& queries)
+      : launch_(group.decode),
+        item_(item),
+        kv_head_(kv_head),
+        queries_(queries),
+        sketches_(group.decode, item, kv_head, group.corrects() ? kBits : 0) {}
 
   static __host__ __device__ constexpr int SlabBytes() { return Geometry::kSlabBytes + Geometry::kColumnBytes; }
   // Asks for the queries.
   __device__ __forceinline__ void AskForQueries(int) { early_.Ask(launch_, item_, kv_head_); }
   // The factor that dot products come in. scale: the item's. All threads call it, and __syncthreads() afterwards.
   __device__ __forceinline__ float TakeQueries(float scale) {
-    return factor_ = early_.template Fill<kKeyBits>(queries_, launch_, scale);
+    return factor_ = early_.template Fill<kBits>(queries_, launch_, scale);
   }
   // The page of a slab's tokens, for Copy.
   __device__ __forceinline__ int32_t PageOf(int token) const {
@@ -54,9 +59,9 @@ class SketchSlabs {
                                         const int (&tokens)[kSlabs], int lane) const {
     // First all as if they had one.
     [&]<int... kI>(std::integer_sequence<int, kI...>) {
-      const PageQueries<D, kKeyBits> pages[] = {
+      const PageQueries<D, kBits> pages[] = {
           {queries_, quad, slabs + kI * SlabBytes() + Geometry::kSlabBytes, lane}...};
-      ScoreSlabs<D, kKeyBits>(s, slabs, SlabBytes(), pages, lane);
+      ScoreSlabs<D, kBits>(s, slabs, SlabBytes(), pages, lane);
     }
     (std::make_integer_sequence<int, kSlabs>());
 #pragma unroll
@@ -73,7 +78,7 @@ class SketchSlabs {
   const DeviceItem& item_;
   const int kv_head_;
   Queries& queries_;
-  const SketchView<D, kKeyBits> sketches_;
+  const SketchView<D, kBits> sketches_;
   EarlyQueries<D, kPilotQuads> early_;
   float factor_ = 1;
 };
@@ -87,8 +92,8 @@ class KeySlabs {
 
   __device__ KeySlabs(const DecodeLaunch& launch, const DeviceItem& item, int kv_head, int begin, int end)
       : launch_(launch), item_(item), kv_head_(kv_head), view_(launch, item, {.begin = begin, .end = end}, kv_head) {}
-  __device__ KeySlabs(const DecodeLaunch& launch, const DeviceItem& item, int kv_head, Queries&)
-      : KeySlabs(launch, item, kv_head, item.begin, item.end) {}
+  __device__ KeySlabs(const GroupLaunch& group, const DeviceItem& item, int kv_head, Queries&)
+      : KeySlabs(group.decode, item, kv_head, item.begin, item.end) {}
 
   static __host__ __device__ constexpr int SlabBytes() { return Slab<Kv, D>::kBytes; }
   __device__ __forceinline__ void AskForQueries(int lane) {
@@ -127,15 +132,15 @@ class KeySlabs {
 };
 
 // Where pages hold whole blocks of 64 tokens: a block's codes, and the columns of its page.
-template <int D>
+template <int D, int kBits>
 struct WholeBlock {
-  using Geometry = SketchGeometry<D, kKeyBits>;
+  using Geometry = SketchGeometry<D, kBits>;
   static constexpr int kCodeBytes = kBlockSlabs * Geometry::kSlabBytes, kBytes = kCodeBytes + Geometry::kColumnBytes;
 
-  // Starts copying the one that begins with `token`, part of that page.
-  static __device__ __forceinline__ void Copy(uint32_t to, const SketchView<D, kKeyBits>& sketches, int32_t page,
-                                              int token, int lane) {
-    const uint8_t* of_page = sketches.sketch + page * sketches.page_bytes + 16 * lane;
+  // Starts copying the one that begins with `token`, part of that page. offset: 0 for keys, SketchPartBytes for values.
+  static __device__ __forceinline__ void Copy(uint32_t to, const SketchView<D, kBits>& sketches, int32_t page,
+                                              int token, size_t offset, int lane) {
+    const uint8_t* of_page = sketches.sketch + page * sketches.page_bytes + offset + 16 * lane;
     const int page_tokens = 1 << sketches.page_shift;
     const uint8_t* codes = of_page + (token & (page_tokens - 1)) * (Geometry::kSlabBytes / kSlabRows);
     constexpr int kStep = 16 * 32;
@@ -148,12 +153,16 @@ struct WholeBlock {
     }
   }
 
-  // The dot products of the group's first quad.
-  template <int kQuads>
+  // The dot products of the group's first quad, of kAtOnce slabs in turns.
+  template <int kAtOnce = kBlockSlabs, int kQuads>
   static __device__ __forceinline__ void Score(QuadScores& s, const SketchQueries<D, kQuads>& queries,
                                                const unsigned char* block, int lane) {
-    const PageQueries<D, kKeyBits> page[] = {{queries, 0, block + kCodeBytes, lane}};
-    ScoreSlabs<D, kKeyBits>(s, block, Geometry::kSlabBytes, page, lane);
+    const PageQueries<D, kBits> page[] = {{queries, 0, block + kCodeBytes, lane}};
+#pragma unroll
+    for (int slab = 0; slab < kBlockSlabs; slab += kAtOnce) {
+      auto& some = reinterpret_cast<float(&)[kAtOnce][2]>(s[slab]);
+      ScoreSlabs<D, kBits>(some, block + slab * Geometry::kSlabBytes, Geometry::kSlabBytes, page, lane);
+    }
   }
 };
 
@@ -207,7 +216,7 @@ class SketchBlocks {
       WaitCopies<kLongRing - 1>();
     }
     if constexpr (kCommon) {
-      WholeBlock<D>::Score(s[0], queries_, ring_ + at_ * WholeBlock<D>::kBytes, lane);
+      WholeBlock<D, kKeyBits>::Score(s[0], queries_, ring_ + at_ * WholeBlock<D, kKeyBits>::kBytes, lane);
     } else {
 #pragma unroll
       for (int quad = 0; quad < kPilotQuads; ++quad) {
@@ -236,7 +245,8 @@ class SketchBlocks {
       }
       const int32_t page = __shfl_sync(~0u, page_, num_copied_++);
       if constexpr (kCommon) {
-        WholeBlock<D>::Copy(SharedAddress(ring_) + ahead_at_ * WholeBlock<D>::kBytes, sketches_, page, ahead_, lane);
+        WholeBlock<D, kKeyBits>::Copy(SharedAddress(ring_) + ahead_at_ * WholeBlock<D, kKeyBits>::kBytes, sketches_,
+                                      page, ahead_, 0, lane);
       } else {
         sketches_.CopyBlock(SharedAddress(ring_) + ahead_at_ * geometry_.stage_bytes(), geometry_,
                             ahead_ / sampling::kCodeBlock, page, 0, lane);

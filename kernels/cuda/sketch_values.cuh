@@ -17,11 +17,18 @@ namespace santa::cuda {
 // Right operands of a block's slabs for a quad, two of which make one.
 using BlockWeights = uint32_t[kBlockSlabs];
 
+// What is added to weights with a sign before their bytes are taken: the upper byte is right then, and the lower one
+// but for its first bit.
+inline constexpr int kSignedBytes = 0x80;
+
 // From weights as the lanes have the scores: [2 slab + i] is token 16 slab + r + 8 i, head c; in the last 16 bits.
+// Right: int8_t for weights with a sign, kSignedBytes more than they are; else uint8_t.
+template <typename Right = uint8_t>
 __device__ __forceinline__ void TurnWeights(BlockWeights& to, const uint32_t (&weights)[2 * kBlockSlabs]) {
+  constexpr uint32_t kFirstBits = std::is_signed_v<Right> ? kSignedBytes * 0x01010000u : 0;  // of the lower bytes
 #pragma unroll
   for (int slab = 0; slab < kBlockSlabs; ++slab) {
-    to[slab] = Transpose8x8(__byte_perm(weights[2 * slab], weights[2 * slab + 1], 0x4051));
+    to[slab] = Transpose8x8(__byte_perm(weights[2 * slab], weights[2 * slab + 1], 0x4051) ^ kFirstBits);
   }
 }
 
@@ -74,14 +81,14 @@ struct ValueTotals {
 
 // Adds a block whose pages have kPartSlabs slabs each in it, of which those with a token from `begin` on are there, and
 // have a sketch before `sketched_end`. weights: of all of the block's tokens; factor: what brings them to the totals.
-template <int kBits, int kPartSlabs, int D, int kQuads>
+template <int kBits, int kPartSlabs, typename Right = uint8_t, int D, int kQuads>
 __device__ __forceinline__ void AddParts(ValueTotals<D, kQuads>& totals, const unsigned char* stage,
                                          const BlockWeights (&weights)[kQuads], const float (&factor)[kQuads],
                                          int first_token, int begin, int sketched_end, int lane) {
   using Geometry = SketchGeometry<D, kBits>;
   using Load = std::conditional_t<WordsOfLoad(D, kBits) == 4, uint4, uint2>;
   using Bytes = ValueBytes<kBits>;
-  constexpr int kTiles = StepsOfLoad(D, kBits), kPartTokens = kPartSlabs * kSlabRows;
+  constexpr int kTiles = StepsOfLoad(D, kBits), kLoads = D / 16 / kTiles, kPartTokens = kPartSlabs * kSlabRows;
   constexpr int kPairs = (kPartSlabs + 1) / 2;  // of slabs, which a product takes; the last may be a half
   constexpr int kPartBytes = kPartSlabs * Geometry::kSlabBytes + Geometry::kColumnBytes;
 #pragma unroll
@@ -98,7 +105,7 @@ __device__ __forceinline__ void AddParts(ValueTotals<D, kQuads>& totals, const u
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair) {
         constexpr uint32_t kOnes = 0x01010101;
-        MmaBytes(sums, kOnes, kOnes, kOnes, kOnes, weight(quad, 2 * pair), weight(quad, 2 * pair + 1));
+        MmaBytes<Right>(sums, kOnes, kOnes, kOnes, kOnes, weight(quad, 2 * pair), weight(quad, 2 * pair + 1));
       }
       mass[quad] = WholeSum(sums[0], sums[1]);
       totals.scores[quad].sum = fmaf(factor[quad], mass[quad], totals.scores[quad].sum);
@@ -109,7 +116,7 @@ __device__ __forceinline__ void AddParts(ValueTotals<D, kQuads>& totals, const u
 #pragma unroll
     for (int quad = 0; quad < kQuads; ++quad) totals.mass[quad] = fmaf(factor[quad], mass[quad], totals.mass[quad]);
 #pragma unroll
-    for (int load = 0; load < D / 16 / kTiles; ++load) {
+    for (int load = 0; load < kLoads; ++load) {
       int32_t products[kQuads][kTiles][4] = {};
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair) {
@@ -125,8 +132,8 @@ __device__ __forceinline__ void AddParts(ValueTotals<D, kQuads>& totals, const u
           const Bytes second(reinterpret_cast<const uint32_t*>(&words[1]) + i * WordsOfStep(kBits));
 #pragma unroll
           for (int quad = 0; quad < kQuads; ++quad) {
-            MmaBytes(products[quad][i], first.lower, first.upper, second.lower, second.upper, weight(quad, 2 * pair),
-                     weight(quad, 2 * pair + 1));
+            MmaBytes<Right>(products[quad][i], first.lower, first.upper, second.lower, second.upper,
+                            weight(quad, 2 * pair), weight(quad, 2 * pair + 1));
           }
         }
       }

@@ -67,9 +67,11 @@ void Load(void* const* of_lane, uint32_t mask) {
 void MultiplyBFloat16(void* const* of_lane, uint32_t mask) { Multiply<WidenBFloat16>(of_lane, mask); }
 void MultiplyHalf(void* const* of_lane, uint32_t mask) { Multiply<WidenHalf>(of_lane, mask); }
 
+template <typename Right>
 void MultiplyBytes(void* const* of_lane, uint32_t mask) {
   if (mask != ~0u) Fail("a product of matrices by a part of a warp");
-  uint8_t a[16][32], b[8][32];  // b: column by column
+  uint8_t a[16][32];
+  Right b[8][32];  // column by column
   for (int lane = 0; lane < 32; ++lane) {
     const ByteProduct& brought = *static_cast<const ByteProduct*>(of_lane[lane]);
     const int r = lane / 4, k = 4 * (lane % 4);
@@ -85,6 +87,9 @@ void MultiplyBytes(void* const* of_lane, uint32_t mask) {
     }
   }
 }
+
+template void MultiplyBytes<uint8_t>(void* const* of_lane, uint32_t mask);
+template void MultiplyBytes<int8_t>(void* const* of_lane, uint32_t mask);
 
 void LoadMatrices(void* const* of_lane, uint32_t mask) { Load<false>(of_lane, mask); }
 void LoadMatricesTransposed(void* const* of_lane, uint32_t mask) { Load<true>(of_lane, mask); }

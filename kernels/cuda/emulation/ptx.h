@@ -24,6 +24,7 @@ struct ByteProduct {
   int32_t* d[4];
   uint32_t a[4], b[2];
 };
+template <typename Right>  // uint8_t or int8_t
 void MultiplyBytes(void* const* of_lane, uint32_t mask);
 
 struct MatrixLoad {
@@ -53,7 +54,13 @@ inline void mma_sync_aligned_m16n8k32_row_col_s32_u8_u8_s32(int32_t& d0, int32_t
                                                             uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                                             uint32_t b0, uint32_t b1) {
   ByteProduct mine = {{&d0, &d1, &d2, &d3}, {a0, a1, a2, a3}, {b0, b1}};
-  MeetWarp(~0u, &mine, MultiplyBytes);
+  MeetWarp(~0u, &mine, MultiplyBytes<uint8_t>);
+}
+inline void mma_sync_aligned_m16n8k32_row_col_s32_u8_s8_s32(int32_t& d0, int32_t& d1, int32_t& d2, int32_t& d3,
+                                                            uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                            uint32_t b0, uint32_t b1) {
+  ByteProduct mine = {{&d0, &d1, &d2, &d3}, {a0, a1, a2, a3}, {b0, b1}};
+  MeetWarp(~0u, &mine, MultiplyBytes<int8_t>);
 }
 
 inline void ldmatrix_sync_aligned_m8n8_x4_shared_b16(uint32_t& x, uint32_t& y, uint32_t& z, uint32_t& w,
