@@ -48,9 +48,12 @@ struct WarpSketches<true> {
 // A warp's own shared memory beside its ring.
 template <bool kCorrects>
 struct WarpShared : WarpSketches<kCorrects> {
-  uint32_t list[kListed<kCorrects>];                    // row i of the split at i % kListed
-  alignas(8) uint32_t inclusion[sampling::kCodeBlock];  // of the block that was scored last; then as List says
-  int32_t page[kSplitPages];                            // of the split's tokens
+  uint32_t list[kListed<kCorrects>];  // row i of the split at i % kListed
+  union {                             // of the block that was scored last
+    alignas(8) uint32_t inclusion[sampling::kCodeBlock];
+    alignas(8) float share[sampling::kCodeBlock];  // once the block is listed, with a value sketch
+  };
+  int32_t page[kSplitPages];  // of the split's tokens
 };
 
 // What the warps of a block have in common: one group's queries.
@@ -286,7 +289,7 @@ class WarpSplit {
     };
     const int place = scored_ - origin_ + 2 * lane;
     const float first = list(before, between, place, two.x), second = list(between, after, place + 1, two.y);
-    if constexpr (kCorrects) reinterpret_cast<float2*>(shared_.inclusion)[lane] = {first, second};
+    if constexpr (kCorrects) reinterpret_cast<float2*>(shared_.share)[lane] = {first, second};
     line_ = __shfl_sync(~0u, after, 31);
     listed_ += static_cast<int>(line_ >> sampling::kInclusionBits);
     line_ &= sampling::kCertain - 1;
@@ -320,7 +323,7 @@ class WarpSplit {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2 * kBlockSlabs; ++i) {
-      const float share = reinterpret_cast<const float*>(shared_.inclusion)[8 * i + lane / 4];
+      const float share = shared_.share[8 * i + lane / 4];
       // What is held at kLeast has a pi that was rounded down: to 2^-20, or little more.
       weights[i] = __float_as_uint(fmaxf(e[i / 2][i % 2] * share, kLeast) + (0x1.8p23f + kSignedBytes));
     }
