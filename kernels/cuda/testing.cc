@@ -18,6 +18,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/decode_launch.h"
 #include "kernels/cuda/decode_plan.h"
+#include "kernels/cuda/decode_scratch.h"
 #include "kernels/cuda/exact.h"
 #include "kernels/cuda/group_draw.h"
 #include "kernels/cuda/s2anta_flash.h"
@@ -82,12 +83,16 @@ struct Batch {
   int32_t splits = 0;
 };
 
+// As far as plans go.
+DecodeItem DecodeItemOf(const reference::Step& step) {
+  return {.num_tokens = step.num_tokens, .options = step.options};
+}
+
 Batch Cut(const std::vector<Item>& items) {
   Batch batch;
   for (const Item& item : items) {
     const reference::Step& step = item.problem->step;
-    batch.plans.push_back(PlanItem({.num_tokens = step.num_tokens, .options = step.options},
-                                   item.problem->shape.layout(),
+    batch.plans.push_back(PlanItem(DecodeItemOf(step), item.problem->shape.layout(),
                                    sampling::kMostWithoutPilot + 1));  // so that short sequences are enough for a test
     batch.splits += batch.plans.back().splits.count;
     batch.work.resize(batch.work.size() + batch.plans.back().num_units());
@@ -95,34 +100,6 @@ Batch Cut(const std::vector<Item>& items) {
   std::vector<int32_t> order;
   OrderWork(batch.plans, order, batch.work.data(), batch.ranges);
   return batch;
-}
-
-GroupArrays ArraysOf(uint8_t* scratch, const Item& item, const ItemPlan& plan) {
-  const Shape& shape = item.problem->shape;
-  return {scratch,
-          item.problem->step.options.method,
-          shape.sketch,
-          plan.has_target(),
-          HasPilot(plan.kernel),
-          shape.num_kv_heads,
-          shape.group_size,
-          shape.head_dim,
-          plan.begin,
-          plan.end,
-          plan.splits.count,
-          plan.splits.tokens,
-          plan.sample_count};
-}
-
-// Scratch of a plan's scores.
-int64_t ScratchBytes(const Item& item, const ItemPlan& plan) {
-  const AttentionOptions& options = item.problem->step.options;
-  if (DrawsByGroup(plan.kernel)) {
-    return ArraysOf(nullptr, item, plan).bytes();
-  }
-  if (!StoresScores(plan.kernel)) return 0;
-  return StoredScratchBytes(options.method, item.problem->step.num_query_heads, plan.begin, plan.end,
-                            plan.sample_count);
 }
 
 // What the methods that store scores need beside the launch; filled with bytes that mean nothing.
@@ -149,7 +126,7 @@ struct StoredParts {
       const ItemPlan& plan = batch.plans[i];
       host.push_back({.method = step.options.method, .budget_rounding = step.options.budget_rounding});
       places.push_back(bytes);
-      bytes += ScratchBytes(items[i], plan);
+      bytes += StoredBytes(plan, DecodeItemOf(step), items[i].problem->shape.layout());
       longest_split = std::max(longest_split, plan.splits.tokens);
       most_rows = std::max(most_rows, static_cast<int32_t>(plan.sample_count) + items[i].problem->shape.page_size);
       if (plan.kernel == Kernel::kS2antaProp) most_prop_splits = std::max(most_prop_splits, plan.splits.count);
@@ -162,8 +139,9 @@ struct StoredParts {
   std::vector<GroupArrays> Arrays(const std::vector<Item>& items, const Batch& batch) {
     std::vector<GroupArrays> all;
     for (size_t i = 0; i < items.size(); ++i) {
-      const ItemPlan& plan = batch.plans[i];
-      all.push_back(ArraysOf(scratch.get() + places[i], items[i], plan));
+      const Problem& problem = *items[i].problem;
+      all.push_back(
+          ArraysOf(scratch.get() + places[i], problem.step.options.method, problem.shape.layout(), batch.plans[i]));
     }
     return all;
   }
