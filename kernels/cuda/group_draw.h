@@ -24,7 +24,7 @@
 // and by a pilot
 //
 //     ValuePass                a split's scores, what the sketches say of its values, which of its rows are read, by
-//                              how much these differ from that, and the answer; then WarpPass for the other heads
+//                              how much these differ from that, and the answer; then, as WarpPass, the other heads
 //
 // An item with a target error (kernels/sampling/target_error.h) has had its pilot draw then, and goes on:
 //

@@ -44,7 +44,8 @@ SANTA_HOST_DEVICE int CodesOfToken(int32_t group_size) { return (group_size + kQ
 // With a value sketch a split adds what the sketches say of its tokens, sum e~ v~ and sum e~, with e~ what a token's
 // code (SketchWeight of kernels/cuda/group_inclusion.cuh) stands for; and what its rows correct: w v - w~ v~ in place
 // of w v and w - w~ in place of w, w~ = e~ / pi. The references are of w and w~ both. In one pass all of that is in the
-// run's sum of w v and in that of w, and of a split's sketches there is the sum of e~ alone.
+// run's sum of w v and in that of w, whose reference is w's or e~'s unit, and of a split's sketches there is the sum of
+// e~ alone.
 inline constexpr int kPartialVectors = 3;
 enum Reference { kOfAll, kOfChance, kReferences };
 enum PartialNumber { kSumW, kSumT, kSumTT, kSumTW, kSumTW2, kSumTW2V2, kPartialSums };

@@ -67,6 +67,7 @@ struct Launcher {
 }  // namespace
 
 cudaError_t LaunchValuePass(const GroupLaunch& launch, cudaStream_t stream) {
+  if (!FitsWarps(launch)) return cudaErrorNotSupported;
   return launch.sketch == Sketch::kK8V8 ? DispatchPilot(launch.decode, Launcher<8>{launch, stream})
                                         : DispatchPilot(launch.decode, Launcher<kKeyBits>{launch, stream});
 }

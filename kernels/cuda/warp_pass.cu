@@ -3,10 +3,7 @@
 
 namespace santa::cuda {
 
-bool SupportsWarpPass(const GroupLaunch& launch) {
-  return launch.method == Method::kSketched && !launch.corrects() && launch.decode.group_size <= kQuad &&
-         launch.decode.page_shift >= 6;
-}
+bool SupportsWarpPass(const GroupLaunch& launch) { return FitsWarps(launch) && !launch.corrects(); }
 
 cudaError_t LaunchWarpPass(const GroupLaunch& launch, cudaStream_t stream) {
   return DispatchPilot(launch.decode, WarpPassLauncher<kKeyBits, false>{launch, stream});

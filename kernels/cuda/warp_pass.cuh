@@ -13,6 +13,11 @@ namespace santa::cuda {
 template <int kBits>
 inline constexpr int kBlocksAtOnce = kBits == 4 ? 3 : 2;
 
+// Whether warps have splits of the launch's shape: pages hold whole blocks, and a group is one quad.
+inline bool FitsWarps(const GroupLaunch& launch) {
+  return launch.method == Method::kSketched && launch.decode.group_size <= kQuad && launch.decode.page_shift >= 6;
+}
+
 // The group's heads whose sketch is no help, bit by bit, which it also leaves for the launch that answers them. After
 // AddSplits; all threads call it.
 __device__ __forceinline__ unsigned FindAlone(const BlockTask& task, const AnswerShared<1>& shared) {
