@@ -5,9 +5,12 @@
 #include <grpcpp/support/status.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
+#include "client/client_ring.h"
 #include "client/connection.h"
+#include "client/placed_step.h"
 #include "proto/santa/attention/v1/attention.pb.h"
 
 namespace santa::client_internal {
@@ -20,10 +23,10 @@ class AttendCarrier;
 class CarrierOwner {
  public:
   virtual ~CarrierOwner() = default;
-  virtual void OnOpened() = 0;   // of a ring: its memory is there; no write may begin before
-  virtual void OnWritten() = 0;  // the write that was in flight is done
-  virtual void OnResponse(attention::v1::AttendResponse response) = 0;
-  virtual void OnReadsEnd() = 0;  // OnEnd will follow; no write may begin
+  virtual void OnOpened() = 0;                     // of a ring: its memory is there; no write may begin before
+  virtual void OnWritten() = 0;                    // the write that was in flight is done
+  virtual void OnAnswer(AttendAnswer answer) = 0;  // its views are good until it returns
+  virtual void OnReadsEnd() = 0;                   // OnEnd will follow; no write may begin
   // The last call. UNAVAILABLE and the like: what is unanswered may be sent again.
   virtual void OnEnd(std::unique_ptr<AttendCarrier> carrier, const grpc::Status& status) = 0;
 };
@@ -36,6 +39,11 @@ class AttendCarrier {
   virtual void Start() = 0;
   // True: it is written. False: it is in flight, and OnWritten will come unless the stream ends first.
   virtual bool Write(const RequestPointer& request) = 0;
+  // A step written where it is sent from; null: there is no room for it, or never is.
+  virtual std::unique_ptr<PlacedRequest> Place(const attention::v1::AttendRequest& /*request*/) { return nullptr; }
+  // Where those lie that this carrier placed, and may write; or null.
+  virtual const ClientRing* ring() const { return nullptr; }
+  virtual void WritePlaced(PlacedRequest& /*request*/, uint64_t /*request_id*/) {}
   virtual void EndWrites() = 0;  // none is in flight, and none will follow
   virtual void Cancel() = 0;
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "ring/step_ring.h"
@@ -57,9 +58,10 @@ void AttendStream::Impl::Close() {
   }
 }
 
-void AttendStream::Impl::Submit(v1::AttendRequest request, absl::Time deadline, Callback done) {
+template <typename Make>
+void AttendStream::Impl::Submit(size_t bytes, absl::Time deadline, Done done, Make make) {
   std::unique_lock lock(mutex_);
-  if (absl::Status status = Admit(lock, request, deadline); !status.ok()) {
+  if (absl::Status status = Admit(lock, bytes, deadline); !status.ok()) {
     ++statistics_.failed;
     lock.unlock();
     std::vector<Completion> completions;
@@ -67,9 +69,10 @@ void AttendStream::Impl::Submit(v1::AttendRequest request, absl::Time deadline, 
     return Run(std::move(completions));
   }
   const uint64_t id = next_id_++;
-  request.set_request_id(id);
-  pending_.emplace(id,
-                   Pending{std::make_shared<const v1::AttendRequest>(std::move(request)), deadline, std::move(done)});
+  Pending pending = make(id);
+  pending.deadline = deadline;
+  pending.done = std::move(done);
+  pending_.emplace(id, std::move(pending));
   if (deadline != absl::InfiniteFuture()) {
     deadlines_.emplace(deadline, id);
     WakeTimerBy(deadline);
@@ -81,18 +84,71 @@ void AttendStream::Impl::Submit(v1::AttendRequest request, absl::Time deadline, 
   }
 }
 
-// Waits for room; an error means that the request is not accepted.
-absl::Status AttendStream::Impl::Admit(std::unique_lock<std::mutex>& lock, v1::AttendRequest& request,
-                                       absl::Time deadline) {
-  ++statistics_.submitted;
+void AttendStream::Impl::Submit(v1::AttendRequest request, absl::Time deadline, Callback done) {
   request.set_request_id(UINT64_MAX);  // as long as an id can get
-  const int64_t limit = connection_->info.limits().max_message_bytes();
-  const size_t size = request.ByteSizeLong();
-  if (limit > 0 && size > static_cast<size_t>(limit)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the request has ", size, " bytes; the server takes up to ", limit, " (max_message_bytes)"));
+  const size_t bytes = request.ByteSizeLong();
+  Done with_answer = [done = std::move(done)](absl::StatusOr<AttendAnswer> answer) {
+    done(answer.ok() ? Result(answer->TakeResponse()) : Result(answer.status()));
+  };
+  Submit(bytes, deadline, std::move(with_answer), [&request](uint64_t id) {
+    request.set_request_id(id);
+    const int items = request.items_size();
+    return Pending{.request = std::make_shared<const v1::AttendRequest>(std::move(request)),
+                   .placed = nullptr,
+                   .items = items,
+                   .deadline = {},
+                   .done = nullptr};
+  });
+}
+
+absl::StatusOr<PlacedStep> AttendStream::Impl::Place(const v1::AttendRequest& request) {
+  size_t bytes = 0;
+  for (int i = 0; i < request.items_size(); ++i) {
+    const v1::AttendItem& item = request.items(i);
+    for (const auto& [name, present, tensor] :
+         {std::tuple("q", item.has_q(), &item.q()), std::tuple("k", item.has_k(), &item.k()),
+          std::tuple("v", item.has_v(), &item.v())}) {
+      if (!present) continue;
+      const absl::StatusOr<size_t> data = DataBytes(*tensor);
+      if (!data.ok() || !tensor->data().empty()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("items[", i, "].", name, ": ",
+                         data.ok() ? "it has data; what is placed has dtype and shape" : data.status().message()));
+      }
+      bytes += *data;
+    }
   }
-  largest_request_ = std::max(largest_request_, size);
+  const std::lock_guard lock(mutex_);
+  if (absl::Status status = CheckSize(bytes); !status.ok()) return status;
+  std::unique_ptr<PlacedRequest> placed = writable_ ? carrier_->Place(request) : nullptr;
+  return PlacedStep(placed != nullptr ? std::move(placed) : std::make_unique<PlacedRequest>(request));
+}
+
+void AttendStream::Impl::Submit(std::unique_ptr<PlacedRequest> request, absl::Time deadline, PlacedCallback done) {
+  Submit(request->bytes(), deadline, std::move(done), [&request](uint64_t id) {
+    Pending pending;
+    pending.items = static_cast<int>(request->rooms().size());
+    if (request->ring() != nullptr) {
+      pending.placed = std::move(request);
+    } else {
+      pending.request = request->ToMessage(id);
+    }
+    return pending;
+  });
+}
+
+absl::Status AttendStream::Impl::CheckSize(size_t bytes) const {
+  const int64_t limit = connection_->info.limits().max_message_bytes();
+  if (limit <= 0 || bytes <= static_cast<size_t>(limit)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the request has ", bytes, " bytes; the server takes up to ", limit, " (max_message_bytes)"));
+}
+
+// Waits for room; an error means that the request is not accepted.
+absl::Status AttendStream::Impl::Admit(std::unique_lock<std::mutex>& lock, size_t bytes, absl::Time deadline) {
+  ++statistics_.submitted;
+  if (absl::Status status = CheckSize(bytes); !status.ok()) return status;
+  largest_request_ = std::max(largest_request_, bytes);
   const auto has_room = [this] { return closed_ || running_callbacks || pending_.size() < options_.max_in_flight; };
   if (deadline == absl::InfiniteFuture()) {
     room_.wait(lock, has_room);
@@ -129,23 +185,28 @@ void AttendStream::Impl::OpenStream() {
 
 void AttendStream::Impl::WriteNext() {
   while (writable_ && !writing_) {
-    const RequestPointer next = TakeNextToWrite();
-    if (next == nullptr) return;
-    writing_ = !carrier_->Write(next);
+    const auto next = pending_.lower_bound(next_to_write_);
+    if (next == pending_.end()) return;
+    next_to_write_ = next->first + 1;
+    if (next->first < never_written_) {
+      ++statistics_.requests_resent;
+    } else {
+      never_written_ = next_to_write_;
+    }
+    writing_ = !Write(next->first, next->second);
   }
 }
 
-AttendStream::Impl::RequestPointer AttendStream::Impl::TakeNextToWrite() {
-  const auto next = pending_.lower_bound(next_to_write_);
-  writing_ = next != pending_.end();
-  if (!writing_) return nullptr;
-  next_to_write_ = next->first + 1;
-  if (next->first < never_written_) {
-    ++statistics_.requests_resent;
-  } else {
-    never_written_ = next_to_write_;
+bool AttendStream::Impl::Write(uint64_t id, Pending& pending) {
+  if (pending.placed == nullptr) return carrier_->Write(pending.request);
+  if (pending.placed->ring() == carrier_->ring()) {
+    carrier_->WritePlaced(*pending.placed, id);
+    return true;
   }
-  return next->second.request;
+  // It lies in the memory of a stream that has ended.
+  pending.request = pending.placed->ToMessage(id);
+  pending.placed.reset();
+  return carrier_->Write(pending.request);
 }
 
 void AttendStream::Impl::OnOpened() {
@@ -167,25 +228,25 @@ void AttendStream::Impl::GoOn() {
   if (closed_ && writable_ && !writing_) carrier_->EndWrites();
 }
 
-void AttendStream::Impl::OnResponse(v1::AttendResponse response) {
+void AttendStream::Impl::OnAnswer(AttendAnswer answer) {
   std::vector<Completion> completions;
   {
     const std::lock_guard lock(mutex_);
     backoff_.Reset();
-    const auto pending = pending_.find(response.request_id());
+    const auto pending = pending_.find(answer.request_id());
     if (pending == pending_.end()) {
       ++statistics_.unknown_responses;
       return;
     }
-    const int items = pending->second.request->items_size();
-    if (response.results_size() == items) {
+    const int items = pending->second.items;
+    if (answer.num_items() == items) {
       ++statistics_.answered;
-      completions.push_back(Remove(pending, std::move(response)));
+      completions.push_back(Remove(pending, std::move(answer)));
     } else {
       ++statistics_.failed;
       completions.push_back(
           Remove(pending, absl::InternalError(absl::StrCat("the server answered ", items, " items with ",
-                                                           response.results_size(), " results"))));
+                                                           answer.num_items(), " results"))));
     }
   }
   Run(std::move(completions));
@@ -251,7 +312,7 @@ void AttendStream::Impl::OnEnd(std::unique_ptr<AttendCarrier> carrier, const grp
 }
 
 AttendStream::Impl::Completion AttendStream::Impl::Remove(std::map<uint64_t, Pending>::iterator pending,
-                                                          Result result) {
+                                                          absl::StatusOr<AttendAnswer> result) {
   Completion completion{std::move(pending->second.done), std::move(result), std::move(pending->second.request)};
   deadlines_.erase({pending->second.deadline, pending->first});
   pending_.erase(pending);
@@ -339,6 +400,12 @@ void AttendStream::Submit(v1::AttendRequest request, absl::Time deadline, Callba
 
 AttendStream::Result AttendStream::Attend(v1::AttendRequest request, absl::Time deadline) {
   return Submit(std::move(request), deadline).get();
+}
+
+absl::StatusOr<PlacedStep> AttendStream::Place(const v1::AttendRequest& request) { return impl_->Place(request); }
+
+void AttendStream::Submit(PlacedStep step, absl::Time deadline, PlacedCallback done) {
+  impl_->Submit(std::move(step.request_), deadline, std::move(done));
 }
 
 AttendStreamStatistics AttendStream::statistics() const { return impl_->statistics(); }

@@ -4,6 +4,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -16,6 +17,7 @@
 #include "client/attend_carrier.h"
 #include "client/attention_client.h"
 #include "client/backoff.h"
+#include "client/client_ring.h"
 #include "client/connection.h"
 
 namespace santa {
@@ -29,38 +31,48 @@ class AttendStream::Impl : public client_internal::CarrierOwner {
   void Start();  // the timer thread
   void Close();  // fails what is unanswered, ends the stream, joins
   void Submit(v1::AttendRequest request, absl::Time deadline, Callback done);
+  absl::StatusOr<PlacedStep> Place(const v1::AttendRequest& request);
+  void Submit(std::unique_ptr<client_internal::PlacedRequest> request, absl::Time deadline, PlacedCallback done);
   AttendStreamStatistics statistics() const;
 
  private:
   using AttendCarrier = client_internal::AttendCarrier;
+  using PlacedRequest = client_internal::PlacedRequest;
   using RequestPointer = client_internal::RequestPointer;
+  using Done = std::function<void(absl::StatusOr<AttendAnswer>)>;
 
   struct Pending {
-    RequestPointer request;
+    RequestPointer request;                 // or null
+    std::unique_ptr<PlacedRequest> placed;  // in a ring, or null
+    int items = 0;
     absl::Time deadline;
-    Callback done;
+    Done done;
   };
   struct Completion {
-    Callback done;
-    Result result;
+    Done done;
+    absl::StatusOr<AttendAnswer> result;
     RequestPointer request = nullptr;  // goes after the callback: to free a large one takes longer than to answer
   };
 
   void OnOpened() override;
   void OnWritten() override;
-  void OnResponse(v1::AttendResponse response) override;
+  void OnAnswer(AttendAnswer answer) override;
   void OnReadsEnd() override;
   void OnEnd(std::unique_ptr<AttendCarrier> carrier, const grpc::Status& status) override;
 
+  // `make` makes the request of its id, once it is admitted.
+  template <typename Make>
+  void Submit(size_t bytes, absl::Time deadline, Done done, Make make);
   // With the mutex held.
-  absl::Status Admit(std::unique_lock<std::mutex>& lock, v1::AttendRequest& request, absl::Time deadline);
+  absl::Status CheckSize(size_t bytes) const;
+  absl::Status Admit(std::unique_lock<std::mutex>& lock, size_t bytes, absl::Time deadline);
   void OpenStream();
-  void WriteNext();                  // as much as may be written now
-  void GoOn();                       // that, or ends the writes
-  RequestPointer TakeNextToWrite();  // null: nothing to write
+  void WriteNext();  // as much as may be written now
+  void GoOn();       // that, or ends the writes
+  bool Write(uint64_t id, Pending& pending);
   bool ChooseAnother(const AttendCarrier& carrier, const grpc::Status& status);
   size_t MostSlotBytes() const;
-  Completion Remove(std::map<uint64_t, Pending>::iterator pending, Result result);
+  Completion Remove(std::map<uint64_t, Pending>::iterator pending, absl::StatusOr<AttendAnswer> result);
   std::vector<Completion> RemoveAll(const absl::Status& status);
   std::vector<Completion> RemoveExpired(absl::Time now);
   void WakeTimerBy(absl::Time time);

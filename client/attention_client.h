@@ -27,6 +27,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/placed_step.h"
 #include "client/retry_policy.h"
 #include "client/tensor.h"
 #include "client/wire.h"
@@ -102,6 +103,15 @@ class AttendStream {
   // Steps of one sequence and layer that are in flight together reach the server in the order of their submission.
   std::future<Result> Submit(v1::AttendRequest request, absl::Time deadline = absl::InfiniteFuture());
   void Submit(v1::AttendRequest request, absl::Time deadline, Callback done);
+
+  // The same without a copy at this end, where the server shares its memory: room for the tensors of a step, which
+  // `request` tells with dtype and shape and no data. Once they are written there the step is submitted; `done` reads
+  // the answer before it returns. Where memory is not shared, or many steps are placed and not submitted, they lie in
+  // this process's memory and are sent as others are.
+  // INVALID_ARGUMENT: a tensor has data, or no dtype, or a shape of no size; or the request is too large, as above.
+  absl::StatusOr<PlacedStep> Place(const v1::AttendRequest& request);
+  using PlacedCallback = std::function<void(const absl::StatusOr<AttendAnswer>&)>;
+  void Submit(PlacedStep step, absl::Time deadline, PlacedCallback done);
 
   // Submits and waits. Not from a callback.
   Result Attend(v1::AttendRequest request, absl::Time deadline = absl::InfiniteFuture());

@@ -1,8 +1,11 @@
 // An AttendResponse out of shared memory. What another core or a device has just written takes its time to come: it is
-// asked for ahead of the copy. And `padding`, which is of no meaning, is left where it is.
+// asked for ahead of the copy, or left where it is, as `padding` is, which is of no meaning.
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "client/encode.h"
 #include "ring/prefetching_copy.h"
@@ -51,8 +54,9 @@ void Copy(std::span<const char> from, std::string* to) {
   PrefetchingCopy(to->data(), from.data(), from.size(), kPrefetchAhead);
 }
 
-// Here and below, false: protobuf has to read it, as it is malformed or not as the server writes it.
-bool ReadTensor(FieldReader fields, v1::Tensor* tensor) {
+// Here and below, false: protobuf has to read it, as it is malformed or not as the server writes it. Outputs are copied
+// where there is no view for them.
+bool ReadTensor(FieldReader fields, v1::Tensor* tensor, OutputView* view) {
   std::span<const char> bytes;
   for (uint64_t tag = 0, number = 0; !fields.done();) {
     if (!fields.ReadVarint(&tag)) return false;
@@ -66,7 +70,11 @@ bool ReadTensor(FieldReader fields, v1::Tensor* tensor) {
       }
     } else if (tag == Tag(v1::Tensor::kDataFieldNumber, kBytes)) {
       if (!fields.ReadBytes(&bytes)) return false;
-      Copy(bytes, tensor->mutable_data());
+      if (view == nullptr) {
+        Copy(bytes, tensor->mutable_data());
+      } else {
+        view->o = {bytes.data(), bytes.size()};
+      }
     } else {
       return false;
     }
@@ -84,8 +92,24 @@ void AddNumbers(std::span<const char> bytes, google::protobuf::RepeatedField<flo
   std::memcpy(numbers->mutable_data() + before, bytes.data(), bytes.size());
 }
 
+bool ReadLse(std::span<const char> bytes, v1::AttendResult* result, OutputView* view) {
+  if (bytes.size() % sizeof(float) != 0) return false;
+  if (view == nullptr) {
+    AddNumbers(bytes, result->mutable_lse());
+    return true;
+  }
+  if (!view->lse.empty()) return false;
+  if (reinterpret_cast<uintptr_t>(bytes.data()) % alignof(float) == 0) {
+    view->lse = {reinterpret_cast<const float*>(bytes.data()), bytes.size() / sizeof(float)};
+  } else {
+    AddNumbers(bytes, result->mutable_lse());
+    view->lse = {result->lse().data(), static_cast<size_t>(result->lse_size())};
+  }
+  return true;
+}
+
 // Messages that come twice would have to be merged.
-bool ReadResult(FieldReader fields, v1::AttendResult* result) {
+bool ReadResult(FieldReader fields, v1::AttendResult* result, OutputView* view) {
   std::span<const char> bytes;
   for (uint64_t tag = 0; !fields.done();) {
     if (!fields.ReadVarint(&tag) || (tag & 7) != kBytes || !fields.ReadBytes(&bytes)) return false;
@@ -94,11 +118,10 @@ bool ReadResult(FieldReader fields, v1::AttendResult* result) {
         if (result->has_status() || !ReadMessage(bytes, result->mutable_status())) return false;
         break;
       case v1::AttendResult::kOFieldNumber:
-        if (result->has_o() || !ReadTensor(FieldReader(bytes), result->mutable_o())) return false;
+        if (result->has_o() || !ReadTensor(FieldReader(bytes), result->mutable_o(), view)) return false;
         break;
       case v1::AttendResult::kLseFieldNumber:
-        if (bytes.size() % sizeof(float) != 0) return false;
-        AddNumbers(bytes, result->mutable_lse());
+        if (!ReadLse(bytes, result, view)) return false;
         break;
       case v1::AttendResult::kStatisticsFieldNumber:
         if (result->has_statistics() || !ReadMessage(bytes, result->mutable_statistics())) return false;
@@ -112,7 +135,7 @@ bool ReadResult(FieldReader fields, v1::AttendResult* result) {
   return true;
 }
 
-bool ReadResponse(FieldReader fields, v1::AttendResponse* response) {
+bool ReadResponse(FieldReader fields, v1::AttendResponse* response, std::vector<OutputView>* views) {
   std::span<const char> bytes;
   for (uint64_t tag = 0, number = 0; !fields.done();) {
     if (!fields.ReadVarint(&tag)) return false;
@@ -120,7 +143,8 @@ bool ReadResponse(FieldReader fields, v1::AttendResponse* response) {
       if (!fields.ReadVarint(&number)) return false;
       response->set_request_id(number);
     } else if (tag == Tag(v1::AttendResponse::kResultsFieldNumber, kBytes)) {
-      if (!fields.ReadBytes(&bytes) || !ReadResult(FieldReader(bytes), response->add_results())) return false;
+      OutputView* const view = views == nullptr ? nullptr : &views->emplace_back();
+      if (!fields.ReadBytes(&bytes) || !ReadResult(FieldReader(bytes), response->add_results(), view)) return false;
     } else {
       return false;
     }
@@ -128,12 +152,25 @@ bool ReadResponse(FieldReader fields, v1::AttendResponse* response) {
   return true;
 }
 
+bool Decode(std::span<const char> bytes, bool copies, std::optional<AttendAnswer>* answer) {
+  v1::AttendResponse response;
+  std::vector<OutputView> views;
+  if (!ReadResponse(FieldReader(bytes), &response, copies ? nullptr : &views)) {
+    views.clear();
+    if (!response.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) return false;
+  }
+  answer->emplace(std::move(response), std::move(views));
+  return true;
+}
+
 }  // namespace
 
-bool DecodeFrom(std::span<const char> bytes, v1::AttendResponse* response) {
-  response->Clear();
-  return ReadResponse(FieldReader(bytes), response) ||
-         response->ParseFromArray(bytes.data(), static_cast<int>(bytes.size()));
+bool DecodeFrom(std::span<const char> bytes, std::optional<AttendAnswer>* answer) {
+  return Decode(bytes, /*copies=*/true, answer);
+}
+
+bool DecodeInPlace(std::span<const char> bytes, std::optional<AttendAnswer>* answer) {
+  return Decode(bytes, /*copies=*/false, answer);
 }
 
 }  // namespace santa::client_internal

@@ -5,28 +5,16 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <span>
-#include <string>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include "client/attend_carrier.h"
+#include "client/client_ring.h"
 #include "client/encode.h"
 #include "ring/adaptive_watch.h"
-#include "ring/doorbell.h"
-#include "ring/shared_memory.h"
-#include "ring/step_ring.h"
 
 namespace santa::client_internal {
 namespace {
-
-RingShape ShapeOf(const v1::AttendSharedResponse& told) {
-  return {.slots = told.slots(),
-          .request_bytes = told.request_bytes(),
-          .answer_bytes = told.answer_bytes(),
-          .generation = told.generation()};
-}
 
 // Threads of this process that watch without sleeping: as many as leave most CPUs to others. What is a gain for a few
 // streams would be a loss for a hundred, whose threads keep each other from the CPUs.
@@ -71,10 +59,14 @@ class RingCarrier final : public AttendCarrier,
 
   bool Write(const RequestPointer& request) override {
     const std::lock_guard lock(mutex_);
-    if (Publish(*request)) return true;
+    if (Send(*request)) return true;
     waiting_ = request;
     return false;
   }
+
+  std::unique_ptr<PlacedRequest> Place(const v1::AttendRequest& request) override { return ring_->Place(request); }
+  const ClientRing* ring() const override { return ring_.get(); }
+  void WritePlaced(PlacedRequest& request, uint64_t request_id) override { ring_->Send(request, request_id); }
 
   void EndWrites() override { StartWritesDone(); }
   void Cancel() override { context_.TryCancel(); }
@@ -100,7 +92,7 @@ class RingCarrier final : public AttendCarrier,
   void OnDone(const grpc::Status& status) override {
     if (thread_.joinable()) {
       ended_ = true;
-      ring_->WakeClient();
+      ring_->Wake();
       thread_.join();  // answers that are there are taken first
     }
     owner_.OnEnd(std::unique_ptr<AttendCarrier>(this), Failure().value_or(status));
@@ -122,46 +114,25 @@ class RingCarrier final : public AttendCarrier,
   }
 
   absl::Status Open() {
-    const RingShape shape = ShapeOf(told_);
-    if (told_.version() != kRingVersion) {
-      return absl::FailedPreconditionError("the server's ring is of another version");
-    }
-    if (absl::Status status = Validate(shape); !status.ok()) return status;
-    if (told_.bytes() != shape.memory_bytes()) return absl::FailedPreconditionError("the ring's bytes do not fit it");
-    absl::StatusOr<SharedMemory> memory = SharedMemory::Open(told_.process(), told_.fd(), told_.bytes());
-    if (!memory.ok()) return memory.status();
-    absl::StatusOr<Doorbell> doorbell = Doorbell::Find(told_.doorbell());
-    if (!doorbell.ok()) return doorbell.status();
-    memory_ = *std::move(memory);
-    doorbell_ = *std::move(doorbell);
-    const std::lock_guard lock(mutex_);
-    ring_.emplace(memory_.bytes(), shape, StepRing::End::kClient);
-    for (int32_t slot = shape.slots; slot-- > 0;) free_.push_back(slot);
-    return ring_->CheckFormat();
+    absl::StatusOr<std::shared_ptr<ClientRing>> ring = ClientRing::Open(told_);
+    if (ring.ok()) ring_ = *std::move(ring);
+    return ring.status();
   }
 
   // With the mutex held. False: not now.
-  bool Publish(const v1::AttendRequest& request) {
-    if (free_.empty()) return false;
-    const size_t bytes = EncodeInto(request, ring_->Room(free_.back()));
-    if (bytes == 0) {
+  bool Send(const v1::AttendRequest& request) {
+    const ClientRing::Sent sent = ring_->Send(request);
+    if (sent == ClientRing::Sent::kTooLarge) {
       outgrown_by_ = request.ByteSizeLong();
-      free_.clear();  // nothing may pass it
       context_.TryCancel();
-      return false;
     }
-    in_flight_.fetch_add(1, std::memory_order_relaxed);
-    const int32_t slot = free_.back();
-    free_.pop_back();  // slots that were used last are in the caches
-    if (ring_->Publish(slot, bytes)) doorbell_.Ring();
-    if (told_.watch() && ring_->Sleeps()) ring_->WakeClient();
-    return true;
+    return sent == ClientRing::Sent::kYes;
   }
 
-  void PublishWaiting() {
+  void SendWaiting() {
     {
       const std::lock_guard lock(mutex_);
-      if (waiting_ == nullptr || !Publish(*waiting_)) return;
+      if (waiting_ == nullptr || !Send(*waiting_)) return;
       waiting_.reset();
     }
     owner_.OnWritten();
@@ -171,20 +142,15 @@ class RingCarrier final : public AttendCarrier,
     AdaptiveWait wait;
     while (true) {
       bool watches = false;
-      wait.Until([this] { return ring_->Waits() || ended_; },
+      wait.Until([this] { return ring_->answer_waits() || ended_; },
                  [&] {
-                   if (!told_.watch() || in_flight_.load(std::memory_order_relaxed) == 0) return false;
+                   if (!ring_->may_watch()) return false;
                    watches = watches || Watchers::Begin();
                    return watches;
                  },
-                 [this] {
-                   ring_->BeginSleep();
-                   constexpr int64_t kLongest = 1'000'000'000;
-                   if (!ring_->Waits() && !ended_) ring_->SleepFor(kLongest);
-                   ring_->EndSleep();
-                 });
+                 [this] { ring_->Sleep(ended_); });
       if (watches) Watchers::End();
-      if (ring_->Waits()) {
+      if (ring_->answer_waits()) {
         if (!TakeAnswer()) return;
       } else if (ended_) {
         return;
@@ -193,19 +159,17 @@ class RingCarrier final : public AttendCarrier,
   }
 
   bool TakeAnswer() {
-    const absl::StatusOr<StepRing::Message> message = ring_->Take();
-    v1::AttendResponse response;
-    if (!message.ok() || !DecodeFrom(message->bytes, &response)) {
-      Fail(message.ok() ? UnreadableAnswer() : ToGrpc(absl::InternalError(message.status().message())));
+    const absl::StatusOr<ClientRing::Answer> taken = ring_->Take();
+    std::optional<AttendAnswer> answer;
+    if (!taken.ok() || !(taken->placed ? DecodeInPlace : DecodeFrom)(taken->message.bytes, &answer)) {
+      Fail(taken.ok() ? UnreadableAnswer() : ToGrpc(absl::InternalError(taken.status().message())));
       return false;
     }
-    in_flight_.fetch_sub(1, std::memory_order_relaxed);
-    {
-      const std::lock_guard lock(mutex_);
-      if (outgrown_by_ == 0) free_.push_back(message->slot);
-    }
-    PublishWaiting();
-    owner_.OnResponse(std::move(response));
+    // What is read where it lies keeps its slot until it has been.
+    if (taken->placed) owner_.OnAnswer(*std::move(answer));
+    ring_->Free(taken->message.slot);
+    SendWaiting();
+    if (!taken->placed) owner_.OnAnswer(*std::move(answer));
     return true;
   }
 
@@ -216,16 +180,12 @@ class RingCarrier final : public AttendCarrier,
   v1::AttendSharedResponse told_;
   v1::AttendSharedResponse more_;
 
-  SharedMemory memory_;
-  Doorbell doorbell_;
+  std::shared_ptr<ClientRing> ring_;  // before OnOpened there is none
   std::thread thread_;
   std::atomic<bool> ended_ = false;
-  std::atomic<int> in_flight_ = 0;
 
   std::mutex mutex_;
-  std::optional<StepRing> ring_;
-  std::vector<int32_t> free_;  // slots
-  RequestPointer waiting_;     // for a slot
+  RequestPointer waiting_;  // for a slot
   size_t outgrown_by_ = 0;
   std::optional<grpc::Status> failure_;
 };

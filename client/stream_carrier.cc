@@ -50,7 +50,7 @@ class StreamCarrier final : public AttendCarrier, public grpc::ClientBidiReactor
     }
     attention::v1::AttendResponse response;
     if (Decode(answer_, &response)) {
-      owner_.OnResponse(std::move(response));
+      owner_.OnAnswer(AttendAnswer(std::move(response)));
     } else {
       unreadable_ = true;
       context_.TryCancel();

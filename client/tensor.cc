@@ -74,28 +74,32 @@ bool IsFloatingPoint(ElementType type) {
   return type == ElementType::kFloat32 || type == ElementType::kBFloat16 || type == ElementType::kFloat16;
 }
 
-absl::Status Validate(const TensorView& tensor) {
-  uint64_t bytes = SizeOf(tensor.type);
+absl::StatusOr<size_t> DataBytes(ElementType type, std::span<const int64_t> shape) {
+  uint64_t bytes = SizeOf(type);
   bool empty = false;
   bool overflow = false;
-  for (const int64_t extent : tensor.shape) {
+  for (const int64_t extent : shape) {
     if (extent < 0) {
-      return absl::InvalidArgumentError(
-          Concat("shape [", absl::StrJoin(tensor.shape, ", "), "] has a negative extent"));
+      return absl::InvalidArgumentError(Concat("shape [", absl::StrJoin(shape, ", "), "] has a negative extent"));
     }
     empty |= extent == 0;
     overflow |= __builtin_mul_overflow(bytes, static_cast<uint64_t>(extent), &bytes);
   }
   // A product with a zero in it is zero, even where the others alone would overflow.
-  if (empty) {
-    bytes = 0;
-  } else if (overflow) {
+  if (empty) return 0;
+  if (overflow) {
     return absl::InvalidArgumentError(
-        Concat("shape [", absl::StrJoin(tensor.shape, ", "), "] has more bytes than 64 bits count"));
+        Concat("shape [", absl::StrJoin(shape, ", "), "] has more bytes than 64 bits count"));
   }
-  if (bytes != tensor.data.size()) {
+  return bytes;
+}
+
+absl::Status Validate(const TensorView& tensor) {
+  const absl::StatusOr<size_t> bytes = DataBytes(tensor.type, tensor.shape);
+  if (!bytes.ok()) return bytes.status();
+  if (*bytes != tensor.data.size()) {
     return absl::InvalidArgumentError(Concat(Name(tensor.type), " tensor of shape [", absl::StrJoin(tensor.shape, ", "),
-                                             "] needs ", bytes, " bytes, it has ", tensor.data.size()));
+                                             "] needs ", *bytes, " bytes, it has ", tensor.data.size()));
   }
   return absl::OkStatus();
 }

@@ -38,6 +38,9 @@ struct Tensor {
   TensorView view() const { return {type, shape, data}; }
 };
 
+// What a tensor of that shape takes. INVALID_ARGUMENT when an extent is negative or the size overflows.
+absl::StatusOr<size_t> DataBytes(ElementType type, std::span<const int64_t> shape);
+
 // OK, or INVALID_ARGUMENT when an extent is negative, the size overflows or `data` has another length.
 absl::Status Validate(const TensorView& tensor);
 

@@ -1,5 +1,6 @@
 #include "client/wire.h"
 
+#include <span>
 #include <string>
 
 #include "absl/strings/ascii.h"
@@ -36,21 +37,30 @@ v1::Tensor ToWire(const TensorView& tensor) {
   return wire;
 }
 
-absl::StatusOr<TensorView> FromWire(const v1::Tensor& tensor) {
-  TensorView view;
-  switch (tensor.dtype()) {
+absl::StatusOr<ElementType> FromWire(v1::DataType type) {
+  switch (type) {
     case v1::DATA_TYPE_FLOAT32:
-      view.type = ElementType::kFloat32;
-      break;
+      return ElementType::kFloat32;
     case v1::DATA_TYPE_BFLOAT16:
-      view.type = ElementType::kBFloat16;
-      break;
+      return ElementType::kBFloat16;
     case v1::DATA_TYPE_FLOAT16:
-      view.type = ElementType::kFloat16;
-      break;
+      return ElementType::kFloat16;
     default:
-      return absl::InvalidArgumentError(Concat("dtype ", static_cast<int>(tensor.dtype()), " is not known"));
+      return absl::InvalidArgumentError(Concat("dtype ", static_cast<int>(type), " is not known"));
   }
+}
+
+absl::StatusOr<size_t> DataBytes(const v1::Tensor& tensor) {
+  const absl::StatusOr<ElementType> type = FromWire(tensor.dtype());
+  if (!type.ok()) return type.status();
+  return DataBytes(*type, std::span(tensor.shape().data(), static_cast<size_t>(tensor.shape_size())));
+}
+
+absl::StatusOr<TensorView> FromWire(const v1::Tensor& tensor) {
+  const absl::StatusOr<ElementType> type = FromWire(tensor.dtype());
+  if (!type.ok()) return type.status();
+  TensorView view;
+  view.type = *type;
   view.shape.assign(tensor.shape().begin(), tensor.shape().end());
   view.data = tensor.data();
   if (absl::Status status = Validate(view); !status.ok()) return status;

@@ -17,6 +17,11 @@ namespace v1 = ::santa::attention::v1;
 v1::DataType ToWire(ElementType type);
 v1::Tensor ToWire(const TensorView& tensor);
 
+// Of the floating-point types. INVALID_ARGUMENT for others.
+absl::StatusOr<ElementType> FromWire(v1::DataType type);
+// What its dtype and shape say that its data takes. INVALID_ARGUMENT as above, and as DataBytes of a shape has it.
+absl::StatusOr<size_t> DataBytes(const v1::Tensor& tensor);
+
 // Views the message's bytes: valid while the message is. INVALID_ARGUMENT for a dtype or length that does not fit.
 absl::StatusOr<TensorView> FromWire(const v1::Tensor& tensor);
 

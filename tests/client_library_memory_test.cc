@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <functional>
 #include <future>
 #include <memory>
 #include <string>
@@ -103,6 +105,122 @@ TEST(SharedMemoryTest, AnswersAreThoseOfGrpcBitForBit) {
   }
 }
 
+// The request without its tensors' data.
+v1::AttendRequest FormOf(v1::AttendRequest request) {
+  for (v1::AttendItem& item : *request.mutable_items()) {
+    for (v1::Tensor* tensor : {item.mutable_q(), item.mutable_k(), item.mutable_v()}) tensor->clear_data();
+  }
+  return request;
+}
+
+PlacedStep Place(AttendStream& stream, const v1::AttendRequest& request) {
+  absl::StatusOr<PlacedStep> step = stream.Place(FormOf(request));
+  EXPECT_TRUE(step.ok()) << step.status();
+  EXPECT_EQ(step->rooms().size(), request.items_size());
+  for (int i = 0; i < request.items_size(); ++i) {
+    const TensorRooms& rooms = step->rooms()[i];
+    const v1::AttendItem& item = request.items(i);
+    for (const auto& [tensor, room] :
+         {std::pair(&item.q(), rooms.q), std::pair(&item.k(), rooms.k), std::pair(&item.v(), rooms.v)}) {
+      EXPECT_EQ(room.size(), tensor->data().size());
+      std::copy_n(tensor->data().data(), std::min(room.size(), tensor->data().size()), room.data());
+    }
+  }
+  return *std::move(step);
+}
+
+// With the outputs copied from where they lie.
+std::future<AttendStream::Result> Submit(AttendStream& stream, PlacedStep step) {
+  auto promise = std::make_shared<std::promise<AttendStream::Result>>();
+  stream.Submit(std::move(step), absl::InfiniteFuture(), [promise](const absl::StatusOr<AttendAnswer>& answer) {
+    if (!answer.ok()) return promise->set_value(answer.status());
+    v1::AttendResponse response;
+    for (int i = 0; i < answer->num_items(); ++i) {
+      v1::AttendResult& result = *response.add_results();
+      result = answer->result(i);
+      const OutputView outputs = answer->outputs(i);
+      if (!outputs.o.empty()) result.mutable_o()->set_data(outputs.o.data(), outputs.o.size());
+      result.mutable_lse()->Assign(outputs.lse.begin(), outputs.lse.end());
+    }
+    promise->set_value(std::move(response));
+  });
+  return promise->get_future();
+}
+
+TEST(SharedMemoryTest, PlacedStepsAreAnsweredAsOthersAre) {
+  const TestServer server({}, 1024);
+  const auto client = Connect(server);
+  const auto handles = [&] { return std::vector{Create(*client, 1), Create(*client, 2), Create(*client, 3)}; };
+  for (const bool share_memory : {true, false}) {
+    const auto stream = client->OpenAttendStream({.share_memory = share_memory});
+    const std::vector<std::string> expected = Decode(*stream, handles(), v1::METHOD_SYSTEMATIC, 100, 20);
+    const std::vector<v1::SequenceHandle> placed = handles();
+    std::vector<std::future<AttendStream::Result>> answers;
+    for (int step = 0; step < 100; ++step) {
+      const v1::AttendRequest request = Step(placed, step, v1::METHOD_SYSTEMATIC);
+      // Others come between them, in order.
+      answers.push_back(step % 7 == 3 ? stream->Submit(request) : Submit(*stream, Place(*stream, request)));
+    }
+    for (int step = 0; step < 100; ++step) {
+      const AttendStream::Result answer = answers[step].get();
+      ASSERT_TRUE(answer.ok()) << answer.status();
+      EXPECT_EQ(Bytes(*answer), expected[step]) << "step " << step;
+    }
+    EXPECT_EQ(stream->statistics().shares_memory, share_memory);
+    EXPECT_EQ(stream->statistics().requests_resent, 0);
+  }
+}
+
+// More than a ring has slots: those that are placed and not submitted leave room for the others.
+TEST(SharedMemoryTest, PlacedStepsMayWaitOrBeDropped) {
+  const TestServer server({}, 256);
+  const auto client = Connect(server);
+  const auto stream = client->OpenAttendStream();
+  const std::vector<v1::SequenceHandle> handles = {Create(*client, 1)};
+  ASSERT_TRUE(stream->Attend(Step(handles, 0, v1::METHOD_EXACT)).ok());
+  for (int turn = 0; turn < 3; ++turn) {
+    const int first = 1 + turn * 51;
+    std::vector<PlacedStep> steps;
+    for (int step = 0; step < 50; ++step) {
+      steps.push_back(Place(*stream, Step(handles, first + 1 + step, v1::METHOD_EXACT)));
+      Place(*stream, Step(handles, 0, v1::METHOD_EXACT));  // and let go
+    }
+    EXPECT_TRUE(stream->Attend(Step(handles, first, v1::METHOD_EXACT)).ok());
+    std::vector<std::future<AttendStream::Result>> answers;
+    for (PlacedStep& step : steps) answers.push_back(Submit(*stream, std::move(step)));
+    for (auto& answer : answers) {
+      const AttendStream::Result result = answer.get();
+      ASSERT_TRUE(result.ok()) << result.status();
+      EXPECT_TRUE(ToStatus(result->results(0).status()).ok()) << ToStatus(result->results(0).status());
+    }
+  }
+  EXPECT_EQ(stream->statistics().streams_opened, 1);
+  PlacedStep survivor = Place(*stream, Step(handles, 0, v1::METHOD_EXACT));
+  EXPECT_FALSE(survivor.rooms()[0].q.empty());
+}
+
+TEST(SharedMemoryTest, WhatCannotBePlacedIsTold) {
+  const TestServer server;
+  const auto client = Connect(server);
+  const auto stream = client->OpenAttendStream();
+  const v1::AttendRequest form = FormOf(Step({Create(*client, 1)}, 0, v1::METHOD_EXACT));
+  const auto refusal = [&](const std::function<void(v1::AttendItem*)>& change) {
+    v1::AttendRequest changed = form;
+    change(changed.mutable_items(0));
+    const absl::Status status = stream->Place(changed).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refusal([](v1::AttendItem* item) { item->mutable_k()->set_data("x"); }),
+              HasSubstr("items[0].k: it has data"));
+  EXPECT_THAT(refusal([](v1::AttendItem* item) { item->mutable_q()->clear_dtype(); }),
+              HasSubstr("items[0].q: dtype 0"));
+  EXPECT_THAT(refusal([](v1::AttendItem* item) { item->mutable_v()->set_shape(0, -1); }),
+              HasSubstr("items[0].v: shape"));
+  EXPECT_THAT(refusal([](v1::AttendItem* item) { item->mutable_v()->set_shape(0, 1 << 30); }),
+              HasSubstr("max_message_bytes"));
+}
+
 TEST(SharedMemoryTest, MoreStepsThanSlotsWaitTheirTurn) {
   ServerOptions options;
   options.rpc.max_inflight_per_stream = 2;
@@ -151,6 +269,31 @@ TEST(SharedMemoryTest, SlotsGrowWithTheRequests) {
   }
   EXPECT_TRUE(stream->statistics().shares_memory);
   EXPECT_EQ(stream->statistics().streams_opened, 2);
+}
+
+// Their memory is a stream's that has ended: they go on as others do.
+TEST(SharedMemoryTest, PlacedStepsOutliveTheirRing) {
+  const KvLayout layout = WideLayout();
+  const TestServer server({}, 64, layout);
+  const auto client = Connect(server);
+  auto stream = client->OpenAttendStream();
+  const auto step = [&](size_t items) {
+    std::vector<v1::SequenceHandle> handles;
+    for (uint64_t key = 1; key <= items; ++key) handles.push_back(Create(*client, key));
+    return Step(handles, 0, v1::METHOD_EXACT, layout);
+  };
+  const std::string expected = Bytes(*stream->Attend(step(1)));
+  PlacedStep unsent = Place(*stream, step(1));
+  PlacedStep sent = Place(*stream, step(1));
+  PlacedStep left = Place(*stream, step(1));
+  std::future<AttendStream::Result> outgrown = stream->Submit(step(20));
+  std::future<AttendStream::Result> answer = Submit(*stream, std::move(sent));
+  ASSERT_TRUE(outgrown.get().ok());
+  EXPECT_EQ(Bytes(*answer.get()), expected);
+  EXPECT_EQ(Bytes(*Submit(*stream, std::move(unsent)).get()), expected);
+  EXPECT_EQ(stream->statistics().streams_opened, 2);
+  stream.reset();
+  std::fill(left.rooms()[0].q.begin(), left.rooms()[0].q.end(), 'q');
 }
 
 TEST(SharedMemoryTest, WhereThereIsNoneStepsGoOverGrpc) {

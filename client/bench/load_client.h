@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -39,9 +40,10 @@ class LoadClient {
   // After Prepare: sends steps until window.end, then waits for their answers, up to 10 seconds. May be called again.
   //
   // Closed loop: an answered step is followed by the next at once, from the library's thread; one that failed, after 10
-  // ms. A step begins when its message is ready and handed to the stream. Open loop: steps begin at the arrivals of a
-  // Poisson process, sent or not, and do not wait for one another. A client that uploads: each prompt, in a sequence of
-  // its own that is then released, is followed by the next.
+  // ms. A step begins when its message is ready and handed to the stream; one that is placed, as long before its
+  // tensors are written as it took to make room for them. Open loop: steps begin at the arrivals of a Poisson process,
+  // sent or not, and do not wait for one another. A client that uploads: each prompt, in a sequence of its own that is
+  // then released, is followed by the next.
   void Run(const LoadWindow& window);
 
   // Sends one step and waits: what its messages look like. Of a client that decodes.
@@ -73,12 +75,18 @@ class LoadClient {
   void RunClosedLoop(const LoadWindow& window);
   void RunOpenLoop(const LoadWindow& window);
   void SubmitNext(const LoadWindow& window);  // of the closed loop
-  void Submit(LoadStep step, Clock::time_point intended, const LoadWindow& window);
-  void OnAnswer(const Flight& flight, const AttendStream::Result& result, const LoadWindow& window);
+  // The next step, made ready to be sent.
+  struct Ready {
+    LoadStep step;
+    std::optional<PlacedStep> placed;  // with options.in_place
+    Clock::duration making_room = {};  // which is the library's work
+  };
+  Ready MakeReady();
+  void Submit(Ready ready, Clock::time_point intended, const LoadWindow& window);
+  void OnAnswer(const Flight& flight, const absl::StatusOr<AttendAnswer>& answer, const LoadWindow& window);
   // With the mutex held.
-  void CountAnswered(const Flight& flight, Clock::time_point now, const v1::AttendResponse& response,
-                     const LoadWindow& window);
-  void CountFailed(const AttendStream::Result& result);
+  void CountAnswered(const Flight& flight, Clock::time_point now, const AttendAnswer& answer, const LoadWindow& window);
+  void CountFailed(const absl::StatusOr<AttendAnswer>& answer);
 
   const LoadOptions options_;
   const int64_t index_;

@@ -61,6 +61,8 @@ constexpr BooleanFlag kBooleanFlags[] = {
     {"append", &LoadOptions::append, "every step also appends its token's k and v"},
     {"share_memory", &LoadOptions::share_memory,
      "steps pass through memory shared with the server, where it runs on this machine as this user; false: over gRPC"},
+    {"in_place", &LoadOptions::in_place,
+     "tensors are written where they are sent from and answers read where they came; latency counts neither"},
     {"json", &LoadOptions::json, "print one JSON object"},
     {"help", &LoadOptions::help, "print this"},
 };

@@ -34,6 +34,8 @@ struct LoadOptions {
   bool append = false;                         // every step also appends its token's k and v
   bool share_memory = true;                    // with a server on this machine, as AttendStreamOptions has it
 
+  bool in_place = false;  // steps are placed (AttendStream::Place), and answers read where they lie
+
   // Of the clients: these upload prompts, one after another, instead of decoding.
   int64_t prefill_clients = 0;
   int64_t prefill_chunk = 512;  // tokens of a prompt in one message, of one layer

@@ -36,10 +36,32 @@ StepSource::StepSource(const LoadOptions& options, const v1::KvLayout& layout,
     item.mutable_options()->set_score_draws(static_cast<uint32_t>(options.score_draws));
   }
   template_.mutable_items(0)->mutable_options()->set_want_statistics(true);
+  form_ = template_;
+  for (v1::AttendItem& item : *form_.mutable_items()) {
+    item.mutable_q()->clear_data();
+    if (!append_) continue;
+    item.mutable_k()->clear_data();
+    item.mutable_v()->clear_data();
+  }
 }
 
-LoadStep StepSource::Next() {
-  LoadStep step = {.request = template_};
+LoadStep StepSource::Next() { return Next(template_); }
+
+LoadStep StepSource::NextForm() { return Next(form_); }
+
+void StepSource::Write(std::span<const TensorRooms> rooms) const {
+  const auto write = [](const v1::Tensor& tensor, std::span<char> room) {
+    std::copy_n(tensor.data().data(), std::min(tensor.data().size(), room.size()), room.data());
+  };
+  for (int i = 0; i < template_.items_size(); ++i) {
+    write(template_.items(i).q(), rooms[i].q);
+    write(template_.items(i).k(), rooms[i].k);
+    write(template_.items(i).v(), rooms[i].v);
+  }
+}
+
+LoadStep StepSource::Next(const v1::AttendRequest& request) {
+  LoadStep step = {.request = request};
   uint64_t number = 0;
   {
     const std::lock_guard lock(mutex_);

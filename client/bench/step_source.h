@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "client/bench/load_options.h"
+#include "client/placed_step.h"
 #include "client/tensor.h"
 #include "proto/santa/attention/v1/attention.pb.h"
 
@@ -33,15 +34,21 @@ class StepSource {
              std::vector<int64_t> tokens, uint64_t seed);
 
   LoadStep Next();
+  // The same without the tensors' data (AttendStream::Place), which Write then gives it.
+  LoadStep NextForm();
+  void Write(std::span<const TensorRooms> rooms) const;
 
   // The step's tokens may not be stored everywhere: with append, the layer goes on from there again. All tokens of a
   // sequence are the same bytes, so that repeating one that is stored is harmless.
   void Refused(uint32_t layer, int64_t appended);
 
  private:
+  LoadStep Next(const v1::AttendRequest& request);
+
   const bool append_;
   const std::vector<int64_t> tokens_;
   v1::AttendRequest template_;
+  v1::AttendRequest form_;  // it without data
   std::mutex mutex_;
   uint64_t steps_ = 0;
   std::vector<int64_t> appended_;  // by layer

@@ -81,8 +81,6 @@ Kernel KernelOf(const DecodeItem& item, const KvLayout& layout, int64_t begin, i
 
 }  // namespace
 
-int32_t Splits::BeginOf(int32_t i) const { return std::max(begin, (begin / tokens + i) * tokens); }
-
 int32_t Splits::EndOf(int32_t i) const { return std::min(end, (begin / tokens + i + 1) * tokens); }
 
 Splits CutSplits(Kernel kernel, const KvLayout& layout, int32_t begin, int32_t end) {
@@ -126,8 +124,11 @@ void OrderWork(std::span<const ItemPlan> plans, std::vector<int32_t>& order, Wor
     WorkRange& range = ranges[static_cast<size_t>(plans[item].kernel)];
     if (range.count == 0) range.first = count;
     range.count += plans[item].num_units();
+    int32_t begin = splits.begin;
     for (int32_t i = 0; i < plans[item].num_units(); ++i) {  // behind the last split, empty ones
-      work[count++] = {item, i, std::min(splits.BeginOf(i), splits.end), splits.EndOf(i)};
+      const int32_t end = splits.EndOf(i);
+      work[count++] = {item, i, begin, end};
+      begin = end;
     }
   }
 }

@@ -56,8 +56,7 @@ struct Splits {
   int32_t tokens = 0;          // of a whole split
   int32_t count = 0;
 
-  // Tokens of split i in [0, count).
-  int32_t BeginOf(int32_t i) const;
+  // Where split i in [0, count) ends, and the next one begins.
   int32_t EndOf(int32_t i) const;
 };
 

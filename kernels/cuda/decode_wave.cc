@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <new>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -152,6 +153,8 @@ void DecodeWave::Place(std::span<const DecodeItem> items) {
   }
 }
 
+// Structures are made where they go: one that is made elsewhere and copied has to wait, between the two, for the lines
+// that were written before it, which come back from the device one by one.
 void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
   const size_t heads_bytes = sizeof(float) * layout_.num_query_heads;
   size_t table_at = tables_at_;
@@ -173,13 +176,12 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
     } else {
       auto* const faults = reinterpret_cast<uint64_t*>(host_at(outputs_[i].faults_at));
       std::fill_n(faults, outputs_[i].num_faults, kNoFault);
-      const QueryFetch fetch = {.from = item.q,
-                                .to = device_at(q_at),
-                                .faults = faults,
-                                .bytes = static_cast<int32_t>(bytes),
-                                .dtype = item.io_dtype};
-      std::memcpy(host_at(fetch_at), &fetch, sizeof(fetch));
-      fetch_at += sizeof(fetch);
+      new (host_at(fetch_at)) QueryFetch{.from = item.q,
+                                         .to = device_at(q_at),
+                                         .faults = faults,
+                                         .bytes = static_cast<int32_t>(bytes),
+                                         .dtype = item.io_dtype};
+      fetch_at += sizeof(QueryFetch);
     }
     if (item.sink_logits != nullptr) std::memcpy(host_at(sinks_at_ + heads_bytes * i), item.sink_logits, heads_bytes);
     const bool draws_rows = !ReadsAllRows(plan.kernel), draws_scores = plan.score_draws > 0;
@@ -189,7 +191,7 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
     const auto answer_at = [&](void* wanted, size_t at) -> void* {
       return wanted == nullptr ? device_at(at) : item.maps_answer ? wanted : host_at(at);
     };
-    const DeviceItem packed = {
+    new (host_at(items_at_ + sizeof(DeviceItem) * i)) DeviceItem{
         .layer = cache.layer(item.layer),
         .sketch = cache.sketch(item.layer),
         // Of the table only the slice is there; the kernels count pages from the sequence's start.
@@ -219,7 +221,6 @@ void DecodeWave::Pack(std::span<const DecodeItem> items, const KvCache& cache) {
         .io_dtype = item.io_dtype,
         .score_draws = plan.score_draws,
         .features_read = counts != nullptr && draws_scores ? &counts->key_features : nullptr};
-    std::memcpy(host_at(items_at_ + sizeof(DeviceItem) * i), &packed, sizeof(packed));
     if (item.statistics != nullptr) {
       // Where rows, or features of keys, are drawn, Deliver adds theirs.
       *item.statistics = MakeStatistics(layout_, item, draws_rows ? 0 : int64_t{plan.visible()} * layout_.num_kv_heads,

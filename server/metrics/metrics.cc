@@ -219,6 +219,20 @@ void Metrics::RecordStep(const Step& step) {
   state_->queue_seconds.Observe(absl::ToDoubleSeconds(step.queue_time));
   const double seconds = absl::ToDoubleSeconds(step.queue_time + step.device_time);
   int64_t appended = 0;
+  // Of answered items of one method, as those of a step usually are: what is counted goes into the counters at once.
+  Method method = Method::kExact;
+  DecodeStatistics sums;
+  int items = 0;
+  const auto count = [&] {
+    if (items == 0) return;
+    const MethodMetrics& metrics = state_->methods[static_cast<size_t>(method)];
+    metrics.items_ok->Increment(items);
+    metrics.kv_bytes_read->Increment(static_cast<double>(sums.kv_bytes_read));
+    metrics.dense_kv_bytes->Increment(static_cast<double>(sums.dense_kv_bytes));
+    metrics.value_rows_read->Increment(static_cast<double>(sums.value_rows_read));
+    sums = {};
+    items = 0;
+  };
   for (const StepItem& item : step.items) {
     appended += item.tokens_appended;
     if (item.q == nullptr) continue;
@@ -226,12 +240,14 @@ void Metrics::RecordStep(const Step& step) {
       RecordRefusedItem(Name(item.options.method), item.status.code());
       continue;
     }
-    const MethodMetrics& metrics = state_->methods[static_cast<size_t>(item.options.method)];
-    metrics.items_ok->Increment();
+    if (item.options.method != method) count();
+    method = item.options.method;
+    ++items;
+    sums.kv_bytes_read += item.statistics.kv_bytes_read;
+    sums.dense_kv_bytes += item.statistics.dense_kv_bytes;
+    sums.value_rows_read += item.statistics.value_rows_read;
+    const MethodMetrics& metrics = state_->methods[static_cast<size_t>(method)];
     metrics.seconds->Observe(seconds);
-    metrics.kv_bytes_read->Increment(static_cast<double>(item.statistics.kv_bytes_read));
-    metrics.dense_kv_bytes->Increment(static_cast<double>(item.statistics.dense_kv_bytes));
-    metrics.value_rows_read->Increment(static_cast<double>(item.statistics.value_rows_read));
     if (metrics.relative_standard_error == nullptr || item.relative_standard_error.empty()) continue;
     double squares = 0;
     for (const float error : item.relative_standard_error) squares += double{error} * error;
@@ -239,6 +255,7 @@ void Metrics::RecordStep(const Step& step) {
     const auto heads = static_cast<double>(item.relative_standard_error.size());
     metrics.relative_standard_error->Observe(std::sqrt(squares / heads));
   }
+  count();
   state_->tokens_appended.Increment(static_cast<double>(appended));
 }
 

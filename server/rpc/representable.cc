@@ -28,23 +28,41 @@ constexpr uint32_t LastGood(DType from, DType to) {
 
 // A number's bits without their sign, and what lies between `last_good` and the largest such bits, add up to one with
 // the highest bit where they are above `last_good`: an addition and an OR a vector.
+// Whether one of the numbers' bits, without their sign, are above `last_good`. They and what lies between that and the
+// largest such bits add up to one with the highest bit where they are: an addition and an OR a vector.
 template <typename Bits>
-int64_t Find(const char* data, int64_t count, Bits last_good) {
+__attribute__((always_inline)) inline bool AnyAbove(const char* data, int64_t count, Bits last_good) {
   constexpr Bits kMagnitude = std::numeric_limits<std::make_signed_t<Bits>>::max();
   const auto over = static_cast<Bits>(kMagnitude - last_good);
-  const auto sum = [data, over](int64_t i) {
+  Bits sums = 0;
+  for (int64_t i = 0; i < count; ++i) {
     Bits bits;
     std::memcpy(&bits, data + i * static_cast<int64_t>(sizeof(Bits)), sizeof(Bits));
-    return static_cast<Bits>((bits & kMagnitude) + over);
-  };
+    sums |= static_cast<Bits>((bits & kMagnitude) + over);
+  }
+  return sums > kMagnitude;
+}
+
+// In vectors as long as the processor has them.
+template <typename Bits>
+__attribute__((target("avx2"))) bool AnyAboveAvx2(const char* data, int64_t count, Bits last_good) {
+  return AnyAbove(data, count, last_good);
+}
+template <typename Bits>
+bool AnyAboveHere(const char* data, int64_t count, Bits last_good) {
+  static const bool has_avx2 = __builtin_cpu_supports("avx2") != 0;
+  return has_avx2 ? AnyAboveAvx2(data, count, last_good) : AnyAbove(data, count, last_good);
+}
+
+template <typename Bits>
+int64_t Find(const char* data, int64_t count, Bits last_good) {
   constexpr int64_t kBlock = 4096;  // elements looked at between two tests
   for (int64_t begin = 0; begin < count; begin += kBlock) {
     const int64_t end = std::min(count, begin + kBlock);
-    Bits sums = 0;
-    for (int64_t i = begin; i < end; ++i) sums |= sum(i);
-    if (sums <= kMagnitude) continue;
+    const auto at = [data](int64_t i) { return data + i * static_cast<int64_t>(sizeof(Bits)); };
+    if (!AnyAboveHere(at(begin), end - begin, last_good)) continue;
     for (int64_t i = begin; i < end; ++i) {
-      if (sum(i) > kMagnitude) return i;
+      if (AnyAbove(at(i), 1, last_good)) return i;
     }
   }
   return -1;
