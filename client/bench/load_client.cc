@@ -65,12 +65,15 @@ v1::CreateSequenceRequest LoadClient::NewSequence(int64_t sequence) const {
   return create;
 }
 
-std::vector<KvChunk> LoadClient::Chunks(int64_t tokens, int64_t most) const {
+std::vector<KvChunk> LoadClient::Chunks(int64_t sequence, int64_t tokens, int64_t most) const {
+  std::mt19937_64 random(static_cast<uint64_t>(options_.seed) ^ static_cast<uint64_t>(sequence) << 32);
   std::vector<KvChunk> chunks;
   for (int64_t layer = 0; layer < options_.layers; ++layer) {
     for (int64_t position = 0; position < tokens; position += most) {
       const int64_t count = std::min(most, tokens - position);
-      chunks.push_back({static_cast<uint32_t>(layer), position, Rows(k_, 0, count), Rows(v_, 0, count)});
+      const auto first = static_cast<int64_t>(random() % static_cast<uint64_t>(k_.shape[0] - count + 1));
+      chunks.push_back(
+          {static_cast<uint32_t>(layer), position, Rows(k_, first, first + count), Rows(v_, first, first + count)});
     }
   }
   return chunks;
@@ -91,7 +94,7 @@ absl::Status LoadClient::Prepare(const TensorView& k, const TensorView& v, const
     tokens.push_back(options_.TokensOf(number));
     sequences_.push_back(*std::move(sequence));
     const absl::StatusOr<v1::Sequence> stored =
-        client_->AppendKv(handles.back(), Chunks(tokens.back(), k.shape[0]), absl::Now() + kUploadTimeout);
+        client_->AppendKv(handles.back(), Chunks(number, tokens.back(), MostTokens()), absl::Now() + kUploadTimeout);
     if (!stored.ok()) return stored.status();
   }
   source_ = std::make_unique<StepSource>(options_, info().layout(), handles, tokens, options_.seed + index_);
@@ -117,8 +120,9 @@ void LoadClient::RunUploads(const LoadWindow& window) {
     absl::StatusOr<OwnedSequence> sequence = OwnedSequence::Create(*client_, NewSequence(number));
     absl::Status status = sequence.status();
     if (status.ok()) {
-      const int64_t most = std::min(options_.prefill_chunk, k_.shape[0]);
-      status = client_->AppendKv(sequence->handle(), Chunks(tokens, most), absl::Now() + kUploadTimeout).status();
+      const int64_t most = std::min(options_.prefill_chunk, MostTokens());
+      status =
+          client_->AppendKv(sequence->handle(), Chunks(number, tokens, most), absl::Now() + kUploadTimeout).status();
     }
     const Clock::time_point now = Clock::now();
     {

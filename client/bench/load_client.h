@@ -3,6 +3,7 @@
 #ifndef SANTA_CLIENT_BENCH_LOAD_CLIENT_H_
 #define SANTA_CLIENT_BENCH_LOAD_CLIENT_H_
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -33,8 +34,9 @@ class LoadClient {
 
   const v1::ServerInfo& info() const { return client_->info(); }
 
-  // Makes the sequences and stores their tokens in each layer that steps go through: k and v, [tokens, H_kv, D], over
-  // and over; both outlive the client. CANCELLED when `stop` became true.
+  // Makes the sequences and stores their tokens in each layer that steps go through: runs of k and v, [tokens, H_kv,
+  // D], each from a random token on, so that no two pages are alike; both outlive the client. CANCELLED when `stop`
+  // became true.
   absl::Status Prepare(const TensorView& k, const TensorView& v, const std::atomic<bool>& stop);
 
   // After Prepare: sends steps until window.end, then waits for their answers, up to 10 seconds. May be called again.
@@ -69,7 +71,8 @@ class LoadClient {
   std::unique_ptr<AttendStream> OpenStream();
   bool uploads() const { return index_ >= options_.decode_clients(); }
   v1::CreateSequenceRequest NewSequence(int64_t sequence) const;
-  std::vector<KvChunk> Chunks(int64_t tokens, int64_t most) const;  // of all layers
+  int64_t MostTokens() const { return std::max<int64_t>(1, k_.shape[0] / 2); }        // of a run
+  std::vector<KvChunk> Chunks(int64_t sequence, int64_t tokens, int64_t most) const;  // of all layers
 
   void RunUploads(const LoadWindow& window);
   void RunClosedLoop(const LoadWindow& window);

@@ -20,7 +20,9 @@ namespace {
 using Clients = std::vector<std::unique_ptr<LoadClient>>;
 
 constexpr int64_t kUploads = 8;  // clients that upload at the same time
-constexpr int64_t kRepeatedTokens = 512;
+// Random numbers of k and of v, and the tokens that they make.
+constexpr int64_t kRandomNumbers = 1 << 23;
+constexpr int64_t kLeastRandomTokens = 512;
 constexpr std::chrono::milliseconds kPoll(20);
 
 // Runs `work` beside, calling `each_second` until it is done.
@@ -41,7 +43,7 @@ void WithProgress(const Work& work, const std::function<void()>& each_second) {
   worker.join();
 }
 
-// What all clients upload, over and over.
+// What all clients upload runs of.
 struct Tokens {
   Tensor k;
   Tensor v;
@@ -49,7 +51,9 @@ struct Tokens {
 
 Tokens MakeTokens(const LoadOptions& options, const v1::KvLayout& layout) {
   std::mt19937_64 random(options.seed);
-  const std::vector<int64_t> shape = {kRepeatedTokens, layout.num_kv_heads(), layout.head_dim()};
+  const int64_t numbers = int64_t{layout.num_kv_heads()} * layout.head_dim();  // of a token
+  const std::vector<int64_t> shape = {std::max(kLeastRandomTokens, kRandomNumbers / numbers), layout.num_kv_heads(),
+                                      layout.head_dim()};
   Tensor k = RandomTensor(shape, ElementType::kBFloat16, random);
   return {std::move(k), RandomTensor(shape, ElementType::kBFloat16, random)};
 }

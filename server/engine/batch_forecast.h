@@ -1,4 +1,5 @@
-// How long batches take: how long to wait with the next one while one is on the device, and which are small.
+// How long batches take, and to form one: how long to wait with the next one while one is on the device, and which are
+// small.
 #ifndef SANTA_SERVER_ENGINE_BATCH_FORECAST_H_
 #define SANTA_SERVER_ENGINE_BATCH_FORECAST_H_
 
@@ -13,7 +14,8 @@ namespace santa {
 // A device works on one batch after another. What begins early only waits there, and work that arrives meanwhile can no
 // longer join it: so a batch that is formed late is a larger one, which costs the device less an item, and none of its
 // steps is answered later. It must be there before the device is done with the one ahead. How long that takes is told
-// from the tokens that batches attended to of late; as a forecast errs, the next batch begins a good part too early.
+// from the tokens that batches attended to of late, and how long it takes to form one from how long it took; as a
+// forecast errs, the next batch begins a good part too early.
 //
 // Not thread safe.
 class BatchForecast {
@@ -41,6 +43,12 @@ class BatchForecast {
     learned_ = true;
   }
 
+  // From when a batch was to be formed until the device had it all.
+  void LearnForming(Duration took) {
+    const double sample = std::chrono::duration<double>(took).count();
+    forming_seconds_ += (sample - forming_seconds_) / 8;
+  }
+
   // Whether a batch of so many tokens is expected to take no longer than that. Not before any was learnt.
   bool IsWithin(Duration longest, int64_t tokens) const {
     return learned_ && ExpectedSeconds(tokens) <= std::chrono::duration<double>(longest).count();
@@ -49,18 +57,21 @@ class BatchForecast {
   // For the batch after one of so many tokens, from when the device begins with that. Zero: at once.
   Duration Patience(int64_t tokens) const {
     const double expected = ExpectedSeconds(tokens);
-    const double patience = std::min(kShare * expected, expected - kLead);
+    const double patience = std::min(kShare * expected, expected - kFormings * forming_seconds_ - kSpare);
     return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(std::max(0.0, patience)));
   }
 
  private:
-  static constexpr double kShare = 0.6;    // of the forecast
-  static constexpr double kLead = 150e-6;  // seconds that forming a batch and handing it to the device may take
+  static constexpr double kShare = 0.6;  // of the forecast
+  // Seconds that a batch may take longer to form than others of late, and for the device to take in.
+  static constexpr double kFormings = 2;
+  static constexpr double kSpare = 30e-6;
 
   double ExpectedSeconds(int64_t tokens) const { return seconds_per_token_ * static_cast<double>(tokens); }
 
   bool learned_ = false;
   double seconds_per_token_ = 0;
+  double forming_seconds_ = 60e-6;
 };
 
 }  // namespace santa

@@ -22,6 +22,18 @@ TEST(BatchForecastTest, WaitsForAShareOfALongBatchAndNotForAShortOne) {
   EXPECT_EQ(forecast.Patience(70'000), BatchForecast::Duration::zero());  // 140 us
 }
 
+TEST(BatchForecastTest, LeavesTimeToFormTheBatch) {
+  BatchForecast forecast;
+  forecast.Learn(1000, microseconds(300));
+  const auto patience = [&] { return std::chrono::duration<double>(forecast.Patience(1000)).count(); };
+  for (int i = 0; i < 100; ++i) forecast.LearnForming(microseconds(20));
+  EXPECT_NEAR(patience(), 180e-6, 1e-8);  // by the share
+  for (int i = 0; i < 100; ++i) forecast.LearnForming(microseconds(100));
+  EXPECT_NEAR(patience(), 70e-6, 1e-8);
+  for (int i = 0; i < 100; ++i) forecast.LearnForming(microseconds(1000));
+  EXPECT_EQ(patience(), 0);
+}
+
 TEST(BatchForecastTest, FollowsWhatBatchesTakeOfLate) {
   BatchForecast forecast;
   forecast.Learn(1000, seconds(1));

@@ -339,10 +339,13 @@ void Engine::State::FormBatch() {
 void Engine::State::RunBatch() {
   std::unique_ptr<BatchRunner::Run> run = TakeRun();
   run->steps.swap(batch);
+  const auto began = Clock::now();
   runner.Begin(absl::Now(), run.get());
+  const auto forming = Clock::now() - began;
   if (max_in_flight == 1) FinishBatch(run.get());
   std::lock_guard<std::mutex> lock(mutex);
   if (max_in_flight == 1) return spare_runs.push_back(std::move(run));
+  forecast.LearnForming(forming);
   if (in_flight.empty()) DeviceBegins(*run);
   in_flight.push_back(std::move(run));
   GiveDeviceBack();
