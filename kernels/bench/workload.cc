@@ -149,6 +149,8 @@ absl::Status Workload::Store(Backend& backend) const {
 }
 
 std::vector<DecodeItem> Workload::TimedItems(Method method, int64_t slot, uint64_t draw_seed) const {
+  timed_statistics_.resize(options_.batch);
+  timed_errors_.resize(options_.batch * options_.query_heads);
   std::vector<DecodeItem> items;
   for (int64_t i = 0; i < options_.batch; ++i) {
     items.push_back({.page_table = PageTable(slot, i),
@@ -156,7 +158,10 @@ std::vector<DecodeItem> Workload::TimedItems(Method method, int64_t slot, uint64
                      .sampling_key = static_cast<uint64_t>(i),
                      .options = options_.attention(method, draw_seed),
                      .io_dtype = TimedType(options_.dtype),
-                     .q = timed_queries_.data() + i * options_.query_heads * options_.head_dim});
+                     .q = timed_queries_.data() + i * options_.query_heads * options_.head_dim,
+                     .statistics = &timed_statistics_[i],
+                     .relative_standard_error =
+                         options_.standard_errors == 0 ? nullptr : timed_errors_.data() + i * options_.query_heads});
   }
   return items;
 }

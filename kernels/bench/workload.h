@@ -71,6 +71,9 @@ class Workload {
   std::vector<float> values_;
   std::vector<float> queries_;           // [batch][H][D]
   std::vector<uint16_t> timed_queries_;  // the same, as TimedItems has them
+  // What a server asks for beside the outputs; where timed steps say so, and nobody looks.
+  mutable std::vector<DecodeStatistics> timed_statistics_;
+  mutable std::vector<float> timed_errors_;
 };
 
 }  // namespace santa::bench

@@ -164,17 +164,30 @@ __device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size
       shared.number[which][head] = sum;
     }
     const int count = min(32, num_runs - from);
-    for (int quad = threadIdx.x; quad < num_vectors * quads; quad += kGatherThreads) {
-      const int vector = quad / quads, head = quad % quads / (D / 4);
-      auto& sum_at = *reinterpret_cast<float4*>(vectors + 4 * quad);
-      float4 sum = from == 0 ? float4{} : sum_at;
+    const auto sum_at = [&](int vector, int quad) -> float4& {
+      return *reinterpret_cast<float4*>(vectors + 4 * (vector * quads + quad));
+    };
+    for (int quad = threadIdx.x; quad < quads; quad += kGatherThreads) {
+      float4 sum = from == 0 ? float4{} : sum_at(0, quad);
 #pragma unroll 16
       for (int i = 0; i < count; ++i) {
-        const float once = shared.factor[vector == 0 ? kOfAll : kOfChance][i][head];
-        sum += (vector == 2 ? once * once : once) *
+        sum += shared.factor[kOfAll][i][quad / (D / 4)] *
                __ldcg(reinterpret_cast<const float4*>(arrays.partial(kv_head, from + i)) + quad);
       }
-      sum_at = sum;
+      sum_at(0, quad) = sum;
+    }
+    for (int quad = threadIdx.x; num_vectors > 1 && quad < quads; quad += kGatherThreads) {
+      float4 once = from == 0 ? float4{} : sum_at(1, quad), squared = from == 0 ? float4{} : sum_at(2, quad);
+#pragma unroll 16
+      for (int i = 0; i < count; ++i) {
+        const float factor = shared.factor[kOfChance][i][quad / (D / 4)];
+        const uint4 words = __ldcg(reinterpret_cast<const uint4*>(arrays.partial(kv_head, from + i)) + quads + quad);
+        const float2 x = ErrorSums(words.x), y = ErrorSums(words.y), z = ErrorSums(words.z), w = ErrorSums(words.w);
+        once += factor * float4{x.x, y.x, z.x, w.x};
+        squared += factor * factor * float4{x.y, y.y, z.y, w.y};
+      }
+      sum_at(1, quad) = once;
+      sum_at(2, quad) = squared;
     }
   }
   __syncthreads();

@@ -23,6 +23,12 @@ __device__ __forceinline__ int PlaceOf(uint32_t entry) { return entry & ((1 << k
 __device__ __forceinline__ uint32_t InclusionOf(uint32_t entry) { return (entry >> kPlaceBits) + 1; }
 static_assert(kPlaceBits + sampling::kInclusionBits == 32);
 
+// The error's two vectors in a partial result (kernels/cuda/group_layout.h), of one head and dimension.
+__device__ __forceinline__ void WriteErrorWord(float* partial, int at, float once, float squared) {
+  reinterpret_cast<uint32_t*>(partial)[at] = Pack<__nv_bfloat16>(once, squared);
+}
+__device__ __forceinline__ float2 ErrorSums(uint32_t word) { return Unpack<__nv_bfloat16>(word); }
+
 // Pages that a block's tokens lie in, the smallest being of 16 tokens.
 inline constexpr int kMostPages = kMaxBlockTokens / 16 + 1;
 

@@ -309,13 +309,17 @@ struct ValueSums {
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-        for (int column = 0; column < kColumns; ++column) {
-          if (column >= kBlocks && !wants_error) break;
+        for (int column = 0; column < kBlocks; ++column) {
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
-            const int head = 8 * (column % kBlocks) + 2 * c + (k & 1);
-            const int dim = OutputDim<Kv>(kTiles * pair + tile, lane, k / 2);
-            if (head < group_size) partial[(column / kBlocks * group_size + head) * D + dim] = out[i][tile][column][k];
+            const int head = 8 * column + 2 * c + (k & 1);
+            if (head >= group_size) continue;
+            const int at = head * D + OutputDim<Kv>(kTiles * pair + tile, lane, k / 2);
+            const auto& sums = out[i][tile];
+            partial[at] = sums[column][k];
+            if (wants_error) {
+              WriteErrorWord(partial, group_size * D + at, sums[kBlocks + column][k], sums[2 * kBlocks + column][k]);
+            }
           }
         }
       }

@@ -242,21 +242,24 @@ struct RowSums : RowTotals {
                                         bool wants_error, int lane) const {
     const int c = lane % 4, first_head = kQuad * quad + 2 * (c % 2);
     const bool first_half = c < 2;
-    const int of_vector = group_size * D;
-    float* const once = partial + (first_half ? 0 : of_vector);
-    float* const squared = partial + 2 * of_vector;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int head = first_head + h;
-      if (head >= group_size || (!first_half && !wants_error)) continue;
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair) {
         if (!share.Has(pair)) continue;
 #pragma unroll
         for (int i = 0; i < 2 * kTiles; ++i) {
           const int tile = kTiles * pair + i / 2, at = head * D + OutputDim<Kv>(tile, lane, i % 2);
-          once[at] = out[tile][0][2 * (i % 2) + h];
-          if (first_half && wants_error) squared[at] = out[tile][1][2 * (i % 2) + h];
+          // The lanes of t w have the heads and dimensions of those of w.
+          const float once = out[tile][0][2 * (i % 2) + h];
+          const float squared = wants_error ? __shfl_xor_sync(~0u, out[tile][1][2 * (i % 2) + h], 2) : 0.0f;
+          if (head >= group_size) continue;
+          if (first_half) {
+            partial[at] = once;
+          } else if (wants_error) {
+            WriteErrorWord(partial, group_size * D + at, once, squared);
+          }
         }
       }
     }
