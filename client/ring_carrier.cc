@@ -114,8 +114,8 @@ class RingCarrier final : public AttendCarrier,
   }
 
   absl::Status Open() {
-    absl::StatusOr<std::shared_ptr<ClientRing>> ring = ClientRing::Open(told_);
-    if (ring.ok()) ring_ = *std::move(ring);
+    const absl::StatusOr<std::shared_ptr<ClientRing>> ring = ClientRing::Open(told_);
+    if (ring.ok()) ring_ = *ring;
     return ring.status();
   }
 
@@ -165,11 +165,14 @@ class RingCarrier final : public AttendCarrier,
       Fail(taken.ok() ? UnreadableAnswer() : ToGrpc(absl::InternalError(taken.status().message())));
       return false;
     }
+    const auto give_back = [&] {
+      ring_->Free(taken->message.slot);
+      SendWaiting();
+    };
     // What is read where it lies keeps its slot until it has been.
-    if (taken->placed) owner_.OnAnswer(*std::move(answer));
-    ring_->Free(taken->message.slot);
-    SendWaiting();
-    if (!taken->placed) owner_.OnAnswer(*std::move(answer));
+    if (!taken->placed) give_back();
+    owner_.OnAnswer(*std::move(answer));
+    if (taken->placed) give_back();
     return true;
   }
 

@@ -29,10 +29,14 @@ LoadCounts RunOne(const FakeAttentionServer& server, LoadOptions options) {
   return (*client)->counts();
 }
 
-TEST(LoadClientTest, ClosedLoopAppendsEveryTokenOnce) {
+void AppendsEveryTokenOnce(bool in_place) {
   const FakeAttentionServer server;
-  const LoadCounts counts =
-      RunOne(server, {.sequences = 2, .tokens = Lengths::Fixed(10), .layers = 2, .append = true, .in_flight = 5});
+  const LoadCounts counts = RunOne(server, {.sequences = 2,
+                                            .tokens = Lengths::Fixed(10),
+                                            .layers = 2,
+                                            .append = true,
+                                            .in_place = in_place,
+                                            .in_flight = 5});
   EXPECT_GT(counts.steps, 0);
   EXPECT_EQ(counts.items, 2 * counts.steps);
   EXPECT_EQ(counts.failed_steps, 0);
@@ -43,6 +47,10 @@ TEST(LoadClientTest, ClosedLoopAppendsEveryTokenOnce) {
   EXPECT_EQ(server.repeated_tokens(), 0);
   EXPECT_EQ(server.num_sequences(), 0);  // released
 }
+
+TEST(LoadClientTest, ClosedLoopAppendsEveryTokenOnce) { AppendsEveryTokenOnce(/*in_place=*/false); }
+
+TEST(LoadClientTest, PlacedStepsDoToo) { AppendsEveryTokenOnce(/*in_place=*/true); }
 
 TEST(LoadClientTest, OpenLoopSendsAtItsRateWhateverTheAnswersTake) {
   Faults faults;

@@ -55,7 +55,8 @@ Tokens MakeTokens(const LoadOptions& options, const v1::KvLayout& layout) {
   const std::vector<int64_t> shape = {std::max(kLeastRandomTokens, kRandomNumbers / numbers), layout.num_kv_heads(),
                                       layout.head_dim()};
   Tensor k = RandomTensor(shape, ElementType::kBFloat16, random);
-  return {std::move(k), RandomTensor(shape, ElementType::kBFloat16, random)};
+  // Values have means, as a model's do: of none an output would be next to nothing, and its error large beside that.
+  return {std::move(k), RandomTensor(shape, ElementType::kBFloat16, random, /*means=*/0.5f)};
 }
 
 // Connects all clients and uploads their sequences, a few at a time.

@@ -9,10 +9,15 @@
 
 namespace santa::bench {
 
-Tensor RandomTensor(const std::vector<int64_t>& shape, ElementType type, std::mt19937_64& random) {
-  std::vector<float> values(std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()));
+Tensor RandomTensor(const std::vector<int64_t>& shape, ElementType type, std::mt19937_64& random, float means) {
+  const int64_t row = std::accumulate(shape.begin() + 1, shape.end(), int64_t{1}, std::multiplies<>());
+  std::vector<float> values(shape[0] * row);
   std::normal_distribution<float> normal;
-  for (float& value : values) value = normal(random);
+  std::vector<float> around(row, 0.0f);
+  if (means != 0) {
+    for (float& mean : around) mean = means * normal(random);
+  }
+  for (size_t i = 0; i < values.size(); ++i) values[i] = around[i % row] + normal(random);
   return FromFloats(values, shape, type);
 }
 

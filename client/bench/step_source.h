@@ -15,8 +15,9 @@
 
 namespace santa::bench {
 
-// Standard normal elements.
-Tensor RandomTensor(const std::vector<int64_t>& shape, ElementType type, std::mt19937_64& random);
+// Standard normal elements, around 0 or around means of every row of the outermost extent alike, normal with a
+// deviation of `means`.
+Tensor RandomTensor(const std::vector<int64_t>& shape, ElementType type, std::mt19937_64& random, float means = 0);
 
 struct LoadStep {
   v1::AttendRequest request;

@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <span>
+#include <string>
+#include <vector>
+
 namespace santa::bench {
 namespace {
 
@@ -39,6 +43,29 @@ TEST(StepSourceTest, AttendsInEverySequenceLayerAfterLayer) {
       EXPECT_EQ(item.options().want_statistics(), i == 0);
     }
     EXPECT_NE(step.request.items(0).q().data(), step.request.items(1).q().data());
+  }
+}
+
+TEST(StepSourceTest, AFormLacksTheDataThatIsThenWritten) {
+  StepSource source({.append = true}, Layout(), Handles(2), {10, 20}, 1);
+  const LoadStep whole = source.Next(), form = source.NextForm();
+  std::vector<std::string> memory(6, std::string(4 * 8 * 2, 0));
+  std::vector<TensorRooms> rooms(2);
+  for (int i = 0; i < 2; ++i) {
+    rooms[i] = {memory[3 * i], std::span(memory[3 * i + 1]).first(32), std::span(memory[3 * i + 2]).first(32)};
+  }
+  source.Write(rooms);
+  for (int i = 0; i < 2; ++i) {
+    const v1::AttendItem& has = whole.request.items(i);
+    const v1::AttendItem& lacks = form.request.items(i);
+    EXPECT_EQ(lacks.position(), has.position() + 1);
+    for (const v1::Tensor* tensor : {&lacks.q(), &lacks.k(), &lacks.v()}) {
+      EXPECT_TRUE(tensor->data().empty());
+      EXPECT_EQ(tensor->shape_size(), 3);
+    }
+    EXPECT_EQ(memory[3 * i], has.q().data());
+    EXPECT_EQ(memory[3 * i + 1].substr(0, 32), has.k().data());
+    EXPECT_EQ(memory[3 * i + 2].substr(0, 32), has.v().data());
   }
 }
 
