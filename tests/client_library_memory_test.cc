@@ -187,6 +187,7 @@ TEST(SharedMemoryTest, PlacedStepsMayWaitOrBeDropped) {
     }
     EXPECT_TRUE(stream->Attend(Step(handles, first, v1::METHOD_EXACT)).ok());
     std::vector<std::future<AttendStream::Result>> answers;
+    answers.reserve(steps.size());
     for (PlacedStep& step : steps) answers.push_back(Submit(*stream, std::move(step)));
     for (auto& answer : answers) {
       const AttendStream::Result result = answer.get();
