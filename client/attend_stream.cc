@@ -115,7 +115,7 @@ absl::StatusOr<PlacedStep> AttendStream::Impl::Place(const v1::AttendRequest& re
             absl::StrCat("items[", i, "].", name, ": ",
                          data.ok() ? "it has data; what is placed has dtype and shape" : data.status().message()));
       }
-      bytes += *data;
+      if (__builtin_add_overflow(bytes, *data, &bytes)) bytes = SIZE_MAX;
     }
   }
   const std::lock_guard lock(mutex_);

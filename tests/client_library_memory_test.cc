@@ -218,8 +218,13 @@ TEST(SharedMemoryTest, WhatCannotBePlacedIsTold) {
               HasSubstr("items[0].q: dtype 0"));
   EXPECT_THAT(refusal([](v1::AttendItem* item) { item->mutable_v()->set_shape(0, -1); }),
               HasSubstr("items[0].v: shape"));
-  EXPECT_THAT(refusal([](v1::AttendItem* item) { item->mutable_v()->set_shape(0, 1 << 30); }),
-              HasSubstr("max_message_bytes"));
+  for (const int64_t tokens : {int64_t{1} << 30, int64_t{1} << 57}) {
+    EXPECT_THAT(refusal([tokens](v1::AttendItem* item) {
+                  item->mutable_k()->set_shape(0, tokens);
+                  item->mutable_v()->set_shape(0, tokens);
+                }),
+                HasSubstr("max_message_bytes"));
+  }
 }
 
 TEST(SharedMemoryTest, MoreStepsThanSlotsWaitTheirTurn) {
