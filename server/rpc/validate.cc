@@ -171,11 +171,8 @@ absl::StatusOr<absl::Duration> ToLease(double seconds, absl::Duration max_lease)
   return std::max(absl::Seconds(seconds), absl::Nanoseconds(1));
 }
 
-namespace {
-
-// ReadAttendItem, with fields' names as of the item, which need no memory: a name of the whole is made for errors only.
-absl::Status ReadNamelessItem(const v1::AttendItem& item, const ItemTensors& tensors, const KvLayout& layout,
-                              StepItem* out) {
+absl::Status ReadAttendItem(const v1::AttendItem& item, const ItemTensors& tensors, const KvLayout& layout,
+                            StepItem* out) {
   const absl::StatusOr<SequenceHandle> handle = ToHandle(item.has_handle(), item.handle(), "handle");
   if (!handle.ok()) return handle.status();
   out->sequence = *handle;
@@ -211,14 +208,6 @@ absl::Status ReadNamelessItem(const v1::AttendItem& item, const ItemTensors& ten
   out->options = *options;
   if (!item.options().sink_logits().empty()) out->sink_logits = item.options().sink_logits().data();
   return absl::OkStatus();
-}
-
-}  // namespace
-
-absl::Status ReadAttendItem(const v1::AttendItem& item, const ItemTensors& tensors, const std::string& field,
-                            const KvLayout& layout, StepItem* out) {
-  absl::Status status = ReadNamelessItem(item, tensors, layout, out);
-  return status.ok() ? status : InItem(field, status);
 }
 
 absl::Status InItem(const std::string& item, const absl::Status& status) {

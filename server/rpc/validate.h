@@ -33,10 +33,10 @@ absl::StatusOr<AttentionOptions> ToOptions(const v1::AttentionOptions& options, 
 absl::StatusOr<absl::Duration> ToLease(double seconds, absl::Duration max_lease);
 
 // Fills the first half of `out` (see StepItem) but for o and lse. Its pointers lead into `item` and `tensors`, which
-// must outlive it; the data of item's own tensors is not looked at, nor that of a q in place. `field` names the item.
-// Allocates for errors alone.
-absl::Status ReadAttendItem(const v1::AttendItem& item, const ItemTensors& tensors, const std::string& field,
-                            const KvLayout& layout, StepItem* out);
+// must outlive it; the data of item's own tensors is not looked at, nor that of a q in place. Errors name fields as of
+// the item (InItem), so that nothing is allocated but for them.
+absl::Status ReadAttendItem(const v1::AttendItem& item, const ItemTensors& tensors, const KvLayout& layout,
+                            StepItem* out);
 
 // An error of an item's field, as of the whole request.
 absl::Status InItem(const std::string& item, const absl::Status& status);

@@ -80,21 +80,23 @@ void AttendExchange::ReadItems(const KvLayout& layout, std::span<char> mapped_ro
   step_.layer = layer_status.ok() ? static_cast<int32_t>(request.layer()) : 0;
   for (int i = 0; i < request.items_size(); ++i) {
     const v1::AttendItem& item = request.items(i);
-    const std::string field = NameOf(i);
-    StepItem step_item;
+    StepItem& step_item = step_.items.emplace_back();
     absl::Status status = layer_status;
-    if (status.ok()) status = ReadAttendItem(item, reader_.tensors(i), field, layout, &step_item);
-    if (status.ok() && !seen_.insert(item.handle().id()).second) {
-      status = absl::InvalidArgumentError(absl::StrCat(field, ".handle.id is ", item.handle().id(),
-                                                       "; allowed is one item of a sequence in a request"));
+    if (status.ok()) {
+      status = ReadAttendItem(item, reader_.tensors(i), layout, &step_item);
+      if (status.ok() && !seen_.insert(item.handle().id()).second) {
+        status = absl::InvalidArgumentError(
+            absl::StrCat("handle.id is ", item.handle().id(), "; allowed is one item of a sequence in a request"));
+      }
+      if (!status.ok()) status = InItem(NameOf(i), status);
     }
     if (!status.ok()) {
+      step_.items.pop_back();
       writer_.AddRefused(status);
       metrics->RecordRefusedItem(MethodLabel(item.options().method()), status.code());
       continue;
     }
     writer_.AddAnswered(step_item.io_dtype, item.options().want_statistics());
-    step_.items.push_back(std::move(step_item));
     places_.push_back(i);
   }
   const bool in_place = !mapped_room.empty() && writer_.AllocateIn(mapped_room);
