@@ -5,7 +5,6 @@
 #include <grpcpp/support/status.h>
 
 #include <cstddef>
-#include <cstdint>
 #include <memory>
 
 #include "client/client_ring.h"
@@ -39,11 +38,8 @@ class AttendCarrier {
   virtual void Start() = 0;
   // True: it is written. False: it is in flight, and OnWritten will come unless the stream ends first.
   virtual bool Write(const RequestPointer& request) = 0;
-  // A step written where it is sent from; null: there is no room for it, or never is.
-  virtual std::unique_ptr<PlacedRequest> Place(const attention::v1::AttendRequest& /*request*/) { return nullptr; }
-  // Where those lie that this carrier placed, and may write; or null.
-  virtual const ClientRing* ring() const { return nullptr; }
-  virtual void WritePlaced(PlacedRequest& /*request*/, uint64_t /*request_id*/) {}
+  // Where steps may be placed, which are then sent there and not written; or null. From OnOpened on.
+  virtual ClientRing* ring() { return nullptr; }
   virtual void EndWrites() = 0;  // none is in flight, and none will follow
   virtual void Cancel() = 0;
 

@@ -120,7 +120,8 @@ absl::StatusOr<PlacedStep> AttendStream::Impl::Place(const v1::AttendRequest& re
   }
   const std::lock_guard lock(mutex_);
   if (absl::Status status = CheckSize(bytes); !status.ok()) return status;
-  std::unique_ptr<PlacedRequest> placed = writable_ ? carrier_->Place(request) : nullptr;
+  client_internal::ClientRing* const ring = writable_ ? carrier_->ring() : nullptr;
+  std::unique_ptr<PlacedRequest> placed = ring != nullptr ? ring->Place(request) : nullptr;
   return PlacedStep(placed != nullptr ? std::move(placed) : std::make_unique<PlacedRequest>(request));
 }
 
@@ -199,8 +200,8 @@ void AttendStream::Impl::WriteNext() {
 
 bool AttendStream::Impl::Write(uint64_t id, Pending& pending) {
   if (pending.placed == nullptr) return carrier_->Write(pending.request);
-  if (pending.placed->ring() == carrier_->ring()) {
-    carrier_->WritePlaced(*pending.placed, id);
+  if (client_internal::ClientRing* const ring = carrier_->ring(); ring == pending.placed->ring()) {
+    ring->Send(*pending.placed, id);
     return true;
   }
   // It lies in the memory of a stream that has ended.

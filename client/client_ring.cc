@@ -62,6 +62,7 @@ ClientRing::Sent ClientRing::Send(const v1::AttendRequest& request) {
     return Sent::kTooLarge;
   }
   free_.pop_back();  // slots that were used last are in the caches
+  placed_[slot].store(false, std::memory_order_relaxed);
   Publish(slot, bytes);
   return Sent::kYes;
 }
@@ -81,7 +82,7 @@ std::unique_ptr<PlacedRequest> ClientRing::Place(const v1::AttendRequest& reques
 void ClientRing::Send(PlacedRequest& placed, uint64_t request_id) {
   const std::lock_guard lock(mutex_);
   placed.sent_ = true;
-  placed_[placed.slot_] = true;
+  placed_[placed.slot_].store(true, std::memory_order_relaxed);
   Publish(placed.slot_, placed.bytes_ + PutRequestId(request_id, ring_.Room(placed.slot_).data() + placed.bytes_));
 }
 
@@ -95,10 +96,7 @@ absl::StatusOr<ClientRing::Answer> ClientRing::Take() {
   absl::StatusOr<StepRing::Message> message = ring_.Take();
   if (!message.ok()) return message.status();
   in_flight_.fetch_sub(1, std::memory_order_relaxed);
-  const std::lock_guard lock(mutex_);
-  const bool placed = placed_[message->slot];
-  placed_[message->slot] = false;
-  return Answer{*message, placed};
+  return Answer{*message, placed_[message->slot].load(std::memory_order_relaxed)};
 }
 
 void ClientRing::Free(int32_t slot) {

@@ -65,10 +65,11 @@ class ClientRing : public std::enable_shared_from_this<ClientRing> {
   const bool watch_;  // worth it
   std::atomic<int> in_flight_ = 0;
 
-  std::mutex mutex_;
   StepRing ring_;
+  std::vector<std::atomic<bool>> placed_;  // of each slot: what was sent in it was placed there
+
+  std::mutex mutex_;  // of Room and Publish, and of what follows
   std::vector<int32_t> free_;
-  std::vector<bool> placed_;  // of each slot: what was sent in it was placed there
   bool outgrown_ = false;
 };
 

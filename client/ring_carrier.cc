@@ -64,10 +64,7 @@ class RingCarrier final : public AttendCarrier,
     return false;
   }
 
-  std::unique_ptr<PlacedRequest> Place(const v1::AttendRequest& request) override { return ring_->Place(request); }
-  const ClientRing* ring() const override { return ring_.get(); }
-  void WritePlaced(PlacedRequest& request, uint64_t request_id) override { ring_->Send(request, request_id); }
-
+  ClientRing* ring() override { return ring_.get(); }
   void EndWrites() override { StartWritesDone(); }
   void Cancel() override { context_.TryCancel(); }
   size_t outgrown_by() const override { return outgrown_by_; }

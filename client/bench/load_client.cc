@@ -176,9 +176,9 @@ LoadClient::Ready LoadClient::MakeReady() {
   if (!options_.in_place) return {.step = source_->Next(), .placed = std::nullopt};
   Ready ready = {.step = source_->NextForm(), .placed = std::nullopt};
   const Clock::time_point began = Clock::now();
-  ready.placed = stream_->Place(ready.step.request).value();  // the server took its like at the start
+  ready.placed = stream_->Place(ready.step.request);
   ready.making_room = Clock::now() - began;
-  source_->Write(ready.placed->rooms());
+  if (ready.placed->ok()) source_->Write((*ready.placed)->rooms());
   return ready;
 }
 
@@ -223,7 +223,10 @@ void LoadClient::Submit(Ready ready, Clock::time_point intended, const LoadWindo
   const auto on_answer = [this, flight, &window](const absl::StatusOr<AttendAnswer>& answer) {
     OnAnswer(flight, answer, window);
   };
-  if (ready.placed) return stream_->Submit(*std::move(ready.placed), absl::InfiniteFuture(), on_answer);
+  if (ready.placed) {
+    if (!ready.placed->ok()) return on_answer(ready.placed->status());
+    return stream_->Submit(**std::move(ready.placed), absl::InfiniteFuture(), on_answer);
+  }
   stream_->Submit(std::move(ready.step.request), absl::InfiniteFuture(), [on_answer](AttendStream::Result result) {
     if (!result.ok()) return on_answer(result.status());
     on_answer(AttendAnswer(*std::move(result)));

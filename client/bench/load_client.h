@@ -81,8 +81,8 @@ class LoadClient {
   // The next step, made ready to be sent.
   struct Ready {
     LoadStep step;
-    std::optional<PlacedStep> placed;  // with options.in_place
-    Clock::duration making_room = {};  // which is the library's work
+    std::optional<absl::StatusOr<PlacedStep>> placed;  // with options.in_place
+    Clock::duration making_room = {};                  // which is the library's work
   };
   Ready MakeReady();
   void Submit(Ready ready, Clock::time_point intended, const LoadWindow& window);

@@ -31,6 +31,7 @@ std::string Shape(const LoadOptions& options) {
   }
   if (options.score_draws > 0) absl::StrAppend(&text, " R ", options.score_draws);
   if (options.append) text += ", appending";
+  if (options.in_place) text += ", in place";
   if (options.prefill_clients > 0) absl::StrAppend(&text, "; ", options.prefill_clients, " clients upload prompts");
   if (options.rate > 0) return absl::StrCat(text, "; open loop, ", options.rate, " steps/s");
   return absl::StrCat(text, "; closed loop, ", options.in_flight, " in flight a client");

@@ -35,7 +35,7 @@ SANTA_HOST_DEVICE int CodesOfToken(int32_t group_size) { return (group_size + kQ
 
 // What a run of splits adds to each head's answer: vectors of D, in this order, then numbers. w = exp(s) / pi; t = 1 -
 // pi, for the standard error (kernels/sampling/standard_error.h). The vectors of the error lie side by side, as bf16:
-// that is a third less to write and to read, and changes the error by less than a percent.
+// that is a third less to write and to read, and rounds a sum by 2^-9 of itself at most.
 //     sum w v,  (sum t w v, sum t w^2 v)                       over the rows read
 //     sum w, t, t^2, t w, t w^2, t w^2 |v|^2, log2 of the two references
 // Weights are taken against a reference of the head, so that 16 bits hold them and none overflows: those of the answer

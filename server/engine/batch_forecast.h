@@ -71,7 +71,7 @@ class BatchForecast {
 
   bool learned_ = false;
   double seconds_per_token_ = 0;
-  double forming_seconds_ = 60e-6;
+  double forming_seconds_ = 60e-6;  // until it is learnt: more than 16 items take
 };
 
 }  // namespace santa

@@ -26,8 +26,6 @@ constexpr uint32_t LastGood(DType from, DType to) {
   return 0x7bff;
 }
 
-// A number's bits without their sign, and what lies between `last_good` and the largest such bits, add up to one with
-// the highest bit where they are above `last_good`: an addition and an OR a vector.
 // Whether one of the numbers' bits, without their sign, are above `last_good`. They and what lies between that and the
 // largest such bits add up to one with the highest bit where they are: an addition and an OR a vector.
 template <typename Bits>
