@@ -27,7 +27,8 @@ __device__ void AnswerCorrected(const GatherTask<Kv, D>& task, CorrectionShared<
     alone_heads |= shared.alone;
     if (threadIdx.x == 0) *arrays.alone(kv_head) = alone_heads;
   }
-  bool misses = Answer<D, kBlocks>(task, shared, vectors, alone ? alone_heads : ~alone_heads, shared.unread);
+  const SpreadErrors<D, kBlocks> errors{shared, vectors, group_size, true};
+  bool misses = Answer<D, kBlocks>(task, shared, vectors, errors, alone ? alone_heads : ~alone_heads, shared.unread);
   if (!task.pilot()) return;
   misses = __syncthreads_or(misses);
   PilotAnswer* pilot = arrays.pilot(kv_head);

@@ -21,11 +21,46 @@ __device__ inline bool MissesTarget(PilotAnswer* pilot, int head, float target, 
   return squared_error > allowed;
 }
 
-// The answers of those of a group's `heads`, bit by bit, from the sums over all splits; nothing tells the error of the
-// `unread` ones. Whether what the thread answered misses the target of a pilot. All threads call it.
+// For Answer: what the sums over all splits tell of a head's error, by differences from the mean.
 template <int D, int kBlocks>
+struct SpreadErrors {
+  const AnswerShared<kBlocks>& shared;
+  const float* const vectors;
+  const int group_size;
+  const bool ratio;
+
+  // o sum t w^2 v, and |sum t z|^2: of four dimensions from d on, of which x are the answer's.
+  __device__ __forceinline__ float2 Of(int head, int d, const float (&x)[4]) const {
+    const float* t_wv = vectors + (group_size + head) * D + d;
+    const float* t_w2v = t_wv + group_size * D;
+    float2 sums = {};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sums.x = fmaf(x[i], t_w2v[i], sums.x);
+      const float y = t_wv[i] - (ratio ? shared.number[kSumTW][head] * x[i] : 0.0f);
+      sums.y = fmaf(y, y, sums.y);
+    }
+    return sums;
+  }
+  // The squared error, against the reference of chance. norm: |o|^2.
+  __device__ __forceinline__ float Squared(int head, float2 sums, float norm) const {
+    // z = w (v - o) of a ratio, and w v of a sum.
+    float squares = shared.number[kSumTW2V2][head];
+    if (ratio) squares += shared.number[kSumTW2][head] * norm - 2 * sums.x;
+    return sampling::SquaredError(
+        {.t = shared.number[kSumT][head], .t_squared = shared.number[kSumTT][head], .z_squared = squares}, sums.y);
+  }
+};
+__device__ __forceinline__ void AddTo(float& sum, float more) { sum += more; }
+__device__ __forceinline__ void AddTo(float2& sum, float2 more) { sum = {sum.x + more.x, sum.y + more.y}; }
+__device__ __forceinline__ float2 WarpSum(float2 sum) { return {WarpSum(sum.x), WarpSum(sum.y)}; }
+
+// The answers of those of a group's `heads`, bit by bit, from the sums over all splits, of which `vectors` has sum w v
+// first; nothing tells the error of the `unread` ones. Errors: SpreadErrors, or what is like it. Whether what the
+// thread answered misses the target of a pilot. All threads call it.
+template <int D, int kBlocks, typename Errors>
 __device__ __forceinline__ bool Answer(const BlockTask& task, const AnswerShared<kBlocks>& shared, const float* vectors,
-                                       unsigned heads, unsigned unread) {
+                                       const Errors& errors, unsigned heads, unsigned unread) {
   const int lane = threadIdx.x % 32, group_size = task.group_size();
   const bool ratio = task.sketched(), wants_error = task.wants_error();
   const DeviceItem& item = task.item;
@@ -33,9 +68,6 @@ __device__ __forceinline__ bool Answer(const BlockTask& task, const AnswerShared
   bool misses = false;
   for (int head = threadIdx.x / 32; head < group_size; head += kGatherWarps) {
     if ((heads >> head & 1) == 0) continue;
-    const float* o = vectors + head * D;
-    const float* t_wv = o + group_size * D;
-    const float* t_w2v = t_wv + group_size * D;
     const float reference = shared.reference[0][kOfAll][head], sink = answer.Sink(head);
     const float z = ratio ? shared.number[kSumW][head] : 1.0f;
     const float own = reference + (task.weighs_by_keys() ? 0.0f : shared.lse[head]);  // what the sums are taken against
@@ -43,25 +75,18 @@ __device__ __forceinline__ bool Answer(const BlockTask& task, const AnswerShared
     const float max = fmaxf(lse, sink), scale = Rescale(own, max), sum = z * Rescale(lse, max) + Rescale(sink, max);
     // What the sums are multiplied by, and of a sum with a sink the answer too.
     const float inverse = !ratio ? Rescale(own, lse) : z > 0 ? scale / sum : 0.0f;
-    float o2 = 0, o_w2v = 0, sum2 = 0;  // |o|^2, o sum t w^2 v, |sum t z|^2
+    float norm = 0;  // |o|^2
+    decltype(errors.Of(0, 0, {0, 0, 0, 0})) of_errors = {};
     for (int d = 4 * lane; d < D; d += 4 * 32) {
-      const float4 mine = *reinterpret_cast<const float4*>(o + d);
+      const float4 mine = *reinterpret_cast<const float4*>(vectors + head * D + d);
       // Without any row there is nothing to divide by, and nothing to divide.
       answer.template WriteOutput<D>(head, d, scale * mine, z > 0 ? sum : 1.0f);
-      const float values[4] = {mine.x, mine.y, mine.z, mine.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float x = values[i] * inverse;
-        o2 = fmaf(x, x, o2);
-        if (!wants_error) continue;
-        o_w2v = fmaf(x, t_w2v[d + i], o_w2v);
-        const float y = t_wv[d + i] - (ratio ? shared.number[kSumTW][head] * x : 0.0f);
-        sum2 = fmaf(y, y, sum2);
-      }
+      const float x[4] = {mine.x * inverse, mine.y * inverse, mine.z * inverse, mine.w * inverse};
+      norm += SquaredNorm({x[0], x[1], x[2], x[3]});
+      if (wants_error) AddTo(of_errors, errors.Of(head, d, x));
     }
-    o2 = WarpSum(o2);
-    o_w2v = WarpSum(o_w2v);
-    sum2 = WarpSum(sum2);
+    norm = WarpSum(norm);
+    of_errors = WarpSum(of_errors);
     if (lane != 0) continue;
     if (z > 0) {
       answer.WriteLse(head, max, sum);
@@ -69,20 +94,14 @@ __device__ __forceinline__ bool Answer(const BlockTask& task, const AnswerShared
       answer.WriteLse(head, lse, 1.0f);
     }
     if (!wants_error) continue;
-    // z = w (v - o) of a ratio, and w v of a sum; against the reference of what was left to chance.
-    float squares = shared.number[kSumTW2V2][head];
-    if (ratio) squares += shared.number[kSumTW2][head] * o2 - 2 * o_w2v;
     const float unit = inverse * Rescale(shared.reference[0][kOfChance][head], reference);
-    float error =
-        unit * unit *
-        sampling::SquaredError(
-            {.t = shared.number[kSumT][head], .t_squared = shared.number[kSumTT][head], .z_squared = squares}, sum2);
+    float error = unit * unit * errors.Squared(head, of_errors, norm);
     if (unread >> head & 1) error = NAN;
     if (item.relative_standard_error != nullptr) {
-      item.relative_standard_error[answer.first_head + head] = sampling::RelativeError(error, o2);
+      item.relative_standard_error[answer.first_head + head] = sampling::RelativeError(error, norm);
     }
     if (task.pilot()) {
-      misses |= MissesTarget(task.arrays.pilot(task.kv_head), head, item.target_relative_error, error, o2);
+      misses |= MissesTarget(task.arrays.pilot(task.kv_head), head, item.target_relative_error, error, norm);
     }
   }
   return misses;
@@ -91,7 +110,7 @@ __device__ __forceinline__ bool Answer(const BlockTask& task, const AnswerShared
 // Adds up the runs' partial results into shared memory, against the largest of their references, which go to
 // shared.reference[0]: vectors [num_vectors][G][D], numbers [G] each. 32 runs at a time.
 template <int D, int kBlocks>
-__device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size, AnswerShared<kBlocks>& shared,
+__device__ void AddSplits(const GroupArrays& arrays, int kv_head, int group_size, GatherShared<kBlocks>& shared,
                           float* vectors, int num_vectors) {
   const int num_runs = arrays.num_runs(), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int quads = group_size * D / 4;  // of a vector

@@ -111,21 +111,16 @@ __device__ __forceinline__ void SumRows(const GatherTask<Kv, D>& task, CodedShar
 // The group's answer from its splits' partial results. vectors: scratch, [kPartialVectors][G][D]. Returns as Answer.
 // All threads call it.
 template <int D, int kBlocks>
-__device__ __forceinline__ bool AnswerGroup(const BlockTask& task, AnswerShared<kBlocks>& shared, float* vectors) {
-  if (task.one_pass() && !task.sketched()) {  // the pilot's was about right
-    for (int head = threadIdx.x / 32; head < task.group_size(); head += kGatherWarps) {
-      const float lse = HeadLse(task.arrays, task.kv_head, head, task.group_size(), threadIdx.x % 32);
-      if (threadIdx.x % 32 == 0) shared.lse[head] = lse;
-    }
-  }
+__device__ __forceinline__ bool AnswerGroup(const BlockTask& task, GatherShared<kBlocks>& shared, float* vectors) {
   AddSplits<D, kBlocks>(task.arrays, task.kv_head, task.group_size(), shared, vectors,
                         task.wants_error() ? kPartialVectors : 1);
-  return Answer<D, kBlocks>(task, shared, vectors, ~0u, 0);
+  const SpreadErrors<D, kBlocks> errors{shared, vectors, task.group_size(), task.sketched()};
+  return Answer<D, kBlocks>(task, shared, vectors, errors, ~0u, 0);
 }
 
 // Likewise, not inlined: one for all types of cache.
 template <int D, int kBlocks>
-__device__ __noinline__ bool CallAnswerGroup(const GroupLaunch& group, int kv_head, AnswerShared<kBlocks>& shared,
+__device__ __noinline__ bool CallAnswerGroup(const GroupLaunch& group, int kv_head, GatherShared<kBlocks>& shared,
                                              float* vectors) {
   const bool misses = AnswerGroup<D, kBlocks>(BlockTask(group, kv_head), shared, vectors);
   __syncwarp();  // what is called is left by all lanes together, for barriers count warps

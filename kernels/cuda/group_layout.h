@@ -44,14 +44,27 @@ SANTA_HOST_DEVICE int CodesOfToken(int32_t group_size) { return (group_size + kQ
 //
 // With a value sketch a split adds what the sketches say of its tokens, sum e~ v~ and sum e~, with e~ what a token's
 // code (SketchWeight of kernels/cuda/group_inclusion.cuh) stands for; and what its rows correct: w v - w~ v~ in place
-// of w v and w - w~ in place of w, w~ = e~ / pi. The references are of w and w~ both. In one pass all of that is in the
-// run's sum of w v and in that of w, whose reference is w's or e~'s unit, and of a split's sketches there is the sum of
-// e~ alone.
+// of w v and w - w~ in place of w, w~ = e~ / pi. The references are of w and w~ both.
 inline constexpr int kPartialVectors = 3;
 inline constexpr int kPartialWords = 2;  // that they take of each dimension
 enum Reference { kOfAll, kOfChance, kReferences };
 enum PartialNumber { kSumW, kSumT, kSumTT, kSumTW, kSumTW2, kSumTW2V2, kPartialSums };
 inline constexpr int kPartialNumbers = int{kPartialSums} + int{kReferences};
+
+// What a split adds in one pass: sum w v, [G][D], and a PassSplit: what tells the error of its rows
+// (kernels/cuda/row_signs.cuh), sum s w v of two heads side by side as bf16, [(G + 1) / 2][D], with s = +-sqrt(t) of a
+// row that was left to chance, and numbers [kPassNumbers][G]: sum w, sum s w, a rounding, how many rows were left to
+// chance, and the references as above. With a value sketch sum w v and sum w have the sums over the sketch in them, b =
+// w - w~ is in place of w where s is, and the rounding is sum t w~^2 |v - v~|^2. Of four splits one after the other,
+// from the item's first on, sum w v may be one (kernels/cuda/four_sums.cuh).
+enum PassNumber { kPassW, kPassSigned, kPassRounding, kPassRows, kPassOfAll, kPassOfChance, kPassNumbers };
+inline constexpr int kSplitsOfFour = 4;
+struct PassSplit {
+  SANTA_HOST_DEVICE static constexpr int Words(int group_size, int head_dim) { return (group_size + 1) / 2 * head_dim; }
+  SANTA_HOST_DEVICE static constexpr int Floats(int group_size, int head_dim) {  // a multiple of 16 bytes
+    return (Words(group_size, head_dim) + kPassNumbers * group_size + 3) / 4 * 4;
+  }
+};
 
 // What a pilot draw says of the draw that follows it (kernels/sampling/target_error.h).
 struct PilotAnswer {
@@ -100,7 +113,12 @@ class GroupArrays {
     lse_ = reinterpret_cast<float*>(take(int64_t{num_kv_heads} * group_size * 4));
     thresholds_ = reinterpret_cast<sampling::InclusionThreshold*>(
         take(num_kv_heads * static_cast<int64_t>(sizeof(sampling::InclusionThreshold))));
-    partials_ = reinterpret_cast<float*>(take(int64_t{num_kv_heads} * num_runs_ * partial_size() * 4));
+    if (one_pass) {
+      partials_ = reinterpret_cast<float*>(take(splits * group_size * head_dim * 4));
+      pass_splits_ = reinterpret_cast<float*>(take(splits * PassSplit::Floats(group_size, head_dim) * 4));
+    } else {
+      partials_ = reinterpret_cast<float*>(take(int64_t{num_kv_heads} * num_runs_ * partial_size() * 4));
+    }
     if (Corrects(method, sketch)) {
       if (!one_pass) sketch_sums_ = reinterpret_cast<float*>(take(splits * group_size * head_dim * 4));
       sketch_masses_ = reinterpret_cast<float2*>(take(splits * group_size * 8));
@@ -120,6 +138,7 @@ class GroupArrays {
   // two where few rows are read of one.
   SANTA_HOST_DEVICE int32_t splits_of_run() const { return splits_of_run_; }
   SANTA_HOST_DEVICE int32_t num_runs() const { return num_runs_; }
+  SANTA_HOST_DEVICE int32_t num_fours() const { return (num_splits_ + kSplitsOfFour - 1) / kSplitsOfFour; }
   // Blocks of kCodeBlock tokens are named by their absolute number.
   // [kCodeBlock][CodesOfToken]
   SANTA_HOST_DEVICE uint8_t* codes(int32_t kv_head, int32_t block) const {
@@ -149,6 +168,17 @@ class GroupArrays {
     return partials_ + (static_cast<int64_t>(kv_head) * num_runs_ + run) * partial_size();
   }
   SANTA_HOST_DEVICE int partial_numbers() const { return kPartialWords * group_size_ * head_dim_; }
+  // In one pass: sum w v of a split, or of four.
+  SANTA_HOST_DEVICE float* pass_output(int32_t kv_head, int32_t split_or_four) const {
+    return partials_ + (static_cast<int64_t>(kv_head) * num_splits_ + split_or_four) * group_size_ * head_dim_;
+  }
+  SANTA_HOST_DEVICE uint32_t* pass_signed(int32_t kv_head, int32_t split) const {
+    return reinterpret_cast<uint32_t*>(pass_splits_ + (static_cast<int64_t>(kv_head) * num_splits_ + split) *
+                                                          PassSplit::Floats(group_size_, head_dim_));
+  }
+  SANTA_HOST_DEVICE float* pass_numbers(int32_t kv_head, int32_t split) const {
+    return reinterpret_cast<float*>(pass_signed(kv_head, split)) + PassSplit::Words(group_size_, head_dim_);
+  }
   // With a value sketch alone. [splits][G][D]: sums of e~ v~ of a split, and [splits][G] what their e~ is measured in,
   // in log2 units, and its sum.
   SANTA_HOST_DEVICE float* sketch_sums(int32_t kv_head, int32_t split) const {
@@ -186,6 +216,7 @@ class GroupArrays {
   float* lse_ = nullptr;
   sampling::InclusionThreshold* thresholds_ = nullptr;
   float* partials_ = nullptr;
+  float* pass_splits_ = nullptr;
   float* sketch_sums_ = nullptr;
   float2* sketch_masses_ = nullptr;
   unsigned* alone_ = nullptr;

@@ -36,14 +36,10 @@ inline constexpr int kMostPages = kMaxBlockTokens / 16 + 1;
 template <int kBlocks>
 struct AnswerShared {
   static constexpr int kHeads = 8 * kBlocks;
-  int32_t page[kMostPages];          // of the block's tokens
-  int list_at[kMaxBlockSplits + 1];  // where each split begins in the list, and the end
+  int32_t page[kMostPages];  // of the block's tokens
   float lse[kHeads];
-  float warp_max[kReferences][kGatherWarps][kHeads];  // of log2 w
-  float reference[2][kReferences][kHeads];            // log2, of this stage and of the one before
-  float factor[kReferences][32][kHeads];              // of 32 splits' sums
-  float number[kPartialSums][kHeads];
-  float by_warp[kPartialSums][kGatherWarps][kHeads];
+  float reference[2][kReferences][kHeads];  // log2, of this stage and of the one before; at the end of all splits
+  float number[kPartialSums][kHeads];       // of all splits
   unsigned long long warp_sum[kGatherWarps];
   bool last;
 };
@@ -52,6 +48,10 @@ struct AnswerShared {
 template <int kBlocks>
 struct GatherShared : AnswerShared<kBlocks> {
   static constexpr int kHeads = AnswerShared<kBlocks>::kHeads;
+  int list_at[kMaxBlockSplits + 1];                   // where each split begins in the list, and the end
+  float warp_max[kReferences][kGatherWarps][kHeads];  // of log2 w
+  float factor[kReferences][32][kHeads];              // of 32 splits' sums
+  float by_warp[kPartialSums][kGatherWarps][kHeads];
   float weight[kHeads][kWeightPitch];                // log2 of w; -inf where there is no row
   uint16_t packed[kPartialVectors][kHeads][kPitch];  // what the value rows are multiplied by, 16-bit
 };

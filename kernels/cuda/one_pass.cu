@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "kernels/cuda/four_sums.cuh"
 #include "kernels/cuda/group_gather.cuh"
 #include "kernels/cuda/row_sums.cuh"
 #include "kernels/cuda/token_squares.cuh"
@@ -18,14 +19,20 @@
 namespace santa::cuda {
 namespace {
 
-// What is in shared memory: first the rings, then the list, then stages of rows; after that the inclusions, then the
-// list.
+// What is in shared memory: first the rings, then the list, then stages of rows, and for the answer a group's sums;
+// after that the inclusions, then the list.
+template <int D>
+__host__ __device__ int VectorBytes(const GroupLaunch& group) {
+  return kPartialVectors * group.decode.group_size * D * static_cast<int>(sizeof(float));
+}
 template <typename Blocks, typename Kv, int D>
 __host__ __device__ int RingBytes(const GroupLaunch& group) {
-  const int rings = kGatherWarps * Blocks::RingBytes(group), rows = RowBytes<Kv, D>(Blocks::RowStages(group));
-  const int list = group.longest_split * static_cast<int>(sizeof(uint32_t));
-  const int most = rings > rows ? rings : rows;
-  return most > list ? most : list;
+  int most = kGatherWarps * Blocks::RingBytes(group);
+  const int others[] = {RowBytes<Kv, D>(Blocks::RowStages(group)),
+                        group.longest_split * static_cast<int>(sizeof(uint32_t)),
+                        VectorBytes<D>(group) + static_cast<int>(sizeof(FourShared))};
+  for (const int other : others) most = other > most ? other : most;
+  return most;
 }
 
 // Lists the rows that are read of a run of run_tokens, and returns how many: what its line says, which begins at
@@ -152,7 +159,18 @@ __global__ void __launch_bounds__(kGatherThreads, 3) OnePassKernel(const __grid_
   for (int i = threadIdx.x; i < count; i += kGatherThreads) inclusion[i] = list[i];
   __syncthreads();
   SumRowsOfSplit<Kv, D>(task, shared, inclusion, count, bytes, Blocks::RowStages(group));
-  if (CountIn(task, shared, count)) AnswerGroup<D, 1>(task, shared, reinterpret_cast<float*>(bytes));
+  if (!CountIn(task, shared, count)) return;
+  if constexpr (Blocks::kOfAllTokens) {  // the pilot's lse was about right
+    for (int head = warp; head < group_size; head += kGatherWarps) {
+      const float lse = HeadLse(task.arrays, kv_head, head, group_size, lane);
+      if (lane == 0) shared.lse[head] = lse;
+    }
+  }
+  auto* const vectors = reinterpret_cast<float*>(bytes);
+  auto& fours = *reinterpret_cast<FourShared*>(bytes + VectorBytes<D>(group));
+  AddFours<D, false>(task.arrays, kv_head, group_size, shared, fours, vectors, task.wants_error());
+  const FourErrors<D> errors{shared, vectors, group_size, task.sketched()};
+  Answer<D, 1>(task, shared, vectors, errors, ~0u, 0);
 }
 
 struct Launcher {

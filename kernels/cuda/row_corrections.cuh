@@ -31,64 +31,57 @@ struct RowCorrections : RowSums<Kv, D> {
     uint32_t rest[2];  // of w, as packed
   };
   __device__ __forceinline__ Weights Weigh(uint32_t keys, const QueryFragment<D> (&q)[1], const Scorer& scorer,
-                                           const LaneRows& rows, const RowSketches& sketches, bool wants_error,
-                                           int lane) {
-    const bool first_half = lane % 4 < 2;  // columns of w
-    float s[1][4];
-    Scores<Kv, D, 1>(s, keys, q, lane);
-    float w[2][2], t[2];  // log2 of w
-    float raised[kReferences][2];
+                                           const LaneRows& rows, const RowSketches& sketches, int split, int lane) {
+    const bool of_w = lane % 4 < 2;
+    float scores[1][4];
+    Scores<Kv, D, 1>(scores, keys, q, lane);
+    float w[2][2];  // [row][column], log2
+    float s[2], raised[2] = {this->max[0], this->max[1]};
+    this->TakeChances(s, rows, split, lane);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
+      const bool counts = of_w ? rows.listed[half] : rows.IsChance(half);
       const float inverse = __log2f(InverseOf(rows.inclusion[half]));
-      t[half] = this->CountRow(rows, half);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const float mine = rows.listed[half] ? scorer(s[0][2 * half + h]) + inverse : kNegativeInfinity;
-        const float larger = fmaxf(mine, __log2f(sketches.weight[half][h]) + sketches.log_unit[h]);
-        const float of_chance = t[half] > 0 ? larger : kNegativeInfinity;
-        w[half][h] = mine;
-        raised[kOfAll][h] = fmaxf(half == 0 ? this->max[kOfAll][h] : raised[kOfAll][h], mine);
-        raised[kOfChance][h] = fmaxf(half == 0 ? this->max[kOfChance][h] : raised[kOfChance][h], of_chance);
+        w[half][h] = counts ? scorer(scores[0][2 * half + h]) + inverse : kNegativeInfinity;
+        const float sketch = __log2f(sketches.weight[half][h]) + sketches.log_unit[h];
+        raised[h] = fmaxf(raised[h], of_w || !counts ? w[half][h] : fmaxf(w[half][h], sketch));
       }
     }
-    this->RaiseTo(raised, first_half);
+    this->RaiseTo(raised);
     Weights weights;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float x[2], y[2];
+      const bool counts = rows.IsChance(half);
+      float x[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const bool of_chance = t[half] > 0;
-        const float unit = Exp2(sketches.log_unit[h] - this->max[kOfChance][h]);
-        const float w_sketch = of_chance ? sketches.weight[half][h] * unit : 0.0f;
-        const float b = of_chance ? Exp2(w[half][h] - this->max[kOfChance][h]) - w_sketch : 0.0f, t_b = t[half] * b;
-        x[h] = first_half ? Exp2(w[half][h] - this->max[kOfAll][h]) : t_b;
-        y[h] = first_half ? t_b * b : 0.0f;
+        const float of_row = Rescale(w[half][h], this->max[h]);
+        const float sketch =
+            counts ? s[half] * sketches.weight[half][h] * Exp2(sketches.log_unit[h] - this->max[h]) : 0;
+        x[h] = of_w ? of_row : s[half] * of_row - sketch;
         this->sum[h] += x[h];
-        this->sum_tw2[h] += y[h];
-        this->sum_tw2v2[h] += t[half] * w_sketch * w_sketch * sketches.squared_rounding[half];
-        weights.of_tw2[half][h] = y[h];
+        if (!of_w) this->rounding[h] += sketch * sketch * sketches.squared_rounding[half];
       }
       const uint32_t packed = Pack<T>(x[0], x[1]);
       const float2 kept = Unpack<T>(packed);
       weights.w[half] = Transpose8x8(packed);
       weights.rest[half] = Transpose8x8(Pack<T>(x[0] - kept.x, x[1] - kept.y));
-      weights.tw2[half] = wants_error ? Transpose8x8(Pack<T>(y[0], y[1])) : 0;
     }
     return weights;
   }
 
   // Adds a slab of values.
-  __device__ __forceinline__ void Add(uint32_t values, const Weights& weights, bool wants_error, int lane) {
-    Sums::Add(values, weights, Share<false>(), wants_error, lane);
+  __device__ __forceinline__ void Add(uint32_t values, const Weights& weights, int lane) {
+    Sums::Add(values, weights, Share<false>(), lane);
 #pragma unroll
     for (int pair = 0; pair < Sums::kPairs; ++pair) {
       const ValueTiles<Kv> v = LoadValues<Kv, D>(values, pair, lane);
 #pragma unroll
       for (int tile = 0; tile < Sums::kTiles; ++tile) {
         const auto& a = v.a[tile];
-        Mma<T>(this->out[Sums::kTiles * pair + tile][0], a[0], a[1], a[2], a[3], weights.rest[0], weights.rest[1]);
+        Mma<T>(this->out[Sums::kTiles * pair + tile], a[0], a[1], a[2], a[3], weights.rest[0], weights.rest[1]);
       }
     }
   }
@@ -97,21 +90,21 @@ struct RowCorrections : RowSums<Kv, D> {
   // head) has them, in units of 2^log_unit, and the mass, which all of a head's lanes have.
   __device__ __forceinline__ void AddSketches(const float (&sums)[D / 16][2], float mass, float log_unit, int lane) {
     static_assert(Sums::kTiles == 1, "lanes have other dimensions of a cache of 8 bits");
-    const bool first_half = lane % 4 < 2;
+    const bool of_w = lane % 4 < 2;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int source = lane / 4 * 4 + 2 * (lane % 2) + h;
       const float of_head = __shfl_sync(~0u, log_unit, source), mass_of_head = __shfl_sync(~0u, mass, source);
-      float& reference = this->max[kOfAll][h];
-      const float raised = fmaxf(reference, of_head);
-      const float keep = first_half ? Rescale(reference, raised) : 1, unit = first_half ? Exp2(of_head - raised) : 0;
+      float& reference = this->max[h];
+      const float raised = of_w ? fmaxf(reference, of_head) : reference;
+      const float keep = of_w ? Rescale(reference, raised) : 1, unit = of_w ? Exp2(of_head - raised) : 0;
       reference = raised;
       this->sum[h] = keep * this->sum[h] + (lane / 4 == 0 ? unit * mass_of_head : 0.0f);
 #pragma unroll
       for (int tile = 0; tile < D / 16; ++tile) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          float& mine = this->out[tile][0][2 * half + h];
+          float& mine = this->out[tile][2 * half + h];
           mine = keep * mine + unit * __shfl_sync(~0u, sums[tile][half], source);
         }
       }

@@ -1,10 +1,12 @@
 // SKETCHED in one pass as kernels/cuda/one_pass.cu has it, for calls of many splits, and with a value sketch for all: a
 // warp takes a whole split (kernels/cuda/warp_split.cuh).
 //
-// Grid: (key/value head, fours of units). The block that is its group's last adds the splits up.
+// Grid: (key/value head, fours of units). A block merges its warps' sums into one partial result; the one that is its
+// group's last adds these up.
 #ifndef SANTA_KERNELS_CUDA_WARP_PASS_CUH_
 #define SANTA_KERNELS_CUDA_WARP_PASS_CUH_
 
+#include "kernels/cuda/four_sums.cuh"
 #include "kernels/cuda/warp_split.cuh"
 
 namespace santa::cuda {
@@ -19,7 +21,7 @@ inline bool FitsWarps(const GroupLaunch& launch) {
 }
 
 // The group's heads whose sketch is no help, bit by bit, which it also leaves for the launch that answers them. After
-// AddSplits; all threads call it.
+// AddFours; all threads call it.
 __device__ __forceinline__ unsigned FindAlone(const BlockTask& task, const AnswerShared<1>& shared) {
   __shared__ unsigned alone;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group_size = task.group_size();
@@ -91,16 +93,23 @@ __device__ __forceinline__ void PassFour(const GroupLaunch& group, int four) {
   }
   WaitCopies<0>();
   __syncthreads();
+  const int group_size = task.group_size();
+  MergeFour<D>(task.arrays, kv_head, task.first_split, count, group_size, reinterpret_cast<const float*>(bytes),
+               Split::kRingBytes / static_cast<int>(sizeof(float)));
+  __syncthreads();
   if (!CountIn(task, shared, rows_read)) return;
   auto* const vectors = reinterpret_cast<float*>(bytes);
-  AddSplits<D, 1>(task.arrays, kv_head, task.group_size(), shared, vectors, wants_error ? kPartialVectors : 1);
+  static_assert(sizeof(FourShared) <= sizeof(of_warp));  // which nobody needs any more
+  AddFours<D, true>(task.arrays, kv_head, group_size, shared, reinterpret_cast<FourShared&>(of_warp), vectors,
+                    wants_error);
   unsigned heads = ~0u;
   if constexpr (kCorrects) {
     heads = ~FindAlone(task, shared);
   } else if (group.alone) {
     heads = *task.arrays.alone(kv_head);
   }
-  Answer<D, 1>(task, shared, vectors, heads, 0);
+  const FourErrors<D> errors{shared, vectors, group_size, true};
+  Answer<D, 1>(task, shared, vectors, errors, heads, 0);
 }
 
 template <typename Kv, int D, int kBits, bool kCorrects>
@@ -125,7 +134,7 @@ struct WarpPassLauncher {
   template <typename Kv, int D>
   cudaError_t Run() const {
     static const DeviceLimits limits = DeviceLimits::Read();
-    static_assert(kUnitsOfBlock == kGatherWarps);
+    static_assert(kUnitsOfBlock == kGatherWarps && kUnitsOfBlock == kSplitsOfFour);
     const dim3 grid(launch.decode.num_kv_heads, launch.decode.num_work / kUnitsOfBlock);
     GroupLaunch mine = launch;
     mine.splits_of_block = kUnitsOfBlock;

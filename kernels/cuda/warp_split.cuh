@@ -76,6 +76,7 @@ class WarpSplit {
  public:
   static constexpr int kStages = kRingStages<kBits>, kStageBytes = std::max(Block::kBytes, Slab<Kv, D>::kBytes);
   static constexpr int kRingBytes = kStages * kStageBytes;
+  static_assert(kQuad * (D + kPassNumbers) * sizeof(float) <= kRingBytes);  // what Run leaves
   using Shared = WarpShared<kCorrects>;
 
   __device__ WarpSplit(const GatherTask<Kv, D>& task, const WorkUnit& unit, unsigned char* ring, Shared& shared,
@@ -111,7 +112,8 @@ class WarpSplit {
     for (int i = 0; i < kStages; ++i) CopyNext(lane);
   }
 
-  // Leaves the split's partial result, and returns how many rows were read. lse: of the group's heads, by the pilot.
+  // Leaves sum w v, [G][D], and the split's numbers where the ring was, writes its signed sums, and returns how many
+  // rows were read. lse: of the group's heads, by the pilot.
   __device__ __forceinline__ int Run(const GroupQueries<D>& queries, const float* lse, int split, int lane) {
     const float mine = lse[lane % 4], of_head = lane % 4 < task_.group_size() ? mine : INFINITY;
     const float units = queries.threshold.kappa * (1 << kUnitOctaves);  // of e~ that a probability of 1 is
@@ -152,13 +154,12 @@ class WarpSplit {
                             lane);
         const uint32_t keys = SharedAddress(ring_) + at_ * kStageBytes;
         if constexpr (kCorrects) {
-          const auto weights = sums.Weigh(keys, q, queries.row_scorer, rows, SketchesOf(rows, log_unit, lane),
-                                          queries.wants_error, lane);
-          sums.Add(SharedAddress(ring_) + ToValues(copies, lane) * kStageBytes, weights, queries.wants_error, lane);
+          const auto weights =
+              sums.Weigh(keys, q, queries.row_scorer, rows, SketchesOf(rows, log_unit, lane), split, lane);
+          sums.Add(SharedAddress(ring_) + ToValues(copies, lane) * kStageBytes, weights, lane);
         } else {
-          const auto weights = sums.Weigh(keys, q, queries.row_scorer, rows, queries.wants_error, lane);
-          sums.Add(SharedAddress(ring_) + ToValues(copies, lane) * kStageBytes, weights, kAll, queries.wants_error,
-                   lane);
+          const auto weights = sums.Weigh(keys, q, queries.row_scorer, rows, split, lane);
+          sums.Add(SharedAddress(ring_) + ToValues(copies, lane) * kStageBytes, weights, kAll, lane);
         }
         added_ += kSlabRows;
       }
@@ -176,9 +177,10 @@ class WarpSplit {
         task_.arrays.sketch_masses(task_.kv_head)[split * group_size + lane] = make_float2(log_unit, sketched_mass);
       }
     }
-    float* const partial = task_.arrays.partial(task_.kv_head, split);
-    sums.Write(partial, 0, kAll, group_size, queries.wants_error, lane);
-    sums.RowTotals::Write(partial + task_.arrays.partial_numbers(), 0, group_size, lane);
+    __syncwarp();  // the stages have been read
+    auto* const output = reinterpret_cast<float*>(ring_);
+    sums.Write(output, task_.arrays.pass_signed(task_.kv_head, split), 0, kAll, group_size, lane);
+    sums.RowTotals::Write(output + group_size * D, 0, group_size, lane);
     return listed_;
   }
 

@@ -20,8 +20,8 @@
 //     E |o^ - o|^2 ~ sum t * sum tau |z_i - z_j|^2 / (2 sum tau)    i of t > 0, j the one before it, tau = (t_i + t_j)
 //     / 2
 //
-// Where rows come in no order, SANTA's draws or a group's on a GPU, by their differences from the mean (Hajek's form of
-// the variance; ErrorSums). Of rows that are alike that tells too much:
+// Where rows come in no order, SANTA's draws or a group's on a GPU in three passes, by their differences from the mean
+// (Hajek's form of the variance; ErrorSums). Of rows that are alike that tells too much:
 //
 //     E |o^ - o|^2 ~ m / (m - 1) (sum t |z|^2 - |sum t z|^2 / sum t),    m = (sum t)^2 / sum t^2 rows; SANTA: m = S
 #ifndef SANTA_KERNELS_SAMPLING_STANDARD_ERROR_H_

@@ -124,6 +124,7 @@ inline void max_NaN_f32(float& result, float a, float b) {
   result = std::isnan(a) || std::isnan(b) ? NAN : std::fmax(a, b);
 }
 inline void rcp_approx_ftz_f32(float& result, float x) { result = 1 / x; }
+inline void sqrt_approx_ftz_f32(float& result, float x) { result = std::sqrt(x); }
 inline void ex2_approx_ftz_f32(float& result, float x) {
   const float power = ::exp2f(x);
   result = power < 0x1p-126f ? 0.0f : power;
