@@ -152,7 +152,7 @@ __device__ __forceinline__ void AddNumbers(const GroupArrays& arrays, int kv_hea
 template <int D, bool kMerged>
 __device__ __forceinline__ void AddOutputs(const GroupArrays& arrays, int kv_head, int group_size, int from,
                                            const FourShared& fours, float4* sums) {
-  constexpr int kOfFour = kMerged ? 1 : kSplitsOfFour, kHalf = kFoursAtOnce / 2;
+  constexpr int kOfFour = kMerged ? 1 : kSplitsOfFour, kPart = kMerged ? kFoursAtOnce : kFoursAtOnce / 2;
   const int count = kMerged ? arrays.num_fours() : arrays.num_splits();
 #pragma unroll 1
   for (int quad = threadIdx.x; quad < group_size * D / 4; quad += kGatherThreads) {
@@ -160,16 +160,16 @@ __device__ __forceinline__ void AddOutputs(const GroupArrays& arrays, int kv_hea
     float4 sum = {};
     if (from > 0) AddTo(sum, fours.keep[kOfAll][head], sums[quad]);
 #pragma unroll 1
-    for (int first = 0; first < kFoursAtOnce; first += kHalf) {
-      float4 loads[kHalf * kOfFour];  // all on their way at once
+    for (int first = 0; first < kFoursAtOnce; first += kPart) {
+      float4 loads[kPart * kOfFour];  // all on their way at once
 #pragma unroll
-      for (int i = 0; i < kHalf * kOfFour; ++i) {
+      for (int i = 0; i < kPart * kOfFour; ++i) {
         const int at = (from + first) * kOfFour + i;
         const auto* output = reinterpret_cast<const float4*>(arrays.pass_output(kv_head, at));
         loads[i] = at < count ? __ldcg(output + quad) : float4{};
       }
 #pragma unroll
-      for (int i = 0; i < kHalf; ++i) {
+      for (int i = 0; i < kPart; ++i) {
         float4 of_four = {};
         if constexpr (kMerged) {
           of_four = loads[i];

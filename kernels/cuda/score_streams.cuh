@@ -42,6 +42,7 @@ class SketchSlabs {
     return token < sketches_.end ? __ldg(sketches_.page_table + (max(token, sketches_.begin) >> sketches_.page_shift))
                                  : 0;
   }
+  // L2 keeps what is copied, for the kernel that goes through all of the sketch.
   __device__ __forceinline__ void Copy(uint32_t to, int32_t page, int token, int lane) const {
     if (token >= sketches_.end) return;
     const uint8_t* sketch = sketches_.sketch + page * sketches_.page_bytes + 16 * lane;
@@ -49,9 +50,9 @@ class SketchSlabs {
     const uint8_t* columns = sketch + (1 << sketches_.page_shift) / kSlabRows * Geometry::kSlabBytes;
     to += 16 * lane;
 #pragma unroll
-    for (int at = 0; at < Geometry::kSlabBytes; at += 16 * 32) StreamAsync16(to + at, codes + at, true);
+    for (int at = 0; at < Geometry::kSlabBytes; at += 16 * 32) CopyAsync16(to + at, codes + at);
     static_assert(Geometry::kSlabBytes % (16 * 32) == 0 && Geometry::kColumnBytes <= 16 * 32);
-    if (16 * lane < Geometry::kColumnBytes) StreamAsync16(to + Geometry::kSlabBytes, columns, true);
+    if (16 * lane < Geometry::kColumnBytes) CopyAsync16(to + Geometry::kSlabBytes, columns);
   }
   // Of kSlabs slabs one after the other, of the tokens from tokens[i] on; what has no sketch is scored from K.
   template <int kSlabs>
