@@ -28,9 +28,8 @@ __device__ __forceinline__ float SquareRoot(float x) {
 
 // The sign bit of a pair of a split.
 __device__ __forceinline__ uint32_t SignOfPair(int pair, int split) {
-  uint32_t mixed = (static_cast<uint32_t>(pair) + 1) * 0x9e3779b9u + static_cast<uint32_t>(split) * 0x85ebca6bu;
-  mixed = (mixed ^ mixed >> 15) * 0x2c1b3c6du;
-  return (mixed ^ mixed >> 12) & 0x80000000u;
+  const uint32_t mixed = (static_cast<uint32_t>(pair) + 1) * 0x9e3779b9u + static_cast<uint32_t>(split) * 0x85ebca6bu;
+  return (mixed ^ mixed >> 15) * 0x2c1b3c6du & 0x80000000u;
 }
 // Of the split's chance row of that rank.
 __device__ __forceinline__ uint32_t SignOfRow(int rank, int split) {
