@@ -113,12 +113,15 @@ double ToldOverSeen(const Problem& problem) {
 }
 
 // Logits of standard deviation 1, 1.5, 2.5 and 4; values about 0, whose errors are as large as what they are relative
-// to, and about 1, which all rows have in common. In three passes, and with more tokens by a pilot.
+// to, and about 1, which all rows have in common. In three passes, by a pilot over fewer splits than any server has,
+// and over as few as one has.
 TEST_F(GroupDrawTest, TellTheirStandardError) {
   for (const auto& [scale, mean] :
        {std::pair{0.0442f, 1.0}, {0.0663f, 0.0}, {0.1105f, 0.0}, {0.1105f, 1.0}, {0.1768f, 0.0}}) {
     for (const auto& [method, sketch] : kEstimators) {
-      for (const int64_t tokens : {2000, 16384}) {
+      for (const int64_t tokens : {2000, 3000, 16384}) {
+        // What three splits tell varies, which counts twice where the error is larger than the answer, as it is here.
+        if (tokens == 3000 && mean == 0 && scale < 0.1f) continue;
         Problem problem = MakeProblem({.group_size = 4, .sketch = sketch}, tokens);
         for (double& v : problem.step.v) v = reference::Round(problem.shape.dtype, v + mean);
         problem.step.options = {.method = method, .sample_count = 300, .scale = scale};
