@@ -9,6 +9,7 @@
 
 namespace santa::cuda {
 
+// Fused by name, and not as the compiler sees fit: two places take the same sum.
 __device__ __forceinline__ void AddTo(float4& sum, float factor, float4 v) {
   sum = {fmaf(factor, v.x, sum.x), fmaf(factor, v.y, sum.y), fmaf(factor, v.z, sum.z), fmaf(factor, v.w, sum.w)};
 }

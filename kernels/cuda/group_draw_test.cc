@@ -144,6 +144,27 @@ TEST_F(GroupDrawTest, TellTheirStandardErrorOfFewRows) {
   }
 }
 
+// By a pilot, where one token has all of the mass and is read for certain, and of the others about two are: one of them
+// alone tells nothing.
+TEST_F(GroupDrawTest, OneRowLeftToChanceTellsNoError) {
+  Problem problem = MakeProblem({.group_size = 4, .num_kv_heads = 1}, 3008);  // whole pages, so that all have a sketch
+  const int32_t dim = problem.step.head_dim;
+  std::fill(problem.step.q.begin(), problem.step.q.end(), 1.0);
+  std::fill(problem.step.k.begin(), problem.step.k.end(), -1.0);
+  std::fill_n(problem.step.k.begin() + 5 * dim, dim, 1.0);
+  problem.step.options = {.method = Method::kSketched, .sample_count = 32, .scale = 0.25f};
+  int alone = 0;
+  for (const Answer& answer : DecodeOnGpu(Seeds(problem, 50))) {
+    ASSERT_GE(answer.rows_read, 1);
+    alone += answer.rows_read == 2;
+    for (const float error : answer.relative_standard_error) {
+      EXPECT_EQ(std::isnan(error), answer.rows_read == 2) << answer.rows_read << " rows";
+    }
+  }
+  EXPECT_GT(alone, 0);
+  EXPECT_LT(alone, 50);
+}
+
 // Near the exact answer, and near enough for what is told of the error; twice the same.
 void ExpectNear(const Problem& problem) {
   const reference::Output exact = reference::Exact(problem.step);
