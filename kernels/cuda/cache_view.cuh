@@ -64,6 +64,14 @@ __device__ __forceinline__ void LoadQueries(QueryFragment<D> (&q)[kBlocks], cons
   }
 }
 
+// Holds an exact dot product, in units of a sketch's, to what a score that may be a sketch's has room for. NaN stays.
+__device__ __forceinline__ float Hold(float dot) {
+  constexpr float kMost = 0x1p36f;  // which no sketch's comes near
+  if (dot > kMost) dot = kMost;
+  if (dot < -kMost) dot = -kMost;
+  return dot;
+}
+
 // From dot products to scores in units of log2: kernels/sampling/score.h, with the factor taken in beforehand.
 struct Scorer {
   float scale, soft_cap;

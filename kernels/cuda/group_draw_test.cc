@@ -79,7 +79,9 @@ TEST_F(GroupDrawTest, HaveTheEstimatorsMeanAndVarianceByAPilot) {
                                                    {3, Method::kSketched, Sketch::kK8V8},
                                                    {1, Method::kCoordinated, Sketch::kK4},
                                                    {4, Method::kCoordinated, Sketch::kK4},
-                                                   {7, Method::kCoordinated, Sketch::kK4}}) {
+                                                   {7, Method::kCoordinated, Sketch::kK4},
+                                                   {3, Method::kCoordinated, Sketch::kK8V8},
+                                                   {4, Method::kCoordinated, Sketch::kNone}}) {
     Problem problem = MakeProblem({.group_size = group_size, .sketch = sketch}, 2300);
     problem.step.options = {.method = method, .sample_count = 150, .scale = 0.1f, .window = 2200};
     problem.step.pilot = true;
@@ -339,6 +341,18 @@ TEST_F(GroupDrawTest, TheSameBitsInEveryBatch) {
     EXPECT_EQ(alone[0].relative_standard_error, together[1].relative_standard_error);
     EXPECT_NE(alone[0].o, together[3].o);
   }
+}
+
+// COORDINATED keeps what it has of K, unless there is an item in the batch that is too long for that.
+TEST_F(GroupDrawTest, TheSameBitsWhereKeysAreReadAgain) {
+  const Shape shape = {.num_kv_heads = 1, .head_dim = 64};
+  Problem longer = MakeProblem(shape, 33000), shorter = MakeProblem(shape, 3000);
+  longer.step.options = shorter.step.options = {.method = Method::kCoordinated, .sample_count = 500, .scale = 0.1f};
+  const std::vector<Answer> alone = DecodeOnGpu({{&shorter, 3}});
+  const std::vector<Answer> together = DecodeOnGpu({{&shorter, 3}, {&longer, 3}});
+  EXPECT_EQ(alone[0].o, together[0].o);
+  EXPECT_EQ(alone[0].lse, together[0].lse);
+  EXPECT_EQ(alone[0].relative_standard_error, together[0].relative_standard_error);
 }
 
 // Alone several blocks share a group's pilot, and a block has a split; in a large batch one block has a pilot, and a

@@ -19,9 +19,11 @@ SANTA_HOST_DEVICE int CodeBytes(Method method, Sketch sketch) {
   return method == Method::kCoordinated || sketch == Sketch::kK8V8 ? 2 : 1;
 }
 
-// Whether values are sketched too: then what rows add is what they correct of that.
+SANTA_HOST_DEVICE bool SketchesValues(Sketch sketch) { return sketch == Sketch::kK4V4 || sketch == Sketch::kK8V8; }
+
+// Whether what rows add is what they correct of the sketches of the values.
 SANTA_HOST_DEVICE bool Corrects(Method method, Sketch sketch) {
-  return method == Method::kSketched && (sketch == Sketch::kK4V4 || sketch == Sketch::kK8V8);
+  return method == Method::kSketched && SketchesValues(sketch);
 }
 
 inline constexpr int kMaxBlockTokens = 4096;  // of the splits that one block takes

@@ -1,7 +1,7 @@
 // COORDINATED and SKETCHED in one pass over K or its sketch, by a threshold that is there already
-// (kernels/cuda/pilot_threshold.cu): what a block scores it draws, gathers and sums up before it ends. COORDINATED too
-// takes the weights of its rows from their keys, which are read again: no score is kept. Where there are many splits,
-// kernels/cuda/warp_pass.cu has them.
+// (kernels/cuda/pilot_threshold.cu): what a block scores it draws, gathers and sums up before it ends. COORDINATED
+// keeps its dot products for the weights of its rows, where shared memory has room for them; else keys are read again,
+// as SKETCHED reads them. Where that has many splits, kernels/cuda/warp_pass.cu takes them.
 //
 // Grid: (key/value head, work, of which some may be empty). A block takes one split, with a draw of its own. Each warp
 // scores every fourth block of 64 tokens, which asynchronous copies bring into a ring of its own, and leaves
@@ -20,7 +20,7 @@ namespace santa::cuda {
 namespace {
 
 // What is in shared memory: first the rings, then the list, then stages of rows, and for the answer a group's sums;
-// after that the inclusions, then the list.
+// after that the inclusions, then the list; after that the dot products that are kept.
 template <int D>
 __host__ __device__ int VectorBytes(const GroupLaunch& group) {
   return kPartialVectors * group.decode.group_size * D * static_cast<int>(sizeof(float));
@@ -28,7 +28,7 @@ __host__ __device__ int VectorBytes(const GroupLaunch& group) {
 template <typename Blocks, typename Kv, int D>
 __host__ __device__ int RingBytes(const GroupLaunch& group) {
   int most = kGatherWarps * Blocks::RingBytes(group);
-  const int others[] = {RowBytes<Kv, D>(Blocks::RowStages(group)),
+  const int others[] = {RowBytes<Kv, D>(Blocks::RowStages(group), !group.keeps_dots),
                         group.longest_split * static_cast<int>(sizeof(uint32_t)),
                         VectorBytes<D>(group) + static_cast<int>(sizeof(FourShared))};
   for (const int other : others) most = other > most ? other : most;
@@ -74,8 +74,19 @@ __device__ __forceinline__ int ListRun(const BlockTask& task, int run_tokens, ui
   return drawn + max(0, end - unsketched);
 }
 
+// Keeps a block's dot products of a quad for SumRowsOfSplit. place: of its first token.
+__device__ __forceinline__ void KeepDots(float* kept, const QuadScores& s, int place, int quads, int quad, int lane) {
+#pragma unroll
+  for (int i = 0; i < 2 * kBlockSlabs; ++i) {
+    kept[((place + 8 * i + lane / 4) * quads + quad) * kQuad + lane % 4] = s[i / 2][i % 2];
+  }
+}
+
+constexpr int kBlocksOfMultiprocessor = 3;
+
 template <typename Blocks, typename Kv, int D>
-__global__ void __launch_bounds__(kGatherThreads, 3) OnePassKernel(const __grid_constant__ GroupLaunch group) {
+__global__ void __launch_bounds__(kGatherThreads, kBlocksOfMultiprocessor)
+    OnePassKernel(const __grid_constant__ GroupLaunch group) {
   extern __shared__ __align__(1024) unsigned char bytes[];
   __shared__ AnswerShared<1> shared;
   __shared__ typename Blocks::Queries queries;
@@ -87,6 +98,8 @@ __global__ void __launch_bounds__(kGatherThreads, 3) OnePassKernel(const __grid_
   const GatherTask<Kv, D> task(group, kv_head);
   const DeviceItem& item = task.item;
   const int begin = task.splits.begin, origin = task.splits.origin, end = task.full_end;
+  const int quads = task.quads();
+  auto* const kept = group.keeps_dots ? reinterpret_cast<float*>(inclusion + group.longest_split) : nullptr;
   constexpr int kStep = kGatherWarps * sampling::kCodeBlock;
   int first = origin + warp * sampling::kCodeBlock;
   const Scorer scorer_of_keys(item, kv_head);  // before the copies, behind which loads would wait
@@ -119,6 +132,9 @@ __global__ void __launch_bounds__(kGatherThreads, 3) OnePassKernel(const __grid_
 #pragma unroll
       for (int quad = 0; quad < (kCommon ? 1 : kPilotQuads); ++quad) {
         if (quad > 0 && kQuad * quad >= group_size) break;
+        if constexpr (Blocks::kOfAllTokens) {
+          if (kept != nullptr) KeepDots(kept, s[quad], first - origin, quads, quad, lane);
+        }
         const float scale = ScaleQuad(s[quad], scorer, begin, end, first, lane);
         if constexpr (Blocks::kOfAllTokens) {
           AddScores(sums[quad], s[quad], scale, [](int) { return 1.0f; });
@@ -158,7 +174,8 @@ __global__ void __launch_bounds__(kGatherThreads, 3) OnePassKernel(const __grid_
   __syncthreads();
   for (int i = threadIdx.x; i < count; i += kGatherThreads) inclusion[i] = list[i];
   __syncthreads();
-  SumRowsOfSplit<Kv, D>(task, shared, inclusion, count, bytes, Blocks::RowStages(group));
+  SumRowsOfSplit<Blocks::kOfAllTokens>(task, shared, inclusion, count, Blocks::kOfAllTokens ? kept : nullptr, bytes,
+                                       Blocks::RowStages(group));
   if (!CountIn(task, shared, count)) return;
   if constexpr (Blocks::kOfAllTokens) {  // the pilot's lse was about right
     for (int head = warp; head < group_size; head += kGatherWarps) {
@@ -188,14 +205,21 @@ struct Launcher {
   cudaError_t Start() const {
     static const DeviceLimits limits = DeviceLimits::Read();
     constexpr int kStatic = static_cast<int>(sizeof(AnswerShared<1>) + sizeof(typename Blocks::Queries));
-    const auto shared_bytes = [](const GroupLaunch& with) {
-      return RingBytes<Blocks, Kv, D>(with) + with.longest_split * static_cast<int>(sizeof(uint32_t));
+    const int dot_bytes = CodesOfToken(launch.decode.group_size) * static_cast<int>(sizeof(float));
+    const auto shared_bytes = [dot_bytes](const GroupLaunch& with) {
+      const int of_token = static_cast<int>(sizeof(uint32_t)) + (with.keeps_dots ? dot_bytes : 0);
+      return RingBytes<Blocks, Kv, D>(with) + with.longest_split * of_token;
+    };
+    // Whether so many blocks of it fit a multiprocessor.
+    const auto fits = [&](const GroupLaunch& with, int blocks) {
+      return shared_bytes(with) <= limits.shared_bytes / blocks - limits.reserved_bytes - kStatic - 1024;
     };
     GroupLaunch mine = launch;
+    mine.keeps_dots = Blocks::kOfAllTokens;
+    mine.keeps_dots = mine.keeps_dots && fits(mine, kBlocksOfMultiprocessor);
     mine.few_blocks = true;
-    const int most_bytes = limits.shared_bytes / 2 - limits.reserved_bytes - kStatic - 1024;  // of one of two
-    mine.few_blocks = launch.decode.num_kv_heads * launch.decode.num_work <= 2 * limits.multiprocessors &&
-                      shared_bytes(mine) <= most_bytes;
+    mine.few_blocks =
+        launch.decode.num_kv_heads * launch.decode.num_work <= 2 * limits.multiprocessors && fits(mine, 2);
     return LaunchGroup(OnePassKernel<Blocks, Kv, D>, mine, kGatherThreads, shared_bytes(mine), stream);
   }
 };

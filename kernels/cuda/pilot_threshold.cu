@@ -1,4 +1,6 @@
 // Each group's kappa from a pilot of its tokens (kernels/sampling/pilot.h), and its heads' log-sum-exps by that pilot.
+// Scores are the sketch's, where there is one, for COORDINATED too: a third of the bytes, and what kappa is off by, as
+// the mean of e^s is by what sketches err in s, only moves how many rows are read.
 //
 // Grid: (key/value head x blocks of a cluster, item with a pilot). All of it is waiting, for memory and for one step
 // after another: where that leaves multiprocessors idle, a cluster of blocks shares a group's pilot. Each warp tells
@@ -327,7 +329,7 @@ struct Launcher {
 
   template <typename Kv, int D>
   cudaError_t Run() const {
-    if (launch.method == Method::kCoordinated) return Start<KeySlabs<Kv, D>>();
+    if (launch.sketch == Sketch::kNone) return Start<KeySlabs<Kv, D>>();
     // One kernel for all types of cache.
     return launch.sketch == Sketch::kK8V8 ? Start<SketchSlabs<D, 8>>() : Start<SketchSlabs<D, kKeyBits>>();
   }

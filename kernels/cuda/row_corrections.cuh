@@ -30,11 +30,9 @@ struct RowCorrections : RowSums<Kv, D> {
   struct Weights : Sums::Weights {
     uint32_t rest[2];  // of w, as packed
   };
-  __device__ __forceinline__ Weights Weigh(uint32_t keys, const QueryFragment<D> (&q)[1], const Scorer& scorer,
-                                           const LaneRows& rows, const RowSketches& sketches, int split, int lane) {
+  __device__ __forceinline__ Weights Weigh(const float (&dots)[4], const Scorer& scorer, const LaneRows& rows,
+                                           const RowSketches& sketches, int split, int lane) {
     const bool of_w = lane % 4 < 2;
-    float scores[1][4];
-    Scores<Kv, D, 1>(scores, keys, q, lane);
     float w[2][2];  // [row][column], log2
     float s[2], raised[2] = {this->max[0], this->max[1]};
     this->TakeChances(s, rows, split, lane);
@@ -44,7 +42,7 @@ struct RowCorrections : RowSums<Kv, D> {
       const float inverse = __log2f(InverseOf(rows.inclusion[half]));
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        w[half][h] = counts ? scorer(scores[0][2 * half + h]) + inverse : kNegativeInfinity;
+        w[half][h] = counts ? scorer(dots[2 * half + h]) + inverse : kNegativeInfinity;
         const float sketch = __log2f(sketches.weight[half][h]) + sketches.log_unit[h];
         raised[h] = fmaxf(raised[h], of_w || !counts ? w[half][h] : fmaxf(w[half][h], sketch));
       }

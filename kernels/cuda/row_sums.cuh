@@ -116,15 +116,14 @@ struct RowSums : RowTotals {
     }
   }
 
-  // What a slab of keys says of its rows: scores become packed weights. q: of the quad's heads, twice.
+  // What a slab's dot products say of its rows: they become packed weights. dots: as Scores gives those of the quad's
+  // heads, twice.
   struct Weights {
     uint32_t w[2];  // columns 2c and 2c + 1 of rows r, r + 8
   };
-  __device__ __forceinline__ Weights Weigh(uint32_t keys, const QueryFragment<D> (&q)[1], const Scorer& scorer,
-                                           const LaneRows& rows, int split, int lane) {
+  __device__ __forceinline__ Weights Weigh(const float (&dots)[4], const Scorer& scorer, const LaneRows& rows,
+                                           int split, int lane) {
     const bool of_w = lane % 4 < 2;
-    float scores[1][4];
-    Scores<Kv, D, 1>(scores, keys, q, lane);
     float weight[2][2];  // [row][column], log2
     float s[2], raised[2] = {max[0], max[1]};
     TakeChances(s, rows, split, lane);
@@ -134,7 +133,7 @@ struct RowSums : RowTotals {
       const float inverse = __log2f(InverseOf(rows.inclusion[half]));
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        weight[half][h] = counts ? scorer(scores[0][2 * half + h]) + inverse : kNegativeInfinity;
+        weight[half][h] = counts ? scorer(dots[2 * half + h]) + inverse : kNegativeInfinity;
         raised[h] = fmaxf(raised[h], weight[half][h]);
       }
     }
@@ -200,36 +199,42 @@ __device__ __forceinline__ void LoadRowQueries(QueryFragment<D> (&q)[1], const B
   LoadQuery<Kv, D>(q[0], head < task.group_size() ? query : nullptr, lane);
 }
 
-// What SumRowsOfSplit needs of shared memory: so many stages, each of four slabs of keys and four of values.
+// What SumRowsOfSplit needs of shared memory: so many stages, each of four slabs of keys, if it is to read these, and
+// four of values.
 template <typename Kv, int D>
-__host__ __device__ constexpr int RowBytes(int stages) {
-  return stages * 2 * kGatherWarps * Slab<Kv, D>::kBytes;
+__host__ __device__ constexpr int RowBytes(int stages, bool reads_keys) {
+  return stages * (reads_keys ? 2 : 1) * kGatherWarps * Slab<Kv, D>::kBytes;
 }
 
 // Sums up the rows of the list, `count` entries, and writes them as the partial result of the block's split. Each warp
-// copies a slab of a stage; its quad's share the dimensions. bytes: RowBytes(stages); with two stages the next one's
-// rows are on their way while those of one are added. All threads call it, after a barrier behind the list and with no
-// copy of theirs under way.
-template <typename Kv, int D>
+// copies a slab of a stage; its quad's share the dimensions. kHolds: dot products are held to what a score has room
+// for; kept: these of all tokens, [place][quad][head], or null for those that keys give once more, the same bit for
+// bit. bytes: RowBytes(stages); with two stages the next one's rows are on their way while those of one are added. All
+// threads call it, after a barrier behind the list and with no copy of theirs under way.
+template <bool kHolds, typename Kv, int D>
 __device__ __forceinline__ void SumRowsOfSplit(const GatherTask<Kv, D>& task, const AnswerShared<1>& shared,
-                                               const uint32_t* list, int count, unsigned char* bytes, int stages) {
+                                               const uint32_t* list, int count, const float* kept, unsigned char* bytes,
+                                               int stages) {
   using S = Slab<Kv, D>;
+  const bool reads_keys = kept == nullptr;
+  const int key_bytes = reads_keys ? S::kBytes : 0;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int quads = task.quads(), quad = warp % quads;
   const Share<true> share{warp / quads, kGatherWarps / quads};
   const Scorer scorer(task.item, task.kv_head);
-  QueryFragment<D> q[1];
-  LoadRowQueries<Kv, D>(q, task, quad, lane);
+  QueryFragment<D> q[1] = {};
+  if (reads_keys) LoadRowQueries<Kv, D>(q, task, quad, lane);
   RowSums<Kv, D> sums;
-  const auto keys_of = [&](int stage, int slab) {
-    return SharedAddress(bytes) + (stage * kGatherWarps + slab) * 2 * S::kBytes;
+  // A slab's keys, if they are read, and behind them its values.
+  const auto rows_of = [&](int stage, int slab) {
+    return SharedAddress(bytes) + (stage * kGatherWarps + slab) * (key_bytes + S::kBytes);
   };
   const auto copy = [&](int stage, int stage_at) {
     const int at = stage_at + warp * kSlabRows;
     if (at < count) {
       const uint64_t row = RowOf(task, shared.page, list[min(at + lane % kSlabRows, count - 1)]);
-      CopyRowsOf<Kv, D>(keys_of(stage, warp), row, 0, count - at, lane);
-      CopyRowsOf<Kv, D>(keys_of(stage, warp) + S::kBytes, row, task.view.value_offset, count - at, lane);
+      if (reads_keys) CopyRowsOf<Kv, D>(rows_of(stage, warp), row, 0, count - at, lane);
+      CopyRowsOf<Kv, D>(rows_of(stage, warp) + key_bytes, row, task.view.value_offset, count - at, lane);
     }
     CommitCopies();
   };
@@ -245,9 +250,24 @@ __device__ __forceinline__ void SumRowsOfSplit(const GatherTask<Kv, D>& task, co
     for (int slab = 0; slab < kGatherWarps && at + slab * kSlabRows < count; ++slab) {
       const int first = at + slab * kSlabRows;
       const LaneRows rows([&](int row) { return list[first + row]; }, count - first, lane);
-      const uint32_t keys = keys_of(stage, slab);
-      const auto weights = sums.Weigh(keys, q, scorer, rows, task.first_split, lane);
-      sums.Add(keys + S::kBytes, weights, share, lane);
+      float dots[1][4];
+      if (reads_keys) {
+        Scores<Kv, D, 1>(dots, rows_of(stage, slab), q, lane);
+        if constexpr (kHolds) {
+#pragma unroll
+          for (float& dot : dots[0]) dot = Hold(dot);
+        }
+      } else {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int place = PlaceOf(list[min(first + lane / 4 + 8 * half, count - 1)]);
+          const float2 two = reinterpret_cast<const float2*>(kept)[(place * quads + quad) * (kQuad / 2) + lane % 2];
+          dots[0][2 * half] = two.x;
+          dots[0][2 * half + 1] = two.y;
+        }
+      }
+      const auto weights = sums.Weigh(dots[0], scorer, rows, task.first_split, lane);
+      sums.Add(rows_of(stage, slab) + key_bytes, weights, share, lane);
     }
     if (stages == 2) {
       stage ^= 1;

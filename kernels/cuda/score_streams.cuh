@@ -28,7 +28,7 @@ class SketchSlabs {
         item_(item),
         kv_head_(kv_head),
         queries_(queries),
-        sketches_(group.decode, item, kv_head, group.corrects() ? kBits : 0) {}
+        sketches_(group.decode, item, kv_head, SketchesValues(group.sketch) ? kBits : 0) {}
 
   static __host__ __device__ constexpr int SlabBytes() { return Geometry::kSlabBytes + Geometry::kColumnBytes; }
   // Asks for the queries.

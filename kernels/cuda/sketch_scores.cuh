@@ -156,14 +156,6 @@ __device__ float2 ScoreExactly(const DecodeLaunch& launch, const DeviceItem& ite
   }
 }
 
-// Holds an exact dot product, in units of a sketch's, to what a score has room for. NaN stays.
-__device__ __forceinline__ float Hold(float dot) {
-  constexpr float kMost = 0x1p36f;  // which no sketch's comes near
-  if (dot > kMost) dot = kMost;
-  if (dot < -kMost) dot = -kMost;
-  return dot;
-}
-
 // A quad's dot products of the tokens of a block that have none, in units of a sketch's, which `factor` has brought its
 // queries to.
 template <int D>

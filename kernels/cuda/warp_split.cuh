@@ -152,13 +152,14 @@ class WarpSplit {
         for (int step = 0; step < D / 16; ++step) q[0].step[step] = queries.of_rows[step][lane];
         const LaneRows rows([&](int row) { return shared_.list[(added_ + row) % kMostListed]; }, listed_ - added_,
                             lane);
-        const uint32_t keys = SharedAddress(ring_) + at_ * kStageBytes;
+        float dots[1][4];
+        Scores<Kv, D, 1>(dots, SharedAddress(ring_) + at_ * kStageBytes, q, lane);
         if constexpr (kCorrects) {
           const auto weights =
-              sums.Weigh(keys, q, queries.row_scorer, rows, SketchesOf(rows, log_unit, lane), split, lane);
+              sums.Weigh(dots[0], queries.row_scorer, rows, SketchesOf(rows, log_unit, lane), split, lane);
           sums.Add(SharedAddress(ring_) + ToValues(copies, lane) * kStageBytes, weights, lane);
         } else {
-          const auto weights = sums.Weigh(keys, q, queries.row_scorer, rows, split, lane);
+          const auto weights = sums.Weigh(dots[0], queries.row_scorer, rows, split, lane);
           sums.Add(SharedAddress(ring_) + ToValues(copies, lane) * kStageBytes, weights, kAll, lane);
         }
         added_ += kSlabRows;

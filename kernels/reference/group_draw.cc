@@ -75,11 +75,15 @@ GroupDraw::GroupDraw(const Step& step, int32_t kv_head) : method_(step.options.m
   for (int32_t h = kv_head * group; h < (kv_head + 1) * group; ++h) heads_.push_back(MakeHead(step, h));
   candidate_.assign(heads_[0].p.size(), true);
   if (method_ == Method::kSketched) {
-    Sketch(step, kv_head);
+    const int64_t full = step.num_tokens / step.page_size * step.page_size;
+    for (size_t i = 0; i < candidate_.size(); ++i) candidate_[i] = heads_[0].first + static_cast<int64_t>(i) < full;
+    scored_p_ = SketchedMasses(step, kv_head);
+    SketchValues(step, kv_head);
   } else {
     for (const Head& head : heads_) scored_p_.push_back(head.p);
-    scored_mass_.assign(heads_.size(), 1);
   }
+  const bool counts_sketch = method_ == Method::kCoordinated && step.pilot && step.sketch != Sketch::kNone;
+  counted_p_ = counts_sketch ? SketchedMasses(step, kv_head) : scored_p_;
   ChooseRuns(step);
   ChooseProbabilities(step.options.sample_count);
 }
@@ -98,11 +102,17 @@ void GroupDraw::ChooseRuns(const Step& step) {
 
 std::vector<int64_t> GroupDraw::Counts(Vector& masses) const {
   const size_t rows = candidate_.size();
-  masses.assign(scored_p_.size(), 1.0);
-  if (!has_pilot_) return std::vector<int64_t>(rows, 1);
+  std::vector<int64_t> counts(rows, has_pilot_ ? 0 : 1);
+  const auto sum = [&] {
+    masses.clear();
+    for (const Vector& p : counted_p_) {
+      masses.push_back(std::inner_product(counts.begin(), counts.end(), p.begin(), 0.0));
+    }
+  };
+  sum();
+  if (!has_pilot_) return counts;
   const int64_t begin = heads_[0].first, end = begin + static_cast<int64_t>(rows), size = sampling::kSliceTokens;
   const int64_t first = begin / size, slices = (end - 1) / size - first + 1;
-  std::vector<int64_t> counts(rows, 0);
   const auto weigh = [&](const auto& times_of) {
     for (int i = 0; i < sampling::kPilotSlices; ++i) {
       const auto [slice, stands_for] =
@@ -110,25 +120,21 @@ std::vector<int64_t> GroupDraw::Counts(Vector& masses) const {
       const int64_t from = std::max(begin, slice * size) - begin, to = std::min(end, (slice + 1) * size) - begin;
       std::fill(counts.begin() + from, counts.begin() + to, times_of(stands_for, from, to));
     }
-    Vector sums;
-    for (const Vector& p : scored_p_) sums.push_back(std::inner_product(counts.begin(), counts.end(), p.begin(), 0.0));
-    masses = sums;
+    sum();
   };
   weigh([](int32_t stands_for, int64_t, int64_t) { return stands_for; });
   weigh([this, all = masses](int32_t stands_for, int64_t from, int64_t to) {
     double share = 0;
     for (size_t h = 0; h < all.size(); ++h) {
-      share = std::max(share, std::accumulate(scored_p_[h].begin() + from, scored_p_[h].begin() + to, 0.0) / all[h]);
+      const Vector& p = counted_p_[h];
+      share = std::max(share, std::accumulate(p.begin() + from, p.begin() + to, 0.0) / all[h]);
     }
     return sampling::PilotTimes(stands_for, static_cast<float>(share));
   });
   return counts;
 }
 
-void GroupDraw::Sketch(const Step& step, int32_t kv_head) {
-  const int64_t first = heads_[0].first;
-  const int64_t full = step.num_tokens / step.page_size * step.page_size;
-  for (size_t i = 0; i < candidate_.size(); ++i) candidate_[i] = first + static_cast<int64_t>(i) < full;
+Rows GroupDraw::SketchedMasses(const Step& step, int32_t kv_head) const {
   // The same heads over keys as the sketch has them. The last page, if it is not full, is left as it is.
   Step sketched = step;
   sketched.num_kv_heads = 1;
@@ -141,16 +147,22 @@ void GroupDraw::Sketch(const Step& step, int32_t kv_head) {
   sketched.k.clear();
   for (const Vector& key : keys) sketched.k.insert(sketched.k.end(), key.begin(), key.end());
   sketched.v = sketched.k;  // of no account
+  Rows masses;
   for (size_t h = 0; h < heads_.size(); ++h) {
     const Head of_sketch = MakeHead(sketched, static_cast<int32_t>(h));
-    scored_p_.push_back(of_sketch.p);
-    scored_mass_.push_back(std::exp(of_sketch.lse - heads_[h].visible_lse));
+    Vector of_head = of_sketch.p;
+    for (double& p : of_head) p *= std::exp(of_sketch.lse - heads_[h].visible_lse);
+    masses.push_back(std::move(of_head));
   }
+  return masses;
+}
+
+void GroupDraw::SketchValues(const Step& step, int32_t kv_head) {
   corrects_values_ = ValueBits(step.sketch) > 0;
   if (!corrects_values_) return;
   sketched_v_ = RowsOf(step, step.v, kv_head);
   QuantisePages(ValueBits(step.sketch), step.page_size, sketched_v_);
-  sketched_v_.erase(sketched_v_.begin(), sketched_v_.begin() + first);
+  sketched_v_.erase(sketched_v_.begin(), sketched_v_.begin() + heads_[0].first);
 }
 
 // pi = min(1, kappa a + floor), kappa such that the pi of the bins' upper edges sum to S: every row that would be above
@@ -160,14 +172,18 @@ void GroupDraw::ChooseProbabilities(uint32_t samples) {
   const size_t rows = candidate_.size();
   Vector masses;
   const std::vector<int64_t> counts = Counts(masses);
-  Vector a(rows, 0.0);
+  const auto root_of_squares = [&masses](const Rows& p, size_t row) {
+    double square = 0;
+    for (size_t h = 0; h < masses.size(); ++h) square += std::pow(p[h][row] / masses[h], 2);
+    return std::sqrt(square);
+  };
+  Vector a;
   std::vector<double> edges;
   for (size_t i = 0; i < rows; ++i) {
-    double square = 0;
-    for (size_t h = 0; h < masses.size(); ++h) square += std::pow(scored_p_[h][i] / masses[h], 2);
-    a[i] = std::sqrt(square);
-    if (candidate_[i] && (a[i] > 0 || method_ == Method::kSketched)) {
-      edges.insert(edges.end(), static_cast<size_t>(counts[i]), UpperEdge(a[i]));
+    a.push_back(root_of_squares(scored_p_, i));
+    const double counted = root_of_squares(counted_p_, i);
+    if (candidate_[i] && (counted > 0 || method_ == Method::kSketched)) {
+      edges.insert(edges.end(), static_cast<size_t>(counts[i]), UpperEdge(counted));
     }
   }
   std::sort(edges.begin(), edges.end(), std::greater<>());
@@ -198,7 +214,7 @@ GroupDraw::Sum GroupDraw::Numerator(size_t in_group) const {
     for (size_t d = 0; d < dims; ++d) {
       sum.rows[i][d] = head.p[i] * head.v[i][d];
       if (!corrects_values_ || !candidate_[i]) continue;
-      const double sketched = scored_p_[in_group][i] * scored_mass_[in_group] * sketched_v_[i][d];
+      const double sketched = scored_p_[in_group][i] * sketched_v_[i][d];
       sum.constant[d] += sketched;
       sum.rows[i][d] -= sketched;
     }
@@ -215,7 +231,7 @@ GroupDraw::Sum GroupDraw::Mass(size_t in_group) const {
   for (size_t i = 0; i < pi_.size(); ++i) {
     sum.rows.push_back({head.p[i]});
     if (!corrects_values_ || !candidate_[i]) continue;
-    const double sketched = scored_p_[in_group][i] * scored_mass_[in_group];
+    const double sketched = scored_p_[in_group][i];
     sum.constant[0] += sketched;
     sum.rows[i][0] -= sketched;
   }

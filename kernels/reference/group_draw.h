@@ -31,10 +31,12 @@ class GroupDraw {
     Rows rows;
   };
 
-  void Sketch(const Step& step, int32_t kv_head);
+  // exp(s~ - lse) by the keys as the sketch has them, of each head: [head][row].
+  Rows SketchedMasses(const Step& step, int32_t kv_head) const;
+  void SketchValues(const Step& step, int32_t kv_head);
   void ChooseRuns(const Step& step);
   void ChooseProbabilities(uint32_t samples);
-  // How many rows each row stands for; masses: the sum of p~ over these, of each head.
+  // How many rows each row stands for; masses: the sum of counted_p_ over these, of each head.
   std::vector<int64_t> Counts(Vector& masses) const;
 
   // The sums that make a head's answer, its visible tokens' mass as 1: of e v, and of e.
@@ -52,8 +54,9 @@ class GroupDraw {
   bool has_pilot_ = false;
   bool corrects_values_ = false;  // the difference estimator
   std::vector<Head> heads_;       // of the group
-  Rows scored_p_;                 // [head][row], the softmax of the scores that choose
-  Vector scored_mass_;            // [head], sum of exp(s~ - lse)
+  // [head][row], exp(s~ - lse) of the scores that choose; and of those that are counted, which for COORDINATED by a
+  // pilot are a sketch's, if there is one.
+  Rows scored_p_, counted_p_;
   Rows sketched_v_;               // [row][D]
   std::vector<bool> candidate_;   // [row]
   Vector pi_;                     // [row]
