@@ -210,10 +210,10 @@ namespace {
 // score_draws with what else is asked for.
 absl::Status ValidateScoreDraws(const AttentionOptions& options) {
   const uint32_t draws = options.score_draws;
-  const std::string range = absl::StrCat("in [1, ", kMaxScoreDraws, "]");
+  const auto range = [] { return absl::StrCat("in [1, ", kMaxScoreDraws, "]"); };  // made for errors alone
   if (options.method == Method::kBernoulliQk) {
     if (draws >= 1 && draws <= kMaxScoreDraws) return absl::OkStatus();
-    return OutOfRange("score_draws", draws, absl::StrCat(range, " for BERNOULLI_QK"));
+    return OutOfRange("score_draws", draws, absl::StrCat(range(), " for BERNOULLI_QK"));
   }
   if (draws == 0) return absl::OkStatus();
   if (options.method == Method::kExact) return OutOfRange("score_draws", draws, "0 for EXACT");
@@ -221,7 +221,7 @@ absl::Status ValidateScoreDraws(const AttentionOptions& options) {
     return OutOfRange("score_draws", draws, "0 where there is a target_relative_error");
   }
   if (draws <= kMaxScoreDraws) return absl::OkStatus();
-  return OutOfRange("score_draws", draws, absl::StrCat("0 (exact scores) or ", range));
+  return OutOfRange("score_draws", draws, absl::StrCat("0 (exact scores) or ", range()));
 }
 
 }  // namespace

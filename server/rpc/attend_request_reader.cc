@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <limits>
 #include <span>
-#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -16,9 +15,10 @@ namespace santa {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr size_t kArenaBlock = 16 << 10;
 
 enum WireType : uint8_t { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
+
+constexpr uint32_t TagOf(int field, WireType type) { return static_cast<uint32_t>(field) << 3 | type; }
 
 absl::Status Unreadable() { return absl::InvalidArgumentError("the message is not a request of this method"); }
 
@@ -41,44 +41,45 @@ absl::StatusOr<int64_t> CountItems(const std::string& message) {
   return items;
 }
 
-google::protobuf::ArenaOptions OptionsFor(char* block) {
-  google::protobuf::ArenaOptions options;
-  options.initial_block = block;
-  options.initial_block_size = kArenaBlock;
-  return options;
-}
-
 }  // namespace
 
-// Takes a message apart: the tensors' data to one place, all else, as it came, to another; their few other fields it
-// reads itself. Its functions return false for what is malformed and what is unusual; protobuf tells them apart.
+// Takes a message apart: the tensors' data to one place, all else into the reader's fields. Its functions return false
+// for what is malformed and what is unusual; protobuf tells them apart.
 class AttendRequestReader::Parts {
  public:
-  Parts(std::span<const grpc::Slice> slices, int32_t max_items, bool leave_queries, std::span<char> data,
-        std::string* fields, std::vector<ItemTensors>* tensors)
+  Parts(std::span<const grpc::Slice> slices, int32_t max_items, bool leave_queries, AttendRequestReader* reader)
       : cursor_(slices),
         max_items_(max_items),
         leave_queries_(leave_queries),
-        data_(data),
-        fields_(*fields),
-        tensors_(*tensors) {}
+        data_(reader->data_.bytes()),
+        request_(*reader) {}
 
   bool ReadRequest() {
     while (cursor_.left() > 0) {
       const size_t begin = cursor_.left();
-      Tag tag;
-      if (!ReadTag(0, &tag)) return false;
-      if (tag.field != v1::AttendRequest::kItemsFieldNumber) {
-        if (!CopyField(tag, 0)) return false;
-        continue;
-      }
+      uint32_t tag = 0;
+      uint64_t number = 0;
       size_t end = 0;
-      if (tag.type != kBytes || !ReadLength(0, &end)) return false;
-      stride_ = begin - end;
-      if (++items_ > max_items_) {
-        cursor_.Skip(cursor_.left() - end);
-      } else if (!ReadItem(tag, end)) {
-        return false;
+      if (!ReadTag(0, &tag)) return false;
+      switch (tag) {
+        case TagOf(v1::AttendRequest::kRequestIdFieldNumber, kVarint):
+          if (!ReadNumber(0, &request_.request_id_)) return false;
+          break;
+        case TagOf(v1::AttendRequest::kLayerFieldNumber, kVarint):
+          if (!ReadNumber(0, &number)) return false;
+          request_.layer_ = static_cast<uint32_t>(number);
+          break;
+        case TagOf(v1::AttendRequest::kItemsFieldNumber, kBytes):
+          if (!ReadLength(0, &end)) return false;
+          stride_ = begin - end;
+          if (++items_ > max_items_) {
+            cursor_.Skip(cursor_.left() - end);
+          } else if (!ReadItem(end, &request_.items_.emplace_back())) {
+            return false;
+          }
+          break;
+        default:
+          if (!SkipField(tag, 0)) return false;
       }
     }
     return true;
@@ -87,92 +88,175 @@ class AttendRequestReader::Parts {
   int64_t items() const { return items_; }
 
  private:
-  struct Tag {
-    uint32_t whole = 0;
-    uint32_t field = 0;
-    uint8_t type = 0;
-  };
-
   // `end`, here and below: how many bytes are left where the enclosing message ends.
-  bool ReadTag(size_t end, Tag* tag) {
+  bool ReadTag(size_t end, uint32_t* tag) {
     uint64_t value = 0;
-    if (!cursor_.ReadVarint(&value) || cursor_.left() < end || value > std::numeric_limits<uint32_t>::max()) {
-      return false;
-    }
-    *tag = {.whole = static_cast<uint32_t>(value),
-            .field = static_cast<uint32_t>(value >> 3),
-            .type = static_cast<uint8_t>(value & 7)};
-    return tag->field != 0;
+    if (!ReadNumber(end, &value) || value > std::numeric_limits<uint32_t>::max()) return false;
+    *tag = static_cast<uint32_t>(value);
+    return *tag >> 3 != 0;
+  }
+
+  bool ReadNumber(size_t end, uint64_t* number) { return cursor_.ReadVarint(number) && cursor_.left() >= end; }
+
+  // Numbers are cut to their field's width, as protobuf does it.
+  template <typename Field>
+  bool ReadNumberInto(size_t end, Field* field) {
+    uint64_t number = 0;
+    if (!ReadNumber(end, &number)) return false;
+    *field = static_cast<Field>(number);
+    return true;
+  }
+
+  bool ReadFloat(size_t end, float* field) {
+    if (cursor_.left() - end < sizeof(*field)) return false;
+    cursor_.Copy(sizeof(*field), reinterpret_cast<char*>(field), ahead());
+    return true;
   }
 
   // Of something that lies within the message; *inner_end is where it ends.
   bool ReadLength(size_t end, size_t* inner_end) {
     uint64_t length = 0;
-    if (!cursor_.ReadVarint(&length) || cursor_.left() < end || length > cursor_.left() - end) return false;
+    if (!ReadNumber(end, &length) || length > cursor_.left() - end) return false;
     *inner_end = cursor_.left() - static_cast<size_t>(length);
     return true;
   }
 
-  bool ReadItem(const Tag& tag, size_t end) {
-    tensors_.emplace_back();
-    ItemTensors& tensors = tensors_.back();
-    const size_t begin = BeginMessage(tag);
+  // A message that comes twice is merged, as protobuf does it: so what is there stays until a field of it comes.
+  bool ReadItem(size_t end, ItemFields* item) {
     while (cursor_.left() > end) {
-      Tag inner;
-      if (!ReadTag(end, &inner)) return false;
-      TensorFields* tensor = nullptr;
-      if (inner.type == kBytes) {
-        if (inner.field == v1::AttendItem::kQFieldNumber) tensor = &tensors.q;
-        if (inner.field == v1::AttendItem::kKFieldNumber) tensor = &tensors.k;
-        if (inner.field == v1::AttendItem::kVFieldNumber) tensor = &tensors.v;
+      uint32_t tag = 0;
+      size_t inner_end = 0;
+      if (!ReadTag(end, &tag)) return false;
+      switch (tag) {
+        case TagOf(v1::AttendItem::kHandleFieldNumber, kBytes):
+          item->has_handle = true;
+          if (!ReadLength(end, &inner_end) || !ReadHandle(inner_end, &item->handle)) return false;
+          break;
+        case TagOf(v1::AttendItem::kPositionFieldNumber, kVarint):
+          if (!ReadNumberInto(end, &item->position)) return false;
+          break;
+        case TagOf(v1::AttendItem::kQFieldNumber, kBytes):
+          item->tensors.q_in_place = leave_queries_;
+          if (!ReadLength(end, &inner_end) || !ReadTensor(inner_end, leave_queries_, &item->tensors.q)) return false;
+          break;
+        case TagOf(v1::AttendItem::kKFieldNumber, kBytes):
+          if (!ReadLength(end, &inner_end) || !ReadTensor(inner_end, false, &item->tensors.k)) return false;
+          break;
+        case TagOf(v1::AttendItem::kVFieldNumber, kBytes):
+          if (!ReadLength(end, &inner_end) || !ReadTensor(inner_end, false, &item->tensors.v)) return false;
+          break;
+        case TagOf(v1::AttendItem::kOptionsFieldNumber, kBytes):
+          if (!ReadLength(end, &inner_end) || !ReadOptions(inner_end, &item->options)) return false;
+          break;
+        default:
+          if (!SkipField(tag, end)) return false;
       }
-      if (tensor == nullptr) {
-        if (!CopyField(inner, end)) return false;
-        continue;
-      }
-      size_t tensor_end = 0;
-      const bool leave = leave_queries_ && tensor == &tensors.q;
-      if (!ReadLength(end, &tensor_end) || !ReadTensor(tensor_end, leave, tensor)) return false;
-      tensors.q_in_place |= leave;
     }
-    EndMessage(begin);
     return cursor_.left() == end;
+  }
+
+  bool ReadHandle(size_t end, SequenceHandle* handle) {
+    while (cursor_.left() > end) {
+      uint32_t tag = 0;
+      if (!ReadTag(end, &tag)) return false;
+      switch (tag) {
+        case TagOf(v1::SequenceHandle::kIdFieldNumber, kVarint):
+          if (!ReadNumber(end, &handle->id)) return false;
+          break;
+        case TagOf(v1::SequenceHandle::kGenerationFieldNumber, kVarint):
+          if (!ReadNumber(end, &handle->generation)) return false;
+          break;
+        default:
+          if (!SkipField(tag, end)) return false;
+      }
+    }
+    return cursor_.left() == end;
+  }
+
+  bool ReadOptions(size_t end, OptionFields* options) {
+    while (cursor_.left() > end) {
+      uint32_t tag = 0;
+      if (!ReadTag(end, &tag) || !ReadOption(tag, end, options)) return false;
+    }
+    return cursor_.left() == end;
+  }
+
+  bool ReadOption(uint32_t tag, size_t end, OptionFields* options) {
+    using Options = v1::AttentionOptions;
+    switch (tag) {
+      case TagOf(Options::kMethodFieldNumber, kVarint):
+        return ReadNumberInto(end, &options->method);
+      case TagOf(Options::kSampleCountFieldNumber, kVarint):
+        return ReadNumberInto(end, &options->sample_count);
+      case TagOf(Options::kSeedFieldNumber, kVarint):
+        return ReadNumber(end, &options->seed);
+      case TagOf(Options::kScaleFieldNumber, kFixed32):
+        return ReadFloat(end, &options->scale);
+      case TagOf(Options::kWindowFieldNumber, kVarint):
+        return ReadNumberInto(end, &options->window);
+      case TagOf(Options::kSoftCapFieldNumber, kFixed32):
+        return ReadFloat(end, &options->soft_cap);
+      case TagOf(Options::kSinkLogitsFieldNumber, kBytes):
+        return ReadSinks(end, &options->sink_logits);
+      case TagOf(Options::kSinkLogitsFieldNumber, kFixed32):  // one by one, which nobody writes
+        return false;
+      case TagOf(Options::kBudgetRoundingFieldNumber, kVarint):
+        return ReadNumberInto(end, &options->budget_rounding);
+      case TagOf(Options::kWantStatisticsFieldNumber, kVarint):
+        return ReadNumberInto(end, &options->want_statistics);
+      case TagOf(Options::kTargetRelativeErrorFieldNumber, kFixed32):
+        return ReadFloat(end, &options->target_relative_error);
+      case TagOf(Options::kScoreDrawsFieldNumber, kVarint):
+        return ReadNumberInto(end, &options->score_draws);
+      default:
+        return SkipField(tag, end);
+    }
+  }
+
+  // In one run; what comes in several protobuf joins.
+  bool ReadSinks(size_t end, std::span<const float>* sinks) {
+    size_t inner_end = 0;
+    if (!sinks->empty() || !ReadLength(end, &inner_end)) return false;
+    const size_t bytes = cursor_.left() - inner_end;
+    std::string_view data;
+    if (bytes % sizeof(float) != 0 || !ReadData(bytes, false, &data)) return false;
+    *sinks = {reinterpret_cast<const float*>(data.data()), bytes / sizeof(float)};
+    return true;
   }
 
   // As protobuf merges a field that comes twice, the last data counts, and all extents do.
   bool ReadTensor(size_t end, bool leave, TensorFields* tensor) {
     tensor->present = true;
     while (cursor_.left() > end) {
-      Tag tag;
-      uint64_t number = 0;
+      uint32_t tag = 0;
       size_t field_end = 0;
       if (!ReadTag(end, &tag)) return false;
-      if (tag.field == v1::Tensor::kDataFieldNumber && tag.type == kBytes) {
-        if (!ReadLength(end, &field_end) || !ReadData(cursor_.left() - field_end, leave, &tensor->data)) return false;
-      } else if (tag.field == v1::Tensor::kShapeFieldNumber && tag.type == kBytes) {
-        if (!ReadLength(end, &field_end)) return false;
-        while (cursor_.left() > field_end) {
-          if (!ReadExtent(field_end, tensor)) return false;
-        }
-      } else if (tag.field == v1::Tensor::kShapeFieldNumber && tag.type == kVarint) {
-        if (!ReadExtent(end, tensor)) return false;
-      } else if (tag.field == v1::Tensor::kDtypeFieldNumber && tag.type == kVarint) {
-        if (!cursor_.ReadVarint(&number) || cursor_.left() < end) return false;
-        tensor->dtype = static_cast<int>(number);
-      } else {
-        return false;
+      switch (tag) {
+        case TagOf(v1::Tensor::kDataFieldNumber, kBytes):
+          if (!ReadLength(end, &field_end) || !ReadData(cursor_.left() - field_end, leave, &tensor->data)) return false;
+          break;
+        case TagOf(v1::Tensor::kShapeFieldNumber, kBytes):
+          if (!ReadLength(end, &field_end)) return false;
+          while (cursor_.left() > field_end) {
+            if (!ReadExtent(field_end, tensor)) return false;
+          }
+          break;
+        case TagOf(v1::Tensor::kShapeFieldNumber, kVarint):
+          if (!ReadExtent(end, tensor)) return false;
+          break;
+        case TagOf(v1::Tensor::kDtypeFieldNumber, kVarint):
+          if (!ReadNumberInto(end, &tensor->dtype)) return false;
+          break;
+        default:
+          return false;
       }
     }
     return cursor_.left() == end;
   }
 
   bool ReadExtent(size_t end, TensorFields* tensor) {
-    uint64_t extent = 0;
-    if (tensor->num_extents == TensorFields::kMostExtents || !cursor_.ReadVarint(&extent) || cursor_.left() < end) {
-      return false;
-    }
-    tensor->extents[tensor->num_extents++] = static_cast<int64_t>(extent);
-    return true;
+    if (tensor->num_extents == TensorFields::kMostExtents) return false;
+    return ReadNumberInto(end, &tensor->extents[tensor->num_extents++]);
   }
 
   bool ReadData(size_t length, bool leave, std::string_view* data) {
@@ -188,33 +272,29 @@ class AttendRequestReader::Parts {
     return true;
   }
 
-  bool CopyField(const Tag& tag, size_t end) {
-    AppendVarint(tag.whole);
-    uint64_t value = 0;
+  // One that nobody here knows.
+  bool SkipField(uint32_t tag, size_t end) {
+    uint64_t number = 0;
     size_t field_end = 0;
-    switch (tag.type) {
+    switch (tag & 7) {
       case kVarint:
-        if (!cursor_.ReadVarint(&value) || cursor_.left() < end) return false;
-        AppendVarint(value);
-        return true;
+        return ReadNumber(end, &number);
       case kBytes:
         if (!ReadLength(end, &field_end)) return false;
-        AppendVarint(cursor_.left() - field_end);
-        return CopyBytes(cursor_.left() - field_end, end);
+        cursor_.Skip(cursor_.left() - field_end);
+        return true;
       case kFixed64:
-        return CopyBytes(8, end);
+        return SkipBytes(8, end);
       case kFixed32:
-        return CopyBytes(4, end);
+        return SkipBytes(4, end);
       default:
         return false;
     }
   }
 
-  bool CopyBytes(size_t count, size_t end) {
+  bool SkipBytes(size_t count, size_t end) {
     if (cursor_.left() - end < count) return false;
-    const size_t at = fields_.size();
-    fields_.resize(at + count);
-    cursor_.Copy(count, fields_.data() + at, ahead());
+    cursor_.Skip(count);
     return true;
   }
 
@@ -222,40 +302,14 @@ class AttendRequestReader::Parts {
   // read, the next one will be.
   size_t ahead() const { return leave_queries_ ? stride_ : kPrefetchAhead; }
 
-  void AppendVarint(uint64_t value) {
-    for (; value >= 0x80; value >>= 7) fields_ += static_cast<char>(value | 0x80);
-    fields_ += static_cast<char>(value);
-  }
-
-  // A message within the message, whose length is known at its end only: five bytes hold any.
-  size_t BeginMessage(const Tag& tag) {
-    AppendVarint(tag.whole);
-    fields_.append(kLengthBytes, 0);
-    return fields_.size();
-  }
-  void EndMessage(size_t begin) {
-    size_t length = fields_.size() - begin;
-    for (size_t i = begin - kLengthBytes; i < begin; ++i, length >>= 7) {
-      fields_[i] = static_cast<char>((length & 0x7f) | (i + 1 < begin ? 0x80 : 0));
-    }
-  }
-
-  static constexpr size_t kLengthBytes = 5;
-
   SliceCursor cursor_;
   const int32_t max_items_;
   const bool leave_queries_;
   std::span<char> data_;  // free; aligned
-  std::string& fields_;
-  std::vector<ItemTensors>& tensors_;
+  AttendRequestReader& request_;
   int64_t items_ = 0;
   size_t stride_ = 0;  // from the item at hand to the next
 };
-
-AttendRequestReader::AttendRequestReader(TensorMemory::Map map)
-    : data_(std::move(map)),
-      arena_block_(std::make_unique<char[]>(kArenaBlock)),
-      arena_(OptionsFor(arena_block_.get())) {}
 
 absl::Status AttendRequestReader::Read(const grpc::ByteBuffer& bytes, int32_t max_items) {
   slices_.clear();
@@ -271,20 +325,19 @@ absl::Status AttendRequestReader::Read(std::span<const char> bytes, int32_t max_
 }
 
 absl::Status AttendRequestReader::ReadParts(std::span<const grpc::Slice> parts, int32_t max_items, bool leave_queries) {
-  fields_.clear();
-  tensors_.clear();
+  request_id_ = 0;
+  layer_ = 0;
+  items_.clear();
+  message_.reset();
   size_t length = 0;
   for (const grpc::Slice& part : parts) length += part.size();
   // Alignment takes room too, a little beside tensors of any size; where it takes more, protobuf reads the message.
   constexpr size_t kSpare = 4096;
   data_.MakeRoom(length + length / 4 + kSpare);
-  Parts reader(parts, max_items, leave_queries, data_.bytes(), &fields_, &tensors_);
+  Parts reader(parts, max_items, leave_queries, this);
   if (!reader.ReadRequest()) return ReadByProtobuf(parts, max_items);
-  for (ItemTensors& tensors : tensors_) tensors.mapped = data_.mapped();
-  if (absl::Status status = CheckCount(reader.items(), max_items); !status.ok()) return status;
-  arena_.Reset();
-  request_ = google::protobuf::Arena::CreateMessage<v1::AttendRequest>(&arena_);
-  return request_->ParseFromString(fields_) ? absl::OkStatus() : Unreadable();
+  for (ItemFields& item : items_) item.tensors.mapped = data_.mapped();
+  return CheckCount(reader.items(), max_items);
 }
 
 absl::Status AttendRequestReader::ReadByProtobuf(std::span<const grpc::Slice> parts, int32_t max_items) {
@@ -293,11 +346,12 @@ absl::Status AttendRequestReader::ReadByProtobuf(std::span<const grpc::Slice> pa
   const absl::StatusOr<int64_t> items = CountItems(message);
   if (!items.ok()) return items.status();
   if (absl::Status status = CheckCount(*items, max_items); !status.ok()) return status;
-  arena_.Reset();
-  request_ = google::protobuf::Arena::CreateMessage<v1::AttendRequest>(&arena_);
-  if (!request_->ParseFromString(message)) return Unreadable();
-  tensors_.clear();
-  for (const v1::AttendItem& item : request_->items()) tensors_.push_back(TensorsOf(item));
+  message_ = std::make_unique<v1::AttendRequest>();
+  if (!message_->ParseFromString(message)) return Unreadable();
+  request_id_ = message_->request_id();
+  layer_ = message_->layer();
+  items_.clear();
+  for (const v1::AttendItem& item : message_->items()) items_.push_back(FieldsOf(item));
   return absl::OkStatus();
 }
 

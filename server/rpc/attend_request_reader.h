@@ -1,23 +1,24 @@
 // An AttendRequest's bytes, read for speed: the tensors' data is copied once, out of gRPC's slices into aligned memory,
-// and protobuf parses what is left, a few dozen bytes an item.
+// and the few dozen other bytes of an item are read into plain structs, as protobuf takes longer to make its messages
+// of them than to copy the tensors.
 //
 // Whatever protobuf's own parser makes of some bytes this makes of them too; what it does not know how to take apart
-// (groups, say) it leaves to that parser altogether. So new fields need nothing here, but for tensors in an item.
+// (groups, say, or a repeated field in several parts) it leaves to that parser altogether. Fields that are new to the
+// API have to be added here and to item_fields.h: until then they are passed over.
 #ifndef SANTA_SERVER_RPC_ATTEND_REQUEST_READER_H_
 #define SANTA_SERVER_RPC_ATTEND_REQUEST_READER_H_
 
-#include <google/protobuf/arena.h>
 #include <grpcpp/support/byte_buffer.h>
 
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "proto/santa/attention/v1/attention.pb.h"
-#include "server/rpc/item_tensors.h"
+#include "server/rpc/item_fields.h"
 #include "server/rpc/tensor_memory.h"
 
 namespace santa {
@@ -28,7 +29,7 @@ namespace v1 = ::santa::attention::v1;
 class AttendRequestReader {
  public:
   // Tensors' memory is mapped where there is a `map`.
-  explicit AttendRequestReader(TensorMemory::Map map = nullptr);
+  explicit AttendRequestReader(TensorMemory::Map map = nullptr) : data_(std::move(map)) {}
   AttendRequestReader(const AttendRequestReader&) = delete;
   AttendRequestReader& operator=(const AttendRequestReader&) = delete;
 
@@ -39,9 +40,10 @@ class AttendRequestReader {
   // `leave_queries` (ItemTensors::q_in_place), unless it is a message that protobuf has to read.
   absl::Status Read(std::span<const char> bytes, int32_t max_items, bool leave_queries);
 
-  // The message that was read, until the next Read. Its tensors may lack their data, which tensors() has.
-  const v1::AttendRequest& request() const { return *request_; }
-  const ItemTensors& tensors(int item) const { return tensors_[item]; }
+  // The message that was read, until the next Read.
+  uint64_t request_id() const { return request_id_; }
+  uint32_t layer() const { return layer_; }
+  std::span<const ItemFields> items() const { return items_; }
 
   size_t memory() const { return data_.bytes().size(); }  // bytes that it keeps for tensors
 
@@ -52,12 +54,11 @@ class AttendRequestReader {
   absl::Status ReadByProtobuf(std::span<const grpc::Slice> parts, int32_t max_items);
 
   std::vector<grpc::Slice> slices_;
-  std::string fields_;  // the message without the tensors' data
   TensorMemory data_;
-  std::vector<ItemTensors> tensors_;
-  const std::unique_ptr<char[]> arena_block_;
-  google::protobuf::Arena arena_;
-  v1::AttendRequest* request_ = nullptr;  // in the arena
+  uint64_t request_id_ = 0;
+  uint32_t layer_ = 0;
+  std::vector<ItemFields> items_;
+  std::unique_ptr<v1::AttendRequest> message_;  // where protobuf read it: what the items refer to
 };
 
 }  // namespace santa

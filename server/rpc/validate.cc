@@ -86,18 +86,19 @@ absl::Status ReadNewTokens(const TensorFields& k, const TensorFields& v, int64_t
   return absl::OkStatus();
 }
 
-absl::Status CheckPosition(int64_t position, const std::string& field) {
-  return position >= 0 ? absl::OkStatus() : Bad(field, position, "0 or more");
+absl::Status CheckPosition(int64_t position) {
+  return position >= 0 ? absl::OkStatus() : Bad("position", position, "0 or more");
 }
 
-absl::Status CheckSinks(const v1::AttentionOptions& options, int32_t num_query_heads, const std::string& field) {
-  const auto& sinks = options.sink_logits();
-  if (!sinks.empty() && sinks.size() != num_query_heads) {
-    return Bad(field + ".sink_logits", absl::StrCat(sinks.size(), " long"),
+absl::Status NoHandle(const std::string& field) { return Bad(field, "absent", "the handle of a sequence"); }
+
+absl::Status CheckSinks(std::span<const float> sinks, int32_t num_query_heads) {
+  if (!sinks.empty() && sinks.size() != static_cast<size_t>(num_query_heads)) {
+    return Bad("options.sink_logits", absl::StrCat(sinks.size(), " long"),
                absl::StrCat("0 or the number of query heads, ", num_query_heads));
   }
-  for (int i = 0; i < sinks.size(); ++i) {
-    if (!std::isfinite(sinks[i])) return Bad(absl::StrCat(field, ".sink_logits[", i, "]"), sinks[i], "finite");
+  for (size_t i = 0; i < sinks.size(); ++i) {
+    if (!std::isfinite(sinks[i])) return Bad(absl::StrCat("options.sink_logits[", i, "]"), sinks[i], "finite");
   }
   return absl::OkStatus();
 }
@@ -114,6 +115,33 @@ bool KnownMethod(int wire_method, Method* method) {
   return false;
 }
 
+absl::Status ReadOptions(const OptionFields& options, int32_t num_query_heads, AttentionOptions* out) {
+  *out = {.sample_count = options.sample_count,
+          .seed = options.seed,
+          .scale = options.scale,
+          .window = options.window,
+          .soft_cap = options.soft_cap,
+          .target_relative_error = options.target_relative_error,
+          .score_draws = options.score_draws};
+  if (!KnownMethod(options.method, &out->method)) {
+    return absl::UnimplementedError(
+        absl::StrCat("options.method is ", options.method, "; GetServerInfo lists those known"));
+  }
+  switch (options.budget_rounding) {
+    case v1::BUDGET_ROUNDING_UNSPECIFIED:
+    case v1::BUDGET_ROUNDING_SYSTEMATIC:
+      break;
+    case v1::BUDGET_ROUNDING_LARGEST_REMAINDER:
+      out->budget_rounding = BudgetRounding::kLargestRemainder;
+      break;
+    default:
+      return absl::UnimplementedError(absl::StrCat("options.budget_rounding is ", options.budget_rounding,
+                                                   "; known are SYSTEMATIC and LARGEST_REMAINDER"));
+  }
+  if (const absl::Status status = Validate(*out); !status.ok()) return InItem("options", status);
+  return CheckSinks(options.sink_logits, num_query_heads);
+}
+
 }  // namespace
 
 absl::StatusOr<DType> ToDType(int wire_dtype, const std::string& field) {
@@ -125,40 +153,8 @@ absl::StatusOr<DType> ToDType(int wire_dtype, const std::string& field) {
 }
 
 absl::StatusOr<SequenceHandle> ToHandle(bool present, const v1::SequenceHandle& handle, const std::string& field) {
-  if (!present) return Bad(field, "absent", "the handle of a sequence");
+  if (!present) return NoHandle(field);
   return SequenceHandle{.id = handle.id(), .generation = handle.generation()};
-}
-
-absl::StatusOr<AttentionOptions> ToOptions(const v1::AttentionOptions& options, int32_t num_query_heads,
-                                           const std::string& field) {
-  AttentionOptions out = {.sample_count = options.sample_count(),
-                          .seed = options.seed(),
-                          .scale = options.scale(),
-                          .window = options.window(),
-                          .soft_cap = options.soft_cap(),
-                          .target_relative_error = options.target_relative_error(),
-                          .score_draws = options.score_draws()};
-  if (!KnownMethod(options.method(), &out.method)) {
-    return absl::UnimplementedError(
-        absl::StrCat(field, ".method is ", static_cast<int>(options.method()), "; GetServerInfo lists those known"));
-  }
-  switch (static_cast<int>(options.budget_rounding())) {
-    case v1::BUDGET_ROUNDING_UNSPECIFIED:
-    case v1::BUDGET_ROUNDING_SYSTEMATIC:
-      break;
-    case v1::BUDGET_ROUNDING_LARGEST_REMAINDER:
-      out.budget_rounding = BudgetRounding::kLargestRemainder;
-      break;
-    default:
-      return absl::UnimplementedError(absl::StrCat(field, ".budget_rounding is ",
-                                                   static_cast<int>(options.budget_rounding()),
-                                                   "; known are SYSTEMATIC and LARGEST_REMAINDER"));
-  }
-  if (const absl::Status status = Validate(out); !status.ok()) {
-    return absl::Status(status.code(), absl::StrCat(field, ".", std::string(status.message())));
-  }
-  if (absl::Status status = CheckSinks(options, num_query_heads, field); !status.ok()) return status;
-  return out;
 }
 
 absl::StatusOr<absl::Duration> ToLease(double seconds, absl::Duration max_lease) {
@@ -171,13 +167,12 @@ absl::StatusOr<absl::Duration> ToLease(double seconds, absl::Duration max_lease)
   return std::max(absl::Seconds(seconds), absl::Nanoseconds(1));
 }
 
-absl::Status ReadAttendItem(const v1::AttendItem& item, const ItemTensors& tensors, const KvLayout& layout,
-                            StepItem* out) {
-  const absl::StatusOr<SequenceHandle> handle = ToHandle(item.has_handle(), item.handle(), "handle");
-  if (!handle.ok()) return handle.status();
-  out->sequence = *handle;
-  if (absl::Status status = CheckPosition(item.position(), "position"); !status.ok()) return status;
-  out->position = item.position();
+absl::Status ReadAttendItem(const ItemFields& item, const KvLayout& layout, StepItem* out) {
+  const ItemTensors& tensors = item.tensors;
+  if (!item.has_handle) return NoHandle("handle");
+  out->sequence = item.handle;
+  if (absl::Status status = CheckPosition(item.position); !status.ok()) return status;
+  out->position = item.position;
 
   if (!tensors.q.present) return Bad("q", "absent", "a tensor");
   if (tensors.q.num_extents == 3 && tensors.q.extents[0] > 1) {
@@ -197,16 +192,16 @@ absl::Status ReadAttendItem(const v1::AttendItem& item, const ItemTensors& tenso
   const bool has_k = tensors.k.present;
   if (has_k != tensors.v.present) return Bad(has_k ? "v" : "k", "absent", "k and v, or neither");
   if (has_k) {
-    if (absl::Status status = ReadNewTokens(tensors.k, tensors.v, item.position(), 1, layout, &out->tokens);
+    if (absl::Status status = ReadNewTokens(tensors.k, tensors.v, item.position, 1, layout, &out->tokens);
         !status.ok()) {
       return status;
     }
     out->tokens.mapped = tensors.mapped;
   }
-  absl::StatusOr<AttentionOptions> options = ToOptions(item.options(), layout.num_query_heads, "options");
-  if (!options.ok()) return options.status();
-  out->options = *options;
-  if (!item.options().sink_logits().empty()) out->sink_logits = item.options().sink_logits().data();
+  if (absl::Status status = ReadOptions(item.options, layout.num_query_heads, &out->options); !status.ok()) {
+    return status;
+  }
+  if (!item.options.sink_logits.empty()) out->sink_logits = item.options.sink_logits.data();
   return absl::OkStatus();
 }
 
@@ -217,7 +212,7 @@ absl::Status InItem(const std::string& item, const absl::Status& status) {
 absl::Status ReadAppendChunk(const v1::AppendKvRequest& chunk, const SequenceHandle& handle, const KvLayout& layout,
                              StepItem* out) {
   out->sequence = handle;
-  if (absl::Status status = CheckPosition(chunk.position(), "position"); !status.ok()) return status;
+  if (absl::Status status = CheckPosition(chunk.position()); !status.ok()) return status;
   if (!chunk.has_k()) return Bad("k", "absent", "a tensor");
   if (!chunk.has_v()) return Bad("v", "absent", "a tensor");
   const TensorFields k = FieldsOf(true, chunk.k()), v = FieldsOf(true, chunk.v());

@@ -17,7 +17,7 @@
 #include "proto/santa/attention/v1/attention.pb.h"
 #include "server/engine/step.h"
 #include "server/kv/sequence_store.h"
-#include "server/rpc/item_tensors.h"
+#include "server/rpc/item_fields.h"
 
 namespace santa {
 
@@ -26,17 +26,14 @@ namespace v1 = ::santa::attention::v1;
 // `field` names the place in messages, as "items[3].q".
 absl::StatusOr<DType> ToDType(int wire_dtype, const std::string& field);
 absl::StatusOr<SequenceHandle> ToHandle(bool present, const v1::SequenceHandle& handle, const std::string& field);
-absl::StatusOr<AttentionOptions> ToOptions(const v1::AttentionOptions& options, int32_t num_query_heads,
-                                           const std::string& field);
 
 // A lease of the API, in seconds: 0 (a default) or (0, max_lease].
 absl::StatusOr<absl::Duration> ToLease(double seconds, absl::Duration max_lease);
 
-// Fills the first half of `out` (see StepItem) but for o and lse. Its pointers lead into `item` and `tensors`, which
-// must outlive it; the data of item's own tensors is not looked at, nor that of a q in place. Errors name fields as of
-// the item (InItem), so that nothing is allocated but for them.
-absl::Status ReadAttendItem(const v1::AttendItem& item, const ItemTensors& tensors, const KvLayout& layout,
-                            StepItem* out);
+// Fills the first half of `out` (see StepItem) but for o and lse. Its pointers lead to what `item` refers to, which
+// must outlive it; the data of a q in place is not looked at. Errors name fields as of the item (InItem), so that
+// nothing is allocated but for them.
+absl::Status ReadAttendItem(const ItemFields& item, const KvLayout& layout, StepItem* out);
 
 // An error of an item's field, as of the whole request.
 absl::Status InItem(const std::string& item, const absl::Status& status);

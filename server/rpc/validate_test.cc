@@ -46,7 +46,7 @@ TEST(ValidateTest, AnItemBecomesAStepItem) {
   for (int h = 0; h < 4; ++h) options->add_sink_logits(static_cast<float>(h));
 
   StepItem out;
-  ASSERT_TRUE(ReadAttendItem(item, TensorsOf(item), kLayout, &out).ok());
+  ASSERT_TRUE(ReadAttendItem(FieldsOf(item), kLayout, &out).ok());
   EXPECT_EQ(out.sequence, (SequenceHandle{.id = 7, .generation = 9}));
   EXPECT_EQ(out.position, 11);
   EXPECT_EQ(out.tokens.position, 11);
@@ -93,7 +93,7 @@ TEST(ValidateTest, AMessageStaysShortWhateverTheRequestHolds) {
   item.mutable_q()->set_dtype(v1::DATA_TYPE_FLOAT32);
   for (int i = 0; i < 100000; ++i) item.mutable_q()->add_shape(-i);
   StepItem out;
-  const absl::Status status = ReadAttendItem(item, TensorsOf(item), kLayout, &out);
+  const absl::Status status = ReadAttendItem(FieldsOf(item), kLayout, &out);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_LT(status.message().size(), 300U);
 }

@@ -70,33 +70,33 @@ absl::Status AttendExchange::Read(const SharedMessage& message, const KvLayout& 
 }
 
 void AttendExchange::ReadItems(const KvLayout& layout, std::span<char> mapped_room, Metrics* metrics) {
-  const v1::AttendRequest& request = reader_.request();
-  writer_.Reset(request.request_id(), layout);
+  writer_.Reset(reader_.request_id(), layout);
   step_.items.clear();
   step_.cancelled = false;
   places_.clear();
   seen_.clear();
-  const absl::Status layer_status = CheckLayer(request.layer(), layout);
-  step_.layer = layer_status.ok() ? static_cast<int32_t>(request.layer()) : 0;
-  for (int i = 0; i < request.items_size(); ++i) {
-    const v1::AttendItem& item = request.items(i);
+  const absl::Status layer_status = CheckLayer(reader_.layer(), layout);
+  step_.layer = layer_status.ok() ? static_cast<int32_t>(reader_.layer()) : 0;
+  const std::span<const ItemFields> items = reader_.items();
+  for (int i = 0; i < static_cast<int>(items.size()); ++i) {
+    const ItemFields& item = items[i];
     StepItem& step_item = step_.items.emplace_back();
     absl::Status status = layer_status;
     if (status.ok()) {
-      status = ReadAttendItem(item, reader_.tensors(i), layout, &step_item);
-      if (status.ok() && !seen_.insert(item.handle().id()).second) {
+      status = ReadAttendItem(item, layout, &step_item);
+      if (status.ok() && !seen_.insert(item.handle.id).second) {
         status = absl::InvalidArgumentError(
-            absl::StrCat("handle.id is ", item.handle().id(), "; allowed is one item of a sequence in a request"));
+            absl::StrCat("handle.id is ", item.handle.id, "; allowed is one item of a sequence in a request"));
       }
       if (!status.ok()) status = InItem(NameOf(i), status);
     }
     if (!status.ok()) {
       step_.items.pop_back();
       writer_.AddRefused(status);
-      metrics->RecordRefusedItem(MethodLabel(item.options().method()), status.code());
+      metrics->RecordRefusedItem(MethodLabel(item.options.method), status.code());
       continue;
     }
-    writer_.AddAnswered(step_item.io_dtype, item.options().want_statistics());
+    writer_.AddAnswered(step_item.io_dtype, item.options.want_statistics);
     places_.push_back(i);
   }
   const bool in_place = !mapped_room.empty() && writer_.AllocateIn(mapped_room);
@@ -129,7 +129,7 @@ void AttendExchange::Fill() {
       writer_.SetFailed(places_[i], InItem(NameOf(places_[i]), item.status));
     } else if (!item.status.ok()) {
       writer_.SetFailed(places_[i], item.status);
-    } else if (reader_.request().items(places_[i]).options().want_statistics()) {
+    } else if (reader_.items()[places_[i]].options.want_statistics) {
       SetStatistics(step_, item, &statistics_);
       writer_.SetStatistics(places_[i], statistics_);
     }

@@ -64,7 +64,7 @@ class AttendExchange {
   // As AttendAnswerWriter::Copy has it.
   absl::StatusOr<size_t> AnswerInto(std::span<char> room);
 
-  uint64_t request_id() const { return reader_.request().request_id(); }
+  uint64_t request_id() const { return reader_.request_id(); }
   size_t memory() const { return reader_.memory() + writer_.memory(); }  // bytes that it keeps
   size_t place = 0;                                                      // in the caller's list of exchanges
   bool surplus = false;                                                  // the pool's: it is not to be kept
