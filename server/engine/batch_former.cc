@@ -10,6 +10,7 @@ void BatchFormer::Form(absl::Time now, std::vector<Step*>* queue, std::vector<St
   int64_t batch_items = 0;
   bool closed = false;
   size_t kept = 0;
+  const bool alone = queue->size() == 1;  // it meets nobody; to look takes longer than all else here
   for (Step* step : *queue) {
     if (step->cancelled.load(std::memory_order_relaxed)) {
       FailStep(absl::CancelledError("the call was cancelled while the step was queued"), step);
@@ -22,7 +23,7 @@ void BatchFormer::Form(absl::Time now, std::vector<Step*>* queue, std::vector<St
       continue;
     }
     bool waits = closed;
-    if (!closed) {
+    if (!closed && !alone) {
       for (const StepItem& item : step->items) waits |= busy_.contains({item.sequence, step->layer});
       // Whether it waits or runs, what comes later on the same layers of its sequences waits for it.
       for (const StepItem& item : step->items) busy_.insert({item.sequence, step->layer});
