@@ -63,7 +63,7 @@ struct GroupLaunch {
   // Of OnePass: two a multiprocessor at most, so that each may have a long ring. Of WarpPass: they all run at once.
   // Likewise.
   bool few_blocks = false;
-  // Of OnePass: COORDINATED's dot products stay in shared memory. Likewise.
+  // Of OnePass: a split's dot products stay in shared memory. Likewise.
   bool keeps_dots = false;
 
   SANTA_HOST_DEVICE bool corrects() const { return Corrects(method, sketch); }

@@ -1,7 +1,7 @@
-// COORDINATED and SKETCHED in one pass over K or its sketch, by a threshold that is there already
-// (kernels/cuda/pilot_threshold.cu): what a block scores it draws, gathers and sums up before it ends. COORDINATED
-// keeps its dot products for the weights of its rows, where shared memory has room for them; else keys are read again,
-// as SKETCHED reads them. Where that has many splits, kernels/cuda/warp_pass.cu takes them.
+// COORDINATED and SKETCHED in one pass over K or its sketch, by a threshold of kernels/cuda/pilot_threshold.cu: what a
+// block scores it draws, gathers and sums up before it ends. Where shared memory has room for a split's dot products
+// they are kept, so that only the draw waits for the pilot, and COORDINATED has its rows' weights from them; else keys
+// are read again, as SKETCHED reads them. Where that has many splits, kernels/cuda/warp_pass.cu takes them.
 //
 // Grid: (key/value head, work, of which some may be empty). A block takes one split, with a draw of its own. Each warp
 // scores every fourth block of 64 tokens, which asynchronous copies bring into a ring of its own, and leaves
@@ -28,7 +28,7 @@ __host__ __device__ int VectorBytes(const GroupLaunch& group) {
 template <typename Blocks, typename Kv, int D>
 __host__ __device__ int RingBytes(const GroupLaunch& group) {
   int most = kGatherWarps * Blocks::RingBytes(group);
-  const int others[] = {RowBytes<Kv, D>(Blocks::RowStages(group), !group.keeps_dots),
+  const int others[] = {RowBytes<Kv, D>(Blocks::RowStages(group), !Blocks::kOfAllTokens || !group.keeps_dots),
                         group.longest_split * static_cast<int>(sizeof(uint32_t)),
                         VectorBytes<D>(group) + static_cast<int>(sizeof(FourShared))};
   for (const int other : others) most = other > most ? other : most;
@@ -74,7 +74,7 @@ __device__ __forceinline__ int ListRun(const BlockTask& task, int run_tokens, ui
   return drawn + max(0, end - unsketched);
 }
 
-// Keeps a block's dot products of a quad for SumRowsOfSplit. place: of its first token.
+// Keeps a block's dot products of a quad; place: of its first token. A lane takes its own again.
 __device__ __forceinline__ void KeepDots(float* kept, const QuadScores& s, int place, int quads, int quad, int lane) {
 #pragma unroll
   for (int i = 0; i < 2 * kBlockSlabs; ++i) {
@@ -82,15 +82,20 @@ __device__ __forceinline__ void KeepDots(float* kept, const QuadScores& s, int p
   }
 }
 
-constexpr int kBlocksOfMultiprocessor = 3;
+__device__ __forceinline__ void TakeDots(QuadScores& s, const float* kept, int place, int quads, int quad, int lane) {
+#pragma unroll
+  for (int i = 0; i < 2 * kBlockSlabs; ++i) {
+    s[i / 2][i % 2] = kept[((place + 8 * i + lane / 4) * quads + quad) * kQuad + lane % 4];
+  }
+}
 
 template <typename Blocks, typename Kv, int D>
-__global__ void __launch_bounds__(kGatherThreads, kBlocksOfMultiprocessor)
+__global__ void __launch_bounds__(kGatherThreads, Blocks::kAtOnce)
     OnePassKernel(const __grid_constant__ GroupLaunch group) {
   extern __shared__ __align__(1024) unsigned char bytes[];
   __shared__ AnswerShared<1> shared;
   __shared__ typename Blocks::Queries queries;
-  __shared__ float2 warp_sums[kQuad * kPilotQuads][kGatherWarps];
+  __shared__ float2 warp_sums[kQuad * Blocks::kQuads][kGatherWarps];
   auto* inclusion = reinterpret_cast<uint32_t*>(bytes + RingBytes<Blocks, Kv, D>(group));
   const DecodeLaunch& launch = group.decode;
   const int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, group_size = launch.group_size;
@@ -100,55 +105,79 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocksOfMultiprocessor)
   const int begin = task.splits.begin, origin = task.splits.origin, end = task.full_end;
   const int quads = task.quads();
   auto* const kept = group.keeps_dots ? reinterpret_cast<float*>(inclusion + group.longest_split) : nullptr;
-  constexpr int kStep = kGatherWarps * sampling::kCodeBlock;
-  int first = origin + warp * sampling::kCodeBlock;
+  constexpr int kStep = kGatherWarps * sampling::kCodeBlock, kQuads = Blocks::kQuads;
+  const int first = origin + warp * sampling::kCodeBlock;
   const Scorer scorer_of_keys(item, kv_head);  // before the copies, behind which loads would wait
   // Copies before the pilot's end: that began when what wrote the cache had ended.
   Blocks blocks(group, item, kv_head, begin, first, end, kStep, bytes + warp * Blocks::RingBytes(group), queries, lane);
   blocks.Begin(lane);
   LoadPages(task, shared);
   const SketchScorer scorer(scorer_of_keys, blocks.LoadQueries(scorer_of_keys.scale, lane));
-  WaitForEarlierKernel();
-  LetLaterKernelStart();
-  if (threadIdx.x < shared.kHeads) {
-    shared.lse[threadIdx.x] = threadIdx.x < group_size ? task.arrays.lse(kv_head)[threadIdx.x] : 0.0f;
-  }
   __syncthreads();
-  const sampling::InclusionThreshold threshold = *task.arrays.threshold(kv_head);
-  float twice_lse[kPilotQuads];
+  sampling::InclusionThreshold threshold;
+  float twice_lse[kQuads];
+  const auto wait_for_pilot = [&] {
+    WaitForEarlierKernel();
+    LetLaterKernelStart();
+    if (threadIdx.x < shared.kHeads) {
+      shared.lse[threadIdx.x] = threadIdx.x < group_size ? task.arrays.lse(kv_head)[threadIdx.x] : 0.0f;
+    }
+    __syncthreads();
+    threshold = *task.arrays.threshold(kv_head);
 #pragma unroll
-  for (int quad = 0; quad < kPilotQuads; ++quad) {
-    const int head = kQuad * quad + lane % 4;
-    twice_lse[quad] = head < group_size ? 2 * shared.lse[head] : INFINITY;
-  }
-  LaneSum sums[kPilotQuads];  // of COORDINATED, which divides by that of all tokens
-  const auto stream = [&](auto is_common) {
+    for (int quad = 0; quad < kQuads; ++quad) {
+      const int head = kQuad * quad + lane % 4;
+      twice_lse[quad] = head < group_size ? 2 * shared.lse[head] : INFINITY;
+    }
+  };
+  LaneSum sums[kQuads];  // of COORDINATED, which divides by that of all tokens
+  // Goes through the warp's blocks: scores(s, at) gives dot products.
+  const auto each = [&](auto is_common, auto is_scoring, auto is_drawing, const auto& scores) {
     constexpr bool kCommon = decltype(is_common)::value;
+    constexpr bool kScores = decltype(is_scoring)::value, kDraws = decltype(is_drawing)::value;
 #pragma unroll 1
-    for (; first < end; first += kStep) {
-      QuadScores s[kPilotQuads] = {};
-      blocks.template Next<kCommon>(s, first, lane);
+    for (int at = first; at < end; at += kStep) {
+      QuadScores s[kQuads] = {};
+      scores(s, at);
       TokenSquares squares = {};
 #pragma unroll
-      for (int quad = 0; quad < (kCommon ? 1 : kPilotQuads); ++quad) {
+      for (int quad = 0; quad < (kCommon ? 1 : kQuads); ++quad) {
         if (quad > 0 && kQuad * quad >= group_size) break;
-        if constexpr (Blocks::kOfAllTokens) {
-          if (kept != nullptr) KeepDots(kept, s[quad], first - origin, quads, quad, lane);
-        }
-        const float scale = ScaleQuad(s[quad], scorer, begin, end, first, lane);
-        if constexpr (Blocks::kOfAllTokens) {
+        if constexpr (!kDraws) KeepDots(kept, s[quad], at - origin, quads, quad, lane);
+        if constexpr (!kDraws && !Blocks::kOfAllTokens) continue;
+        const float scale = ScaleQuad(s[quad], scorer, begin, end, at, lane);
+        if constexpr (kScores && Blocks::kOfAllTokens) {
           AddScores(sums[quad], s[quad], scale, [](int) { return 1.0f; });
         }
-        AddSquares(squares, s[quad], scale, twice_lse[quad]);
+        if constexpr (kDraws) AddSquares(squares, s[quad], scale, twice_lse[quad]);
       }
+      if constexpr (!kDraws) continue;
       const LaneSquares mine = SumOverHeads(squares, lane);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int token = first + TokenOfSquare(i, lane);
+        const int token = at + TokenOfSquare(i, lane);
         const uint32_t has_chance = token >= begin && token < end ? ~0u : 0;  // a mask, not a branch
         inclusion[token - origin] = sampling::Inclusion(threshold, mine.of[i]) & has_chance;
       }
     }
+  };
+  const auto stream = [&](auto is_common) {
+    using std::false_type, std::true_type;
+    const auto next = [&](QuadScores(&s)[kQuads], int at) {
+      blocks.template Next<decltype(is_common)::value>(s, at, lane);
+    };
+    if (kept == nullptr) {
+      wait_for_pilot();
+      return each(is_common, true_type(), true_type(), next);
+    }
+    each(is_common, true_type(), false_type(), next);
+    wait_for_pilot();
+    each(is_common, false_type(), true_type(), [&](QuadScores(&s)[kQuads], int at) {
+#pragma unroll
+      for (int quad = 0; quad < (decltype(is_common)::value ? 1 : kQuads); ++quad) {
+        if (quad < quads) TakeDots(s[quad], kept, at - origin, quads, quad, lane);
+      }
+    });
   };
   if (Blocks::kHasCommon && launch.page_shift >= 6 && group_size <= kQuad) {
     stream(std::bool_constant<Blocks::kHasCommon>());
@@ -158,7 +187,7 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocksOfMultiprocessor)
   WaitCopies<0>();
   if constexpr (Blocks::kOfAllTokens) {
 #pragma unroll
-    for (int quad = 0; quad < kPilotQuads; ++quad) LeaveSums(warp_sums + kQuad * quad, sums[quad], warp, lane);
+    for (int quad = 0; quad < kQuads; ++quad) LeaveSums(warp_sums + kQuad * quad, sums[quad], warp, lane);
   }
   __syncthreads();
   if constexpr (Blocks::kOfAllTokens) {
@@ -196,7 +225,10 @@ struct Launcher {
 
   template <typename Kv, int D>
   cudaError_t Run() const {
-    if (launch.method == Method::kCoordinated) return Start<KeyBlocks<Kv, D>, Kv, D>();
+    if (launch.method == Method::kCoordinated) {
+      return launch.decode.group_size <= kQuad ? Start<KeyBlocks<Kv, D, 1>, Kv, D>()
+                                               : Start<KeyBlocks<Kv, D, kPilotQuads>, Kv, D>();
+    }
     return Start<SketchBlocks<D>, Kv, D>();
   }
 
@@ -215,11 +247,18 @@ struct Launcher {
       return shared_bytes(with) <= limits.shared_bytes / blocks - limits.reserved_bytes - kStatic - 1024;
     };
     GroupLaunch mine = launch;
-    mine.keeps_dots = Blocks::kOfAllTokens;
-    mine.keeps_dots = mine.keeps_dots && fits(mine, kBlocksOfMultiprocessor);
+    if constexpr (Blocks::kOfAllTokens) {
+      const int without_dots = shared_bytes(mine);
+      mine.keeps_dots = true;
+      mine.keeps_dots = fits(mine, Blocks::kAtOnce) || shared_bytes(mine) <= without_dots;
+    }
     mine.few_blocks = true;
     mine.few_blocks =
         launch.decode.num_kv_heads * launch.decode.num_work <= 2 * limits.multiprocessors && fits(mine, 2);
+    if constexpr (!Blocks::kOfAllTokens) {
+      mine.keeps_dots = true;
+      mine.keeps_dots = mine.few_blocks && fits(mine, 2);
+    }
     return LaunchGroup(OnePassKernel<Blocks, Kv, D>, mine, kGatherThreads, shared_bytes(mine), stream);
   }
 };

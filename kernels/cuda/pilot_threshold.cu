@@ -9,6 +9,7 @@
 // blocks there are changes no bit of it.
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/group_launch.cuh"
+#include "kernels/cuda/group_list.cuh"
 #include "kernels/cuda/solve_threshold.cuh"
 #include "kernels/cuda/token_squares.cuh"
 #include "kernels/sampling/pilot.h"
@@ -317,8 +318,9 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   if (threadIdx.x == 0) *arrays.threshold(kv_head) = threshold;
 }
 
+// Registers as if there were a block of kernels/cuda/one_pass.cu's more: so one has room beside, and scores meanwhile.
 template <typename Slabs, PilotKind kKind>
-__global__ void __launch_bounds__(ShapeOf(kKind).threads())
+__global__ void __launch_bounds__(ShapeOf(kKind).threads() + kGatherThreads)
     PilotThresholdKernel(const __grid_constant__ GroupLaunch group) {
   if constexpr (kHasClusters || kKind != PilotKind::kCluster) FindThreshold<Slabs, kKind>(group);
 }

@@ -85,7 +85,7 @@ class SketchSlabs {
 };
 
 // Likewise from K, of tokens [begin, end).
-template <typename Kv, int D>
+template <typename Kv, int D, int kQuads = kPilotQuads>
 class KeySlabs {
  public:
   static constexpr bool kQueriesInRegisters = true;
@@ -99,7 +99,7 @@ class KeySlabs {
   static __host__ __device__ constexpr int SlabBytes() { return Slab<Kv, D>::kBytes; }
   __device__ __forceinline__ void AskForQueries(int lane) {
 #pragma unroll
-    for (int quad = 0; quad < kPilotQuads; ++quad) {
+    for (int quad = 0; quad < kQuads; ++quad) {
       const int head = kQuad * quad + lane / 8;  // in the even columns
       const auto* row = static_cast<const uint16_t*>(item_.q) + (kv_head_ * launch_.group_size + head) * D;
       LoadQuery<Kv, D>(q_[quad][0], lane / 4 % 2 == 0 && head < launch_.group_size ? row : nullptr, lane);
@@ -129,7 +129,7 @@ class KeySlabs {
   const DeviceItem& item_;
   const int kv_head_;
   const CacheView<Kv, D> view_;
-  QueryFragment<D> q_[kPilotQuads][1];
+  QueryFragment<D> q_[kQuads][1];
 };
 
 // Where pages hold whole blocks of 64 tokens: a block's codes, and the columns of its page.
@@ -174,6 +174,8 @@ class SketchBlocks {
  public:
   using Queries = SketchQueries<D, kPilotQuads>;
   static constexpr int kShortRing = 2, kLongRing = 4;  // blocks
+  static constexpr int kQuads = kPilotQuads;           // of a group, at most
+  static constexpr int kAtOnce = 3;                    // thread blocks of a multiprocessor
   static constexpr bool kOfAllTokens = false, kHasCommon = true;
 
   // Stages of rows (kernels/cuda/row_sums.cuh) that there is room for where the rings were.
@@ -271,12 +273,14 @@ class SketchBlocks {
   int num_copied_ = 0;  // of these
 };
 
-template <typename Kv, int D>
+template <typename Kv, int D, int kMostQuads>
 class KeyBlocks {
  public:
   struct Queries {};
-  static constexpr int kRing = std::min(12, 12288 / Slab<Kv, D>::kBytes);  // slabs
-  static constexpr bool kOfAllTokens = true;                               // whether its softmax is the answer's
+  static constexpr int kQuads = kMostQuads;
+  static constexpr int kAtOnce = kQuads == 1 ? 4 : 3;
+  static constexpr int kRing = std::min(12, (kAtOnce == 4 ? 8192 : 12288) / Slab<Kv, D>::kBytes);  // slabs
+  static constexpr bool kOfAllTokens = true;  // whether its softmax is the answer's
   static constexpr bool kHasCommon = false;
 
   static __host__ __device__ int RowStages(const GroupLaunch&) { return 2; }
@@ -301,13 +305,13 @@ class KeyBlocks {
   }
 
   template <bool>
-  __device__ __forceinline__ void Next(QuadScores (&s)[kPilotQuads], int first, int lane) {
+  __device__ __forceinline__ void Next(QuadScores (&s)[kQuads], int first, int lane) {
 #pragma unroll
     for (int slab = 0; slab < kBlockSlabs; ++slab) {
       WaitCopies<kRing - 1>();
       __syncwarp();
 #pragma unroll
-      for (int quad = 0; quad < kPilotQuads; ++quad) {
+      for (int quad = 0; quad < kQuads; ++quad) {
         if (kQuad * quad >= group_size_) break;
         slabs_.Score(s[quad][slab], ring_ + at_ * Slab<Kv, D>::kBytes, quad, lane);
       }
@@ -330,7 +334,7 @@ class KeyBlocks {
   }
 
   const int group_size_;
-  KeySlabs<Kv, D> slabs_;
+  KeySlabs<Kv, D, kQuads> slabs_;
   const unsigned char* ring_;
   const int end_, step_;
   int ahead_, slab_ = 0, ahead_at_ = 0, at_ = 0;

@@ -52,6 +52,7 @@ struct DeviceProblem {
         sinks(std::vector<float>(problem.step.sink_logits.begin(), problem.step.sink_logits.end())),
         scales(problem.scales),
         sketch(std::vector<uint8_t>(problem.page_table.size() * problem.shape.layout().sketch_page_bytes(), 0xff)) {
+    if (problem.shape.sketch == Sketch::kNone) return;
     const int64_t full = problem.step.num_tokens / problem.shape.page_size;
     const DeviceVector<int64_t> pages(
         std::vector<int64_t>(problem.page_table.begin(), problem.page_table.begin() + full));
