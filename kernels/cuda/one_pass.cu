@@ -74,20 +74,128 @@ __device__ __forceinline__ int ListRun(const BlockTask& task, int run_tokens, ui
   return drawn + max(0, end - unsketched);
 }
 
-// Keeps a block's dot products of a quad; place: of its first token. A lane takes its own again.
-__device__ __forceinline__ void KeepDots(float* kept, const QuadScores& s, int place, int quads, int quad, int lane) {
-#pragma unroll
-  for (int i = 0; i < 2 * kBlockSlabs; ++i) {
-    kept[((place + 8 * i + lane / 4) * quads + quad) * kQuad + lane % 4] = s[i / 2][i % 2];
-  }
-}
+// Goes through a warp's share of a split's tokens, every fourth block of 64, and leaves their inclusions, and of
+// COORDINATED sums. Where dot products are kept, none waits for the pilot before all are there.
+template <typename Blocks>
+class SplitScores {
+ public:
+  static constexpr int kQuads = Blocks::kQuads;
 
-__device__ __forceinline__ void TakeDots(QuadScores& s, const float* kept, int place, int quads, int quad, int lane) {
+  __device__ SplitScores(const BlockTask& task, AnswerShared<1>& shared, const SketchScorer& scorer, int first,
+                         uint32_t* inclusion, float* kept)
+      : task_(task),
+        shared_(shared),
+        scorer_(scorer),
+        first_(first),
+        begin_(task.splits.begin),
+        end_(task.full_end),
+        quads_(task.quads()),
+        inclusion_(inclusion),
+        kept_(kept) {}
+
+  // kCommon: as Blocks::Next has it. All threads call it, each with its warp's blocks.
+  template <bool kCommon>
+  __device__ __forceinline__ void Run(Blocks& blocks, int lane) {
+    if (kept_ == nullptr) {
+      WaitForPilot(lane);
+#pragma unroll 1
+      for (int at = first_; at < end_; at += kStep) {
+        QuadScores s[kQuads] = {};
+        TokenSquares squares = {};
+        blocks.template Next<kCommon>(s, at, lane);
+        EachQuad<kCommon>([&](int quad) {
+          const float scale = ScaleQuad(s[quad], scorer_, begin_, end_, at, lane);
+          Sum(quad, s[quad], scale);
+          AddSquares(squares, s[quad], scale, twice_lse_[quad]);
+        });
+        LeaveInclusions(squares, at, lane);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int at = first_; at < end_; at += kStep) {
+      QuadScores s[kQuads] = {};
+      blocks.template Next<kCommon>(s, at, lane);
+      EachQuad<kCommon>([&](int quad) {
 #pragma unroll
-  for (int i = 0; i < 2 * kBlockSlabs; ++i) {
-    s[i / 2][i % 2] = kept[((place + 8 * i + lane / 4) * quads + quad) * kQuad + lane % 4];
+        for (int i = 0; i < 2 * kBlockSlabs; ++i) Kept(at, quad, i, lane) = s[quad][i / 2][i % 2];
+        if constexpr (Blocks::kOfAllTokens) Sum(quad, s[quad], ScaleQuad(s[quad], scorer_, begin_, end_, at, lane));
+      });
+    }
+    WaitForPilot(lane);
+#pragma unroll 1
+    for (int at = first_; at < end_; at += kStep) {
+      TokenSquares squares = {};
+      EachQuad<kCommon>([&](int quad) {
+        QuadScores s;
+#pragma unroll
+        for (int i = 0; i < 2 * kBlockSlabs; ++i) s[i / 2][i % 2] = Kept(at, quad, i, lane);
+        const float scale = ScaleQuad(s, scorer_, begin_, end_, at, lane);
+        AddSquares(squares, s, scale, twice_lse_[quad]);
+      });
+      LeaveInclusions(squares, at, lane);
+    }
   }
-}
+
+  __device__ __forceinline__ const LaneSum& sum(int quad) const { return sums_[quad]; }
+
+ private:
+  static constexpr int kStep = kGatherWarps * sampling::kCodeBlock;
+
+  template <bool kCommon, typename Body>
+  __device__ __forceinline__ void EachQuad(const Body& body) const {
+#pragma unroll
+    for (int quad = 0; quad < (kCommon ? 1 : kQuads); ++quad) {
+      if (quad < quads_) body(quad);
+    }
+  }
+
+  __device__ __forceinline__ void WaitForPilot(int lane) {
+    WaitForEarlierKernel();
+    LetLaterKernelStart();
+    const int group_size = task_.group_size();
+    if (threadIdx.x < shared_.kHeads) {
+      shared_.lse[threadIdx.x] = threadIdx.x < group_size ? task_.arrays.lse(task_.kv_head)[threadIdx.x] : 0.0f;
+    }
+    __syncthreads();
+    threshold_ = *task_.arrays.threshold(task_.kv_head);
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {
+      const int head = kQuad * quad + lane % 4;
+      twice_lse_[quad] = head < group_size ? 2 * shared_.lse[head] : INFINITY;
+    }
+  }
+
+  // A lane's own i-th of a block.
+  __device__ __forceinline__ float& Kept(int at, int quad, int i, int lane) const {
+    const int place = at - task_.splits.origin + 8 * i + lane / 4;
+    return kept_[(place * quads_ + quad) * kQuad + lane % 4];
+  }
+
+  __device__ __forceinline__ void Sum(int quad, const QuadScores& s, float scale) {
+    if constexpr (Blocks::kOfAllTokens) AddScores(sums_[quad], s, scale, [](int) { return 1.0f; });
+  }
+
+  __device__ __forceinline__ void LeaveInclusions(const TokenSquares& squares, int at, int lane) const {
+    const LaneSquares mine = SumOverHeads(squares, lane);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = at + TokenOfSquare(i, lane);
+      const uint32_t has_chance = token >= begin_ && token < end_ ? ~0u : 0;  // a mask, not a branch
+      inclusion_[token - task_.splits.origin] = sampling::Inclusion(threshold_, mine.of[i]) & has_chance;
+    }
+  }
+
+  const BlockTask& task_;
+  AnswerShared<1>& shared_;
+  const SketchScorer scorer_;
+  const int first_, begin_, end_, quads_;
+  uint32_t* const inclusion_;  // [place]
+  float* const kept_;          // [place][quad][head], or null
+  sampling::InclusionThreshold threshold_;
+  float twice_lse_[kQuads];
+  LaneSum sums_[kQuads];  // of COORDINATED, which divides by that of all tokens
+};
 
 template <typename Blocks, typename Kv, int D>
 __global__ void __launch_bounds__(kGatherThreads, Blocks::kAtOnce)
@@ -102,92 +210,28 @@ __global__ void __launch_bounds__(kGatherThreads, Blocks::kAtOnce)
   if (launch.work[blockIdx.y].begin == launch.work[blockIdx.y].end) return WaitForEarlierKernel();
   const GatherTask<Kv, D> task(group, kv_head);
   const DeviceItem& item = task.item;
-  const int begin = task.splits.begin, origin = task.splits.origin, end = task.full_end;
-  const int quads = task.quads();
+  const int begin = task.splits.begin, first = task.splits.origin + warp * sampling::kCodeBlock;
   auto* const kept = group.keeps_dots ? reinterpret_cast<float*>(inclusion + group.longest_split) : nullptr;
-  constexpr int kStep = kGatherWarps * sampling::kCodeBlock, kQuads = Blocks::kQuads;
-  const int first = origin + warp * sampling::kCodeBlock;
   const Scorer scorer_of_keys(item, kv_head);  // before the copies, behind which loads would wait
   // Copies before the pilot's end: that began when what wrote the cache had ended.
-  Blocks blocks(group, item, kv_head, begin, first, end, kStep, bytes + warp * Blocks::RingBytes(group), queries, lane);
+  Blocks blocks(group, item, kv_head, begin, first, task.full_end, kGatherWarps * sampling::kCodeBlock,
+                bytes + warp * Blocks::RingBytes(group), queries, lane);
   blocks.Begin(lane);
   LoadPages(task, shared);
   const SketchScorer scorer(scorer_of_keys, blocks.LoadQueries(scorer_of_keys.scale, lane));
   __syncthreads();
-  sampling::InclusionThreshold threshold;
-  float twice_lse[kQuads];
-  const auto wait_for_pilot = [&] {
-    WaitForEarlierKernel();
-    LetLaterKernelStart();
-    if (threadIdx.x < shared.kHeads) {
-      shared.lse[threadIdx.x] = threadIdx.x < group_size ? task.arrays.lse(kv_head)[threadIdx.x] : 0.0f;
-    }
-    __syncthreads();
-    threshold = *task.arrays.threshold(kv_head);
-#pragma unroll
-    for (int quad = 0; quad < kQuads; ++quad) {
-      const int head = kQuad * quad + lane % 4;
-      twice_lse[quad] = head < group_size ? 2 * shared.lse[head] : INFINITY;
-    }
-  };
-  LaneSum sums[kQuads];  // of COORDINATED, which divides by that of all tokens
-  // Goes through the warp's blocks: scores(s, at) gives dot products.
-  const auto each = [&](auto is_common, auto is_scoring, auto is_drawing, const auto& scores) {
-    constexpr bool kCommon = decltype(is_common)::value;
-    constexpr bool kScores = decltype(is_scoring)::value, kDraws = decltype(is_drawing)::value;
-#pragma unroll 1
-    for (int at = first; at < end; at += kStep) {
-      QuadScores s[kQuads] = {};
-      scores(s, at);
-      TokenSquares squares = {};
-#pragma unroll
-      for (int quad = 0; quad < (kCommon ? 1 : kQuads); ++quad) {
-        if (quad > 0 && kQuad * quad >= group_size) break;
-        if constexpr (!kDraws) KeepDots(kept, s[quad], at - origin, quads, quad, lane);
-        if constexpr (!kDraws && !Blocks::kOfAllTokens) continue;
-        const float scale = ScaleQuad(s[quad], scorer, begin, end, at, lane);
-        if constexpr (kScores && Blocks::kOfAllTokens) {
-          AddScores(sums[quad], s[quad], scale, [](int) { return 1.0f; });
-        }
-        if constexpr (kDraws) AddSquares(squares, s[quad], scale, twice_lse[quad]);
-      }
-      if constexpr (!kDraws) continue;
-      const LaneSquares mine = SumOverHeads(squares, lane);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int token = at + TokenOfSquare(i, lane);
-        const uint32_t has_chance = token >= begin && token < end ? ~0u : 0;  // a mask, not a branch
-        inclusion[token - origin] = sampling::Inclusion(threshold, mine.of[i]) & has_chance;
-      }
-    }
-  };
-  const auto stream = [&](auto is_common) {
-    using std::false_type, std::true_type;
-    const auto next = [&](QuadScores(&s)[kQuads], int at) {
-      blocks.template Next<decltype(is_common)::value>(s, at, lane);
-    };
-    if (kept == nullptr) {
-      wait_for_pilot();
-      return each(is_common, true_type(), true_type(), next);
-    }
-    each(is_common, true_type(), false_type(), next);
-    wait_for_pilot();
-    each(is_common, false_type(), true_type(), [&](QuadScores(&s)[kQuads], int at) {
-#pragma unroll
-      for (int quad = 0; quad < (decltype(is_common)::value ? 1 : kQuads); ++quad) {
-        if (quad < quads) TakeDots(s[quad], kept, at - origin, quads, quad, lane);
-      }
-    });
-  };
+  SplitScores<Blocks> scores(task, shared, scorer, first, inclusion, kept);
   if (Blocks::kHasCommon && launch.page_shift >= 6 && group_size <= kQuad) {
-    stream(std::bool_constant<Blocks::kHasCommon>());
+    scores.template Run<Blocks::kHasCommon>(blocks, lane);
   } else {
-    stream(std::false_type());
+    scores.template Run<false>(blocks, lane);
   }
   WaitCopies<0>();
   if constexpr (Blocks::kOfAllTokens) {
 #pragma unroll
-    for (int quad = 0; quad < kQuads; ++quad) LeaveSums(warp_sums + kQuad * quad, sums[quad], warp, lane);
+    for (int quad = 0; quad < Blocks::kQuads; ++quad) {
+      LeaveSums(warp_sums + kQuad * quad, scores.sum(quad), warp, lane);
+    }
   }
   __syncthreads();
   if constexpr (Blocks::kOfAllTokens) {
