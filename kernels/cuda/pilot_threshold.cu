@@ -1,6 +1,6 @@
 // Each group's kappa from a pilot of its tokens (kernels/sampling/pilot.h), and its heads' log-sum-exps by that pilot.
-// Scores are the sketch's, where there is one, for COORDINATED too: a third of the bytes, and what kappa is off by, as
-// the mean of e^s is by what sketches err in s, only moves how many rows are read.
+// Where there is a sketch it gives COORDINATED's pilot its scores too, for a third of the bytes: with sketched scores a
+// sum of e^s is a few per cent too large, and so many rows fewer are read.
 //
 // Grid: (key/value head x blocks of a cluster, item with a pilot). All of it is waiting, for memory and for one step
 // after another: where that leaves multiprocessors idle, a cluster of blocks shares a group's pilot. Each warp tells
@@ -318,7 +318,7 @@ __device__ __forceinline__ void FindThreshold(const GroupLaunch& group) {
   if (threadIdx.x == 0) *arrays.threshold(kv_head) = threshold;
 }
 
-// Registers as if there were a block of kernels/cuda/one_pass.cu's more: so one has room beside, and scores meanwhile.
+// No more registers than leave room for a block of kernels/cuda/one_pass.cu beside, which scores meanwhile.
 template <typename Slabs, PilotKind kKind>
 __global__ void __launch_bounds__(ShapeOf(kKind).threads() + kGatherThreads)
     PilotThresholdKernel(const __grid_constant__ GroupLaunch group) {
