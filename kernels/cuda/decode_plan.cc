@@ -123,9 +123,9 @@ void OrderWork(std::span<const ItemPlan> plans, std::vector<int32_t>& order, Wor
     const Splits& splits = plans[item].splits;
     WorkRange& range = ranges[static_cast<size_t>(plans[item].kernel)];
     if (range.count == 0) range.first = count;
-    range.count += plans[item].num_units();
-    // By adding up: to divide for each unit takes longer than to write it.
     const int32_t units = plans[item].num_units();
+    range.count += units;
+    // EndOf by adding up: to divide for each unit takes longer than to write it.
     int32_t begin = splits.begin;
     for (int32_t i = 0, end = splits.EndOf(0); i < units; ++i) {  // behind the last split, empty ones
       work[count++] = {item, i, begin, end};

@@ -7,9 +7,6 @@
 // scores every fourth block of 64 tokens, which asynchronous copies bring into a ring of its own, and leaves
 // inclusions; then the rows are listed, and summed up where the ring was. The block that is its group's last adds the
 // splits up.
-#include <algorithm>
-#include <type_traits>
-
 #include "kernels/cuda/four_sums.cuh"
 #include "kernels/cuda/group_gather.cuh"
 #include "kernels/cuda/row_sums.cuh"
@@ -291,18 +288,15 @@ struct Launcher {
       return shared_bytes(with) <= limits.shared_bytes / blocks - limits.reserved_bytes - kStatic - 1024;
     };
     GroupLaunch mine = launch;
-    if constexpr (Blocks::kOfAllTokens) {
-      const int without_dots = shared_bytes(mine);
-      mine.keeps_dots = true;
-      mine.keeps_dots = fits(mine, Blocks::kAtOnce) || shared_bytes(mine) <= without_dots;
-    }
     mine.few_blocks = true;
     mine.few_blocks =
         launch.decode.num_kv_heads * launch.decode.num_work <= 2 * limits.multiprocessors && fits(mine, 2);
-    if constexpr (!Blocks::kOfAllTokens) {
-      mine.keeps_dots = true;
-      mine.keeps_dots = mine.few_blocks && fits(mine, 2);
-    }
+    // COORDINATED spares its rows' keys with that, and the room for them.
+    GroupLaunch keeping = mine;
+    keeping.keeps_dots = true;
+    mine.keeps_dots = Blocks::kOfAllTokens
+                          ? fits(keeping, Blocks::kAtOnce) || shared_bytes(keeping) <= shared_bytes(mine)
+                          : mine.few_blocks && fits(keeping, 2);
     return LaunchGroup(OnePassKernel<Blocks, Kv, D>, mine, kGatherThreads, shared_bytes(mine), stream);
   }
 };

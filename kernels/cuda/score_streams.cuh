@@ -42,7 +42,7 @@ class SketchSlabs {
     return token < sketches_.end ? __ldg(sketches_.page_table + (max(token, sketches_.begin) >> sketches_.page_shift))
                                  : 0;
   }
-  // L2 keeps what is copied, for the kernel that goes through all of the sketch.
+  // L2 is not asked to drop first what is copied: the next kernel goes through all of the sketch.
   __device__ __forceinline__ void Copy(uint32_t to, int32_t page, int token, int lane) const {
     if (token >= sketches_.end) return;
     const uint8_t* sketch = sketches_.sketch + page * sketches_.page_bytes + 16 * lane;
